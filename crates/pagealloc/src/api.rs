@@ -1,0 +1,290 @@
+//! What a page allocator is: requests, attempts, errors and the trait that slab and kvfree build on.
+
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+
+/// Bytes in a page.
+pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
+/// Base-two logarithm of [`PAGE_SIZE`].
+pub const PAGE_SHIFT: u32 = 12;
+
+/// Base-two logarithm of a block's pages: 0 to 10, so blocks of 4 KiB to 4 MiB.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(transparent)]
+pub struct Order(u8);
+
+impl Order {
+    /// One page.
+    pub const ZERO: Self = Self(0);
+    /// The largest block (1024 pages).
+    #[doc(alias = "MAX_PAGE_ORDER")]
+    pub const MAX: Self = Self(10);
+
+    /// The order of `log2_pages`, if it is at most [`Self::MAX`].
+    #[must_use]
+    pub const fn new(log2_pages: u8) -> Option<Self> {
+        if log2_pages <= Self::MAX.0 {
+            Some(Self(log2_pages))
+        } else {
+            None
+        }
+    }
+
+    /// The smallest order whose block holds `size_bytes` (zero counts as one byte).
+    #[must_use]
+    #[doc(alias = "get_order")]
+    pub const fn for_size(size_bytes: usize) -> Option<Self> {
+        let pages = size_bytes.div_ceil(PAGE_SIZE);
+        if pages > 1 << Self::MAX.0 {
+            return None;
+        }
+        Some(Self(pages.next_power_of_two().trailing_zeros() as u8))
+    }
+
+    /// The logarithm, as an index.
+    #[inline]
+    #[must_use]
+    pub const fn get(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Pages in a block.
+    #[inline]
+    #[must_use]
+    pub const fn pages(self) -> usize {
+        1 << self.0
+    }
+
+    /// Bytes in a block, which is also the block's alignment.
+    #[inline]
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        PAGE_SIZE << self.0
+    }
+}
+
+/// How far an allocation may go when the slot's list has nothing. Examined only after the list
+/// came up empty, so a hit costs the same at every level.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Attempt {
+    /// The slot's own list or nothing: no lock is touched. Right in any context.
+    #[doc(alias = "__rcu_alloc_page_lockless")]
+    PcpOnly,
+    /// The zone too, if its lock is free now.
+    #[doc(alias = "alloc_pages_nolock")]
+    TryLock,
+    /// The zone, waiting for its lock (short, bounded holds); no growth.
+    #[doc(alias = "GFP_NOWAIT")]
+    NoWait,
+    /// The zone, and more memory from the source when it is empty. May make system calls.
+    #[doc(alias = "GFP_KERNEL")]
+    MayGrow,
+}
+
+/// Why there is no page, and so which retry makes sense.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum AllocError {
+    /// This slot's list has none: retry at a higher [`Attempt`].
+    Empty,
+    /// The slot's list or the zone's lock was taken at this moment: retry later or at [`Attempt::NoWait`].
+    Contended,
+    /// The zone has no block of this order: retry at [`Attempt::MayGrow`], or after freeing.
+    Exhausted,
+    /// The source has no more memory to give.
+    OutOfMemory,
+    /// No allocator can serve this request: alignment above the largest block, or not a power of two.
+    Invalid,
+}
+
+impl AllocError {
+    /// Whether asking again, later or at a higher [`Attempt`], can help without anything being freed.
+    #[must_use]
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, Self::Empty | Self::Contended | Self::Exhausted)
+    }
+}
+
+impl fmt::Display for AllocError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "the slot's page list is empty; retry at a higher attempt level",
+            Self::Contended => "the page lock is taken at this moment; retry later or wait for it",
+            Self::Exhausted => {
+                "the zone has no such block; retry with growth allowed or after freeing"
+            }
+            Self::OutOfMemory => "the memory source has no more memory",
+            Self::Invalid => "the request's alignment or order cannot be served",
+        })
+    }
+}
+
+impl core::error::Error for AllocError {}
+
+/// One request for a block of pages.
+///
+/// ```
+/// use pagealloc::{Attempt, Order, PageReq};
+/// let req = PageReq::new(Order::ZERO).zeroed().attempt(Attempt::NoWait);
+/// assert_eq!(req.order.bytes(), 4096);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[must_use]
+pub struct PageReq {
+    /// The block's order. Blocks are aligned to their size.
+    pub order: Order,
+    /// Whether the block must read as zeroes.
+    pub zero: bool,
+    /// How far to go.
+    pub attempt: Attempt,
+}
+
+impl PageReq {
+    /// A block of `order`, contents unspecified, growing if need be.
+    pub const fn new(order: Order) -> Self {
+        Self {
+            order,
+            zero: false,
+            attempt: Attempt::MayGrow,
+        }
+    }
+
+    /// The same, reading as zeroes.
+    #[doc(alias = "__GFP_ZERO")]
+    pub const fn zeroed(mut self) -> Self {
+        self.zero = true;
+        self
+    }
+
+    /// The same, going as far as `attempt`.
+    pub const fn attempt(mut self, attempt: Attempt) -> Self {
+        self.attempt = attempt;
+        self
+    }
+}
+
+/// What an owner notes about its pages, to be found again from any address inside them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PageTag {
+    /// The owner's pointer (a slab's descriptor, say); null in pages nobody tagged.
+    pub owner: *mut (),
+    /// The owner's number (a size class, say).
+    pub tag: u32,
+}
+
+impl PageTag {
+    /// The tag of pages that nobody tagged.
+    pub const NONE: Self = Self {
+        owner: core::ptr::null_mut(),
+        tag: 0,
+    };
+}
+
+/// A source of pages for the layers above.
+///
+/// Production: `Zone`. Every implementation runs `page_alloc_conformance!`.
+///
+/// # Guarantees
+/// 1. A block that `alloc` returned is valid for reads and writes of `order.bytes()`, aligned to that,
+///    and overlaps no other block that is out; its provenance covers the whole block.
+/// 2. `free` never fails, at any level; at [`Attempt::PcpOnly`] and [`Attempt::TryLock`] it waits for nobody.
+/// 3. `alloc` and `free` at [`Attempt::PcpOnly`] touch no lock but the slot's own local one.
+/// 4. `tag` finds what `set_tag` noted last for the block that `address` lies in, and [`PageTag::NONE`] for a block that
+///    was not tagged since it was allocated.
+pub unsafe trait PageAlloc: Send + Sync {
+    /// Allocates one block.
+    ///
+    /// # Errors
+    /// See [`AllocError`]; nothing has changed then.
+    fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError>;
+
+    /// Frees one block, going as far as `attempt` when the slot's list is full.
+    ///
+    /// # Safety
+    /// 1. `block` came from `alloc` of this allocator with the same `order`, and is not used any more.
+    unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt);
+
+    /// Frees one block. May wait for the zone's lock.
+    ///
+    /// # Safety
+    /// As for [`Self::free_at`].
+    unsafe fn free(&self, block: NonNull<u8>, order: Order) {
+        // SAFETY: the caller's debt 1.
+        unsafe { self.free_at(block, order, Attempt::NoWait) };
+    }
+
+    /// Fills `out` from the front with blocks and says how many it got; tries for at least one.
+    #[doc(alias = "alloc_pages_bulk")]
+    fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        for (n, place) in out.iter_mut().enumerate() {
+            match self.alloc(req) {
+                Ok(block) => place.write(block),
+                Err(_) => return n,
+            };
+        }
+        out.len()
+    }
+
+    /// Frees blocks of one order.
+    ///
+    /// # Safety
+    /// As for [`Self::free_at`], for each of them.
+    unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
+        for &block in blocks {
+            // SAFETY: the caller's debt 1, for this block.
+            unsafe { self.free(block, order) };
+        }
+    }
+
+    /// Notes `tag` for every page of a block.
+    ///
+    /// # Safety
+    /// 1. `block` came from `alloc` with this `order` and is still out; the caller owns it.
+    unsafe fn set_tag(&self, block: NonNull<u8>, order: Order, tag: PageTag);
+
+    /// What was noted for the page that `address` lies in; `None` outside of this allocator's memory.
+    #[doc(alias = "virt_to_slab")]
+    fn tag(&self, address: *const u8) -> Option<PageTag>;
+
+    /// The order of the allocated block that starts at `block`; `None` if there is none.
+    #[doc(alias = "compound_order")]
+    fn order_of(&self, block: *const u8) -> Option<Order>;
+}
+
+// SAFETY: a reference answers as its referent does.
+unsafe impl<P: PageAlloc + ?Sized> PageAlloc for &P {
+    #[inline]
+    fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        (**self).alloc(req)
+    }
+
+    #[inline]
+    unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
+        // SAFETY: the caller's debt 1.
+        unsafe { (**self).free_at(block, order, attempt) };
+    }
+
+    fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        (**self).alloc_bulk(req, out)
+    }
+
+    unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
+        // SAFETY: the caller's debts.
+        unsafe { (**self).free_bulk(blocks, order) };
+    }
+
+    unsafe fn set_tag(&self, block: NonNull<u8>, order: Order, tag: PageTag) {
+        // SAFETY: the caller's debt 1.
+        unsafe { (**self).set_tag(block, order, tag) };
+    }
+
+    #[inline]
+    fn tag(&self, address: *const u8) -> Option<PageTag> {
+        (**self).tag(address)
+    }
+
+    fn order_of(&self, block: *const u8) -> Option<Order> {
+        (**self).order_of(block)
+    }
+}

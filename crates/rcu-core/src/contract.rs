@@ -1,0 +1,306 @@
+//! What it means to wait for readers: the traits that the layers above build on.
+//!
+//! Production: `rcu-tree` and `rcu-tiny`. Minimal: [`NoReaders`]. For tests:
+//! [`ManualGp`](crate::manual::ManualGp), whose grace periods end when the test says so.
+//!
+//! # What a grace period is
+//! A *read-side critical section* is what lies between [`Rcu::enter`] and the matching
+//! [`Rcu::exit`] of the outermost nesting level on one thread (or slot). A *grace period* is any
+//! interval such that every section that began before the interval started has ended before the
+//! interval ends (R1). A cookie is *done* when a whole grace period lies between the call that
+//! took it and now.
+
+use crate::guard::Guard;
+use crate::head::{Callback, Head};
+use crate::seq::Cookie;
+use core::ptr::NonNull;
+
+/// Something whose grace periods can be asked for, polled and waited for.
+///
+/// # Guarantees
+/// An implementer promises:
+/// 1. *Never early.* If `poll(c)` returns true, or `wait(c)` returns, then every read-side critical
+///    section that began before the call that made `c` has ended; everything those sections did is
+///    ordered before whatever the caller does next, and everything the caller of `snapshot` or
+///    `start` did before that call is visible to every section that ends after `c` was done (R3, R7).
+/// 2. *Stable.* Once `poll(c)` was true it stays so (for half the number space).
+/// 3. *Progress.* If no section lasts for ever, `wait` returns, and `drive` called again and again
+///    makes every cookie of `start` done.
+/// 4. `snapshot`, `start`, `poll` and `drive` never block, never allocate and run no callback; they
+///    may be called inside a section. `wait` and `synchronize` may block and may not.
+pub unsafe trait GracePeriod {
+    /// A cookie for now. Asks for nothing: somebody else's grace period may make it done.
+    #[doc(alias = "get_state_synchronize_rcu")]
+    fn snapshot(&self) -> Cookie;
+
+    /// A cookie for now, and the request that grace periods run until it is done.
+    #[doc(alias = "start_poll_synchronize_rcu")]
+    fn start(&self) -> Cookie;
+
+    /// Whether `cookie` is done. One load; true orders what follows after the grace period.
+    #[doc(alias = "poll_state_synchronize_rcu")]
+    fn poll(&self, cookie: Cookie) -> bool;
+
+    /// Blocks until `cookie` is done, making it so.
+    #[doc(alias = "cond_synchronize_rcu")]
+    fn wait(&self, cookie: Cookie);
+
+    /// Pushes requested grace periods on as far as that goes without waiting; true while one is
+    /// still wanted or in progress.
+    #[doc(alias = "rcu_force_quiescent_state")]
+    fn drive(&self) -> bool;
+
+    /// Blocks for a whole grace period.
+    #[doc(alias = "synchronize_rcu")]
+    fn synchronize(&self) {
+        self.wait(self.start());
+    }
+
+    /// Blocks for a whole grace period, for as short a time as the implementation can make it.
+    #[doc(alias = "synchronize_rcu_expedited")]
+    fn synchronize_expedited(&self) {
+        self.synchronize();
+    }
+
+    /// How many grace periods have ended so far, for statistics.
+    #[doc(alias = "rcu_get_gp_seq")]
+    fn grace_periods(&self) -> usize;
+}
+
+/// Read-copy update: sections for readers, callbacks for writers.
+///
+/// # Guarantees
+/// Beside those of [`GracePeriod`]:
+/// 5. `enter` and `exit` are wait-free, nest, and may come in signal handlers and interrupts. Tokens may be
+///    given back in any order; the section ends with the last.
+/// 6. `call` runs its callback exactly once, after a grace period that began after the call, with no lock of
+///    the implementation held and outside any section of it. It never blocks and never allocates, and may be
+///    called from sections and from callbacks (R4). What its caller did before is visible to the callback.
+/// 7. `barrier` returns after every callback queued before it was called has returned (R13).
+pub unsafe trait Rcu: GracePeriod {
+    /// What `enter` gives and `exit` takes back. Stays on its thread.
+    type Token: Copy + core::fmt::Debug;
+
+    /// Enters a read-side critical section. See [`Rcu::read_lock`] for the guarded form.
+    fn enter(&self) -> Self::Token;
+
+    /// Leaves the section that gave `token`.
+    ///
+    /// # Safety
+    /// 1. `token` came from `enter` of this same value on this thread, and was not given back yet.
+    unsafe fn exit(&self, token: Self::Token);
+
+    /// Queues `callback` for `head`, to happen after a grace period.
+    ///
+    /// # Safety
+    /// 1. `head` stays valid until the callback gets it, and is on no list.
+    /// 2. No new reader can find the object that `head` belongs to.
+    /// 3. A function callback may be run from any thread.
+    /// 4. For [`Callback::Free`], the implementation was given a way to free objects, and the object
+    ///    came from there; `head`'s provenance covers the whole object.
+    #[doc(alias = "call_rcu")]
+    unsafe fn call(&self, head: NonNull<Head>, callback: Callback);
+
+    /// Blocks until every callback queued before this call has returned. Does not imply a grace
+    /// period, nor does `synchronize` imply this. Not from a callback, nor inside a section.
+    #[doc(alias = "rcu_barrier")]
+    fn barrier(&self);
+
+    /// Enters a section that ends with the guard.
+    #[doc(alias = "rcu_read_lock")]
+    #[inline(always)]
+    fn read_lock(&self) -> Guard<&Self>
+    where
+        Self: Sized,
+    {
+        Guard::new(self)
+    }
+}
+
+/// An [`Rcu`] that is named by a type: what protected pointers are tied to.
+///
+/// A guard of another domain is another type, so it cannot be passed by mistake (hole 1 of the
+/// peers: flurry#46).
+///
+/// # Guarantees
+/// 1. All values of the type act on one and the same RCU, which lives for ever.
+pub unsafe trait Domain:
+    Rcu + Copy + Default + Send + Sync + core::fmt::Debug + 'static
+{
+}
+
+macro_rules! delegate {
+    () => {
+        #[inline(always)]
+        fn snapshot(&self) -> Cookie {
+            (**self).snapshot()
+        }
+
+        #[inline(always)]
+        fn start(&self) -> Cookie {
+            (**self).start()
+        }
+
+        #[inline(always)]
+        fn poll(&self, cookie: Cookie) -> bool {
+            (**self).poll(cookie)
+        }
+
+        fn wait(&self, cookie: Cookie) {
+            (**self).wait(cookie);
+        }
+
+        fn drive(&self) -> bool {
+            (**self).drive()
+        }
+
+        fn synchronize(&self) {
+            (**self).synchronize();
+        }
+
+        fn synchronize_expedited(&self) {
+            (**self).synchronize_expedited();
+        }
+
+        fn grace_periods(&self) -> usize {
+            (**self).grace_periods()
+        }
+    };
+}
+
+// SAFETY: a reference answers as its referent does.
+unsafe impl<G: GracePeriod + ?Sized> GracePeriod for &G {
+    delegate!();
+}
+
+// SAFETY: a reference answers as its referent does.
+unsafe impl<R: Rcu> Rcu for &R {
+    type Token = R::Token;
+
+    #[inline(always)]
+    fn enter(&self) -> Self::Token {
+        (**self).enter()
+    }
+
+    #[inline(always)]
+    unsafe fn exit(&self, token: Self::Token) {
+        // SAFETY: the caller's debt 1, for the same referent.
+        unsafe { (**self).exit(token) };
+    }
+
+    unsafe fn call(&self, head: NonNull<Head>, callback: Callback) {
+        // SAFETY: the caller's debts 1 to 4.
+        unsafe { (**self).call(head, callback) };
+    }
+
+    fn barrier(&self) {
+        (**self).barrier();
+    }
+}
+
+/// Makes a domain: a zero-sized type that stands for a static RCU.
+///
+/// ```ignore
+/// rcu_core::domain! {
+///     /// Readers of the routing table.
+///     pub struct Routes = ROUTES: rcu_tree::Tree<Threads>;
+/// }
+/// ```
+#[macro_export]
+macro_rules! domain {
+    ($(#[$m:meta])* $vis:vis struct $name:ident = $rcu:path : $t:ty;) => {
+        $(#[$m])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+        $vis struct $name;
+
+        const _: () = {
+            use $crate::{Callback, Cookie, GracePeriod, Head, Rcu};
+
+            // SAFETY: every method is that of one static RCU.
+            unsafe impl GracePeriod for $name {
+                #[inline(always)]
+                fn snapshot(&self) -> Cookie {
+                    $rcu.snapshot()
+                }
+                #[inline(always)]
+                fn start(&self) -> Cookie {
+                    $rcu.start()
+                }
+                #[inline(always)]
+                fn poll(&self, cookie: Cookie) -> bool {
+                    $rcu.poll(cookie)
+                }
+                fn wait(&self, cookie: Cookie) {
+                    $rcu.wait(cookie);
+                }
+                fn drive(&self) -> bool {
+                    $rcu.drive()
+                }
+                fn synchronize(&self) {
+                    $rcu.synchronize();
+                }
+                fn synchronize_expedited(&self) {
+                    $rcu.synchronize_expedited();
+                }
+                fn grace_periods(&self) -> usize {
+                    $rcu.grace_periods()
+                }
+            }
+
+            // SAFETY: every method is that of one static RCU.
+            unsafe impl Rcu for $name {
+                type Token = <$t as Rcu>::Token;
+
+                #[inline(always)]
+                fn enter(&self) -> Self::Token {
+                    $rcu.enter()
+                }
+                #[inline(always)]
+                unsafe fn exit(&self, token: Self::Token) {
+                    // SAFETY: the caller's debt 1, for the same static.
+                    unsafe { $rcu.exit(token) };
+                }
+                unsafe fn call(&self, head: ::core::ptr::NonNull<Head>, callback: Callback) {
+                    // SAFETY: the caller's debts.
+                    unsafe { $rcu.call(head, callback) };
+                }
+                fn barrier(&self) {
+                    $rcu.barrier();
+                }
+            }
+
+            // SAFETY: one static, which lives for ever.
+            unsafe impl $crate::Domain for $name {}
+        };
+    };
+}
+
+/// A grace period where nobody reads: every cookie is done at once. The minimal [`GracePeriod`],
+/// for caches and allocators used without RCU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NoReaders;
+
+// SAFETY: there are no sections (this type has no way to enter one), so 1 holds for every cookie.
+unsafe impl GracePeriod for NoReaders {
+    fn snapshot(&self) -> Cookie {
+        Cookie::COMPLETED
+    }
+
+    fn start(&self) -> Cookie {
+        Cookie::COMPLETED
+    }
+
+    fn poll(&self, _cookie: Cookie) -> bool {
+        true
+    }
+
+    fn wait(&self, _cookie: Cookie) {}
+
+    fn drive(&self) -> bool {
+        false
+    }
+
+    fn grace_periods(&self) -> usize {
+        0
+    }
+}

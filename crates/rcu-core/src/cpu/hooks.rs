@@ -1,0 +1,130 @@
+//! What a layer asks to have done when a slot goes offline.
+
+use super::{Slot, SpinMutex};
+use core::fmt;
+use core::ptr::{self, NonNull};
+
+/// One layer's wish: call `run(data, slot)` when `slot` goes offline.
+///
+/// `run` hands over what the layer keeps for the slot. It returns false to *keep* the slot: the
+/// thread is ending, but something of the layer (an RCU guard inside another thread-local) still
+/// uses the slot. The layer then owes one [`Cpus::release`](super::Cpus::release) later.
+///
+/// Lives inside the layer's own structure; the list links it in place.
+pub struct OfflineHook {
+    run: unsafe fn(*const (), Slot) -> bool,
+    data: *const (),
+    next: core::cell::UnsafeCell<*mut OfflineHook>,
+}
+
+// SAFETY: `next` is touched under the list's lock only; `data` is handed to `run`, whose author
+// promised at `new` that it may be called from any thread.
+unsafe impl Sync for OfflineHook {}
+// SAFETY: as above.
+unsafe impl Send for OfflineHook {}
+
+impl OfflineHook {
+    /// A hook that will call `run(data, slot)`.
+    ///
+    /// # Safety
+    /// 1. While the hook is listed, `run(data, slot)` may be called from the thread that owns `slot`.
+    #[must_use]
+    pub const unsafe fn new(run: unsafe fn(*const (), Slot) -> bool, data: *const ()) -> Self {
+        Self {
+            run,
+            data,
+            next: core::cell::UnsafeCell::new(ptr::null_mut()),
+        }
+    }
+}
+
+impl fmt::Debug for OfflineHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OfflineHook")
+            .field("data", &self.data)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A list of hooks, for implementers of [`Cpus`](super::Cpus). Newest first: layers stand on the
+/// ones made before them, so they are taken down in the reverse order.
+#[derive(Debug)]
+pub struct HookList {
+    first: SpinMutex<*mut OfflineHook>,
+}
+
+// SAFETY: the pointers are followed under the lock only, and hooks are `Sync`.
+unsafe impl Sync for HookList {}
+// SAFETY: as above.
+unsafe impl Send for HookList {}
+
+impl Default for HookList {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl HookList {
+    crate::const_fn! {
+        /// An empty list.
+        #[must_use]
+        pub const fn new() -> Self {
+            Self { first: SpinMutex::new(ptr::null_mut()) }
+        }
+    }
+
+    /// Puts `hook` in front.
+    ///
+    /// # Safety
+    /// 1. `hook` stays valid and in place until [`Self::remove`] returned for it.
+    /// 2. It is on no list.
+    pub unsafe fn add(&self, hook: NonNull<OfflineHook>) {
+        let mut first = self.first.lock();
+        // SAFETY: `hook` is valid (1) and on no list (2), and the lock is held.
+        let next = unsafe { hook.as_ref() }.next.get();
+        // SAFETY: as above; nobody else touches `next`.
+        unsafe { *next = *first };
+        *first = hook.as_ptr();
+    }
+
+    /// Takes `hook` off if it is listed. Waits for hooks that are running.
+    pub fn remove(&self, hook: NonNull<OfflineHook>) {
+        let mut first = self.first.lock();
+        let mut at: *mut *mut OfflineHook = &raw mut *first;
+        loop {
+            // SAFETY: `at` is the list's head or the `next` of a listed hook, and the lock is held.
+            let current = unsafe { *at };
+            if current.is_null() {
+                return;
+            }
+            // SAFETY: listed hooks are valid.
+            let next = unsafe { &*current }.next.get();
+            if current == hook.as_ptr() {
+                // SAFETY: both belong to the list, whose lock is held.
+                unsafe { *at = *next };
+                return;
+            }
+            at = next;
+        }
+    }
+
+    /// Runs every hook for `slot`, newest first, and says how many want to keep it.
+    ///
+    /// # Safety
+    /// 1. The caller owns `slot`, and `Cpus::current` still returns it.
+    pub unsafe fn run(&self, slot: Slot) -> u32 {
+        let first = self.first.lock();
+        let mut current = *first;
+        let mut keepers = 0;
+        while !current.is_null() {
+            // SAFETY: listed hooks are valid while the lock is held.
+            let hook = unsafe { &*current };
+            // SAFETY: the hook's author allows it from the owner of `slot`, which the caller is.
+            let done = unsafe { (hook.run)(hook.data, slot) };
+            keepers += u32::from(!done);
+            // SAFETY: the lock is held.
+            current = unsafe { *hook.next.get() };
+        }
+        keepers
+    }
+}

@@ -1,0 +1,125 @@
+//! A value with its local lock in front of it, in the same cache line.
+
+use super::{LocalLock, ZeroInit};
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+
+/// Per-slot data behind a [`LocalLock`].
+///
+/// No callback, drop glue or foreign code may run while a guard of it lives.
+#[derive(Default)]
+#[repr(C)]
+pub struct LocalCell<L, T> {
+    lock: L,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the lock hands the value to one thread at a time, so `T: Send` suffices.
+unsafe impl<L: LocalLock, T: Send> Sync for LocalCell<L, T> {}
+// SAFETY: owning the cell is owning the value.
+unsafe impl<L: LocalLock, T: Send> Send for LocalCell<L, T> {}
+// SAFETY: a lock is zeroable by its trait, and the value by its bound.
+unsafe impl<L: LocalLock, T: ZeroInit> ZeroInit for LocalCell<L, T> {}
+
+impl<L: LocalLock, T> LocalCell<L, T> {
+    /// A cell around `value`.
+    pub const fn new(lock: L, value: T) -> Self {
+        Self {
+            lock,
+            value: UnsafeCell::new(value),
+        }
+    }
+
+    /// Enters as the slot's owner; `None` if a visitor is in or the caller interrupted itself.
+    ///
+    /// # Safety
+    /// 1. If `L::NEEDS_OWNER`, the caller is the owner of the slot this cell belongs to.
+    #[inline(always)]
+    pub unsafe fn try_enter(&self) -> Option<OwnerGuard<'_, L, T>> {
+        // SAFETY: debt 1 is passed on.
+        if unsafe { self.lock.try_enter() } {
+            Some(OwnerGuard { cell: self })
+        } else {
+            None
+        }
+    }
+
+    /// Enters as a visitor, waiting for the owner. Not for signal handlers.
+    pub fn visit(&self) -> VisitorGuard<'_, L, T> {
+        self.lock.visit();
+        VisitorGuard { cell: self }
+    }
+
+    /// Enters as a visitor if that needs no waiting.
+    pub fn try_visit(&self) -> Option<VisitorGuard<'_, L, T>> {
+        self.lock.try_visit().then(|| VisitorGuard { cell: self })
+    }
+
+    /// The value, which an exclusive borrow proves to be unshared.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+}
+
+impl<L: LocalLock, T: fmt::Debug> fmt::Debug for LocalCell<L, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.try_visit() {
+            Some(guard) => f.debug_tuple("LocalCell").field(&*guard).finish(),
+            None => f.write_str("LocalCell(<busy>)"),
+        }
+    }
+}
+
+macro_rules! guard {
+    ($name:ident, $leave:ident, $doc:literal) => {
+        #[doc = $doc]
+        #[must_use = "the cell is left at once if the guard is not kept"]
+        pub struct $name<'a, L: LocalLock, T> {
+            cell: &'a LocalCell<L, T>,
+        }
+
+        impl<L: LocalLock, T> Deref for $name<'_, L, T> {
+            type Target = T;
+
+            #[inline(always)]
+            fn deref(&self) -> &T {
+                // SAFETY: the guard is inside the lock, so nobody writes the value meanwhile.
+                unsafe { &*self.cell.value.get() }
+            }
+        }
+
+        impl<L: LocalLock, T> DerefMut for $name<'_, L, T> {
+            #[inline(always)]
+            fn deref_mut(&mut self) -> &mut T {
+                // SAFETY: the guard is inside the lock and is borrowed exclusively.
+                unsafe { &mut *self.cell.value.get() }
+            }
+        }
+
+        impl<L: LocalLock, T> Drop for $name<'_, L, T> {
+            #[inline(always)]
+            fn drop(&mut self) {
+                // SAFETY: the guard was made by entering on this side.
+                unsafe { self.cell.lock.$leave() };
+            }
+        }
+
+        impl<L: LocalLock, T: fmt::Debug> fmt::Debug for $name<'_, L, T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&**self, f)
+            }
+        }
+    };
+}
+
+guard!(
+    OwnerGuard,
+    leave,
+    "Evidence that the slot's owner is inside its [`LocalCell`]."
+);
+guard!(
+    VisitorGuard,
+    unvisit,
+    "Evidence that a visitor is inside a [`LocalCell`]."
+);

@@ -1,0 +1,67 @@
+//! Evidence of a read-side critical section.
+
+use crate::contract::{Domain, Rcu};
+use core::fmt;
+use core::marker::PhantomData;
+
+/// Evidence that the current thread is inside a read-side critical section of `R`.
+///
+/// The section ends when the last guard of the nest is dropped, in whatever order. A guard stays
+/// on its thread:
+///
+/// ```compile_fail
+/// fn send<T: Send>(_: T) {}
+/// fn move_it<R: rcu_core::Rcu + Sync>(rcu: &R) {
+///     send(rcu_core::Rcu::read_lock(rcu));
+/// }
+/// ```
+///
+/// # Invariants
+/// The section is entered while the guard exists.
+#[must_use = "the section ends at once if the guard is not kept"]
+pub struct Guard<R: Rcu> {
+    rcu: R,
+    token: R::Token,
+    /// Neither `Send` nor `Sync`: the token belongs to one thread's words.
+    _stays: PhantomData<*mut ()>,
+}
+
+impl<R: Rcu> Guard<R> {
+    /// Enters a section of `rcu`.
+    #[inline(always)]
+    pub fn new(rcu: R) -> Self {
+        let token = rcu.enter();
+        // INVARIANT: entered just now, left in `drop` only.
+        Self {
+            rcu,
+            token,
+            _stays: PhantomData,
+        }
+    }
+}
+
+impl<R: Rcu> Drop for Guard<R> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the token came from this RCU on this thread (the guard cannot leave it), and is
+        // given back once, here.
+        unsafe { self.rcu.exit(self.token) };
+    }
+}
+
+impl<R: Rcu> fmt::Debug for Guard<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("token", &self.token).finish()
+    }
+}
+
+/// Enters a section of the domain `D`.
+///
+/// ```ignore
+/// let guard = rcu_core::read_lock::<Routes>();
+/// ```
+#[inline(always)]
+#[doc(alias = "rcu_read_lock")]
+pub fn read_lock<D: Domain>() -> Guard<D> {
+    Guard::new(D::default())
+}

@@ -1,0 +1,244 @@
+//! What is linked into an object that waits for a grace period.
+//!
+//! Source: the 2008 `kfree_rcu` proposal: most callbacks only free their object, so the function
+//! word may hold *where the object starts* instead of a function (K1).
+//!
+//! # State
+//! | `func` word | meaning |
+//! |---|---|
+//! | below 4096 | words from the object's start to this head; "free the object" |
+//! | else | a function that gets the head |
+//!
+//! # Invariants
+//! - I1. A head is on at most one list, and its two words are written only by who holds it: the retiring thread
+//!   before it is queued, the list's lock holder while it is queued, the callback's runner afterwards.
+//! - I2. Both words are interior-mutable: readers may still hold a shared reference to the object around the head.
+
+use crate::sync::atomic::{AtomicPtr, Ordering};
+use core::fmt;
+use core::ptr::{self, NonNull};
+
+/// Offsets stay below this many words; anything at or above it is a function's address (K1).
+#[doc(alias = "KVFREE_RCU_OFFSET")]
+pub const MAX_OFFSET_WORDS: usize = 4096;
+
+const WORD: usize = size_of::<usize>();
+
+/// A function that is run after a grace period, once, with the head that was queued.
+pub type HeadFn = unsafe fn(NonNull<Head>);
+
+/// Link and callback of an object that waits for a grace period; 16 bytes on 64-bit machines.
+///
+/// Embed one in a type and name it with [`has_head!`](crate::has_head).
+#[doc(alias = "rcu_head")]
+#[repr(C)]
+pub struct Head {
+    next: AtomicPtr<Head>,
+    func: AtomicPtr<()>,
+}
+
+#[cfg(not(loom))]
+static_assertions::const_assert_eq!(size_of::<Head>(), 2 * WORD);
+#[cfg(not(loom))]
+// SAFETY: two null words: on no list, no callback.
+unsafe impl crate::cpu::ZeroInit for Head {}
+
+/// Where in an object its head lies, in words; below [`MAX_OFFSET_WORDS`] by construction.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct HeadOffset(u16);
+
+impl HeadOffset {
+    /// The offset of `bytes` bytes.
+    ///
+    /// Evaluated in a constant (as [`head_offset!`](crate::head_offset) does), a head that lies too far
+    /// in is a compile-time error:
+    ///
+    /// ```compile_fail
+    /// use rcu_core::{Head, head_offset};
+    /// #[repr(C)]
+    /// struct TooFar { data: [u64; 4096], head: Head }
+    /// const AT: rcu_core::HeadOffset = head_offset!(TooFar, head);
+    /// ```
+    ///
+    /// # Panics
+    /// If `bytes` is not a multiple of the word size or is 4096 words or more.
+    #[must_use]
+    pub const fn from_bytes(bytes: usize) -> Self {
+        assert!(
+            bytes.is_multiple_of(WORD),
+            "the head is not aligned to a word"
+        );
+        assert!(
+            bytes / WORD < MAX_OFFSET_WORDS,
+            "the head lies 4096 words or more into the object"
+        );
+        Self((bytes / WORD) as u16)
+    }
+
+    /// The offset in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        self.0 as usize * WORD
+    }
+
+    /// The start of the object around `head`.
+    ///
+    /// # Safety
+    /// 1. `head` lies this many bytes into an object, and its provenance covers the whole object.
+    #[must_use]
+    pub const unsafe fn object(self, head: NonNull<Head>) -> NonNull<u8> {
+        // SAFETY: the object starts `bytes` before the head, in the same allocation (debt 1).
+        unsafe { head.cast::<u8>().sub(self.bytes()) }
+    }
+}
+
+/// What is to happen to a queued head after its grace period.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Callback {
+    /// Run this function on the head.
+    Run(HeadFn),
+    /// Free the object that the head lies in, at this offset (the 2008 encoding).
+    Free(HeadOffset),
+}
+
+impl Callback {
+    fn encode(self) -> *mut () {
+        match self {
+            Self::Run(func) => {
+                let word = func as *mut ();
+                assert!(
+                    word.addr() >= MAX_OFFSET_WORDS,
+                    "a function in the first page"
+                );
+                word
+            }
+            Self::Free(at) => ptr::without_provenance_mut(usize::from(at.0)),
+        }
+    }
+
+    fn decode(word: *mut ()) -> Self {
+        if word.addr() < MAX_OFFSET_WORDS {
+            Self::Free(HeadOffset(word.addr() as u16))
+        } else {
+            // SAFETY: a word that is no offset was made from a `HeadFn` by `encode` (I1).
+            Self::Run(unsafe { core::mem::transmute::<*mut (), HeadFn>(word) })
+        }
+    }
+}
+
+impl Head {
+    crate::const_fn! {
+        /// A head on no list.
+        #[must_use]
+        pub const fn new() -> Self {
+            Self { next: AtomicPtr::new(ptr::null_mut()), func: AtomicPtr::new(ptr::null_mut()) }
+        }
+    }
+
+    /// Notes what is to happen, before the head is queued.
+    pub fn set_callback(&self, callback: Callback) {
+        // ORDERING: Relaxed: I1; whoever takes the head over is ordered by the list it is queued on.
+        self.func.store(callback.encode(), Ordering::Relaxed);
+    }
+
+    /// What is to happen. A head whose callback was never set frees its object at offset zero.
+    #[must_use]
+    pub fn callback(&self) -> Callback {
+        // ORDERING: Relaxed: I1.
+        Callback::decode(self.func.load(Ordering::Relaxed))
+    }
+
+    /// The next head on the list this one is on.
+    #[must_use]
+    pub fn next(&self) -> *mut Head {
+        // ORDERING: Relaxed: I1.
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Links this head to `next`.
+    pub fn set_next(&self, next: *mut Head) {
+        // ORDERING: Relaxed: I1.
+        self.next.store(next, Ordering::Relaxed);
+    }
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Head")
+            .field("next", &self.next())
+            .field("callback", &self.callback())
+            .finish()
+    }
+}
+
+/// Types with a [`Head`] inside. Implemented by [`has_head!`](crate::has_head).
+///
+/// # Safety
+/// 1. A [`Head`] lies `OFFSET` bytes into every value of the type.
+pub unsafe trait HasHead: Sized {
+    /// Where the head lies.
+    const OFFSET: HeadOffset;
+
+    /// The head of the object at `object`.
+    ///
+    /// # Safety
+    /// 1. `object` points to an object of this type (its value may be under readers' references).
+    #[must_use]
+    unsafe fn head_of(object: NonNull<Self>) -> NonNull<Head> {
+        // SAFETY: the head lies inside the object (the trait's debt 1).
+        unsafe { object.cast::<u8>().add(Self::OFFSET.bytes()) }.cast()
+    }
+}
+
+/// The [`HeadOffset`] of a field, checked at compile time.
+///
+/// ```
+/// use rcu_core::{Head, head_offset};
+/// #[repr(C)]
+/// struct Route { prefix: u64, head: Head }
+/// assert_eq!(head_offset!(Route, head).bytes(), 8);
+/// ```
+#[macro_export]
+macro_rules! head_offset {
+    ($object:ty, $field:ident) => {
+        const { $crate::HeadOffset::from_bytes(::core::mem::offset_of!($object, $field)) }
+    };
+}
+
+/// Implements [`HasHead`] for a type with a field of type [`Head`].
+///
+/// ```
+/// use rcu_core::{HasHead, Head, has_head};
+/// struct Route { prefix: u64, head: Head }
+/// has_head!(Route, head);
+/// assert!(Route::OFFSET.bytes() < size_of::<Route>());
+/// ```
+///
+/// A field of another type is refused:
+/// ```compile_fail
+/// use rcu_core::has_head;
+/// struct Route { prefix: u64 }
+/// has_head!(Route, prefix);
+/// ```
+#[macro_export]
+macro_rules! has_head {
+    ($object:ty, $field:ident) => {
+        // SAFETY: the offset is the field's own, and the function below only compiles for a `Head`.
+        unsafe impl $crate::HasHead for $object {
+            const OFFSET: $crate::HeadOffset = {
+                const fn field_is_a_head(object: &$object) -> &$crate::Head {
+                    &object.$field
+                }
+                let _ = field_is_a_head;
+                $crate::head_offset!($object, $field)
+            };
+        }
+    };
+}

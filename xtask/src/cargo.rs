@@ -1,0 +1,148 @@
+//! What the verbs share: the workspace's place, calls of cargo, and the two ways to fail.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Why a verb ends without success. Its text is one line.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// A bad option or bad input: exit status 2.
+    Usage(String),
+    /// A build, a run or a test that failed: exit status 1.
+    Run(String),
+}
+
+impl Failure {
+    pub(crate) fn exit_status(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Run(_) => 1,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Usage(text) | Self::Run(text)) = self;
+        f.write_str(text)
+    }
+}
+
+/// The workspace as `cargo metadata` describes it.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    /// The directory of the root manifest.
+    pub(crate) root: PathBuf,
+    /// Where cargo puts what it builds; follows `CARGO_TARGET_DIR`.
+    pub(crate) target: PathBuf,
+    /// `cargo metadata --no-deps`, whole.
+    pub(crate) metadata: Value,
+}
+
+impl Workspace {
+    /// Asks cargo. The answer is about the tree that holds this program's sources, and about the current directory's
+    /// workspace should that tree have moved since the build.
+    pub(crate) fn locate() -> Result<Self, Failure> {
+        let mut command = cargo();
+        command.args(["metadata", "--format-version", "1", "--no-deps"]);
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+        if manifest.is_file() {
+            command.arg("--manifest-path").arg(manifest);
+        }
+        let output = command
+            .output()
+            .map_err(|error| Failure::Run(format!("cargo metadata does not start: {error}")))?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            let line = text.lines().next().unwrap_or("no message");
+            return Err(Failure::Run(format!("cargo metadata failed: {line}")));
+        }
+        let metadata: Value = serde_json::from_slice(&output.stdout)
+            .map_err(|error| Failure::Run(format!("cargo metadata is not JSON: {error}")))?;
+        let path = |key: &str| metadata[key].as_str().map(PathBuf::from);
+        match (path("workspace_root"), path("target_directory")) {
+            (Some(root), Some(target)) => Ok(Self {
+                root,
+                target,
+                metadata,
+            }),
+            _ => Err(Failure::Run(
+                "cargo metadata names no workspace root".to_owned(),
+            )),
+        }
+    }
+
+    /// The workspace's packages, as metadata objects.
+    pub(crate) fn packages(&self) -> &[Value] {
+        self.metadata["packages"].as_array().map_or(&[], |p| p)
+    }
+
+    /// Whether `package` has a target of this kind ("test", "bench") and name.
+    pub(crate) fn has_target(&self, package: &str, kind: &str, name: &str) -> bool {
+        self.packages()
+            .iter()
+            .filter(|p| p["name"] == package)
+            .filter_map(|p| p["targets"].as_array())
+            .flatten()
+            .any(|t| t["name"] == name && t["kind"][0] == kind)
+    }
+
+    /// A cargo command that runs in the workspace root.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = cargo();
+        command.current_dir(&self.root);
+        command
+    }
+}
+
+/// The six library crates, lowest layer first.
+pub(crate) const CRATES: [&str; 6] = [
+    "rcu-core",
+    "rcu-tiny",
+    "rcu-tree",
+    "pagealloc",
+    "slab",
+    "kvfree",
+];
+
+/// The same cargo that runs us, so that a `+toolchain` carries over.
+fn cargo() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+}
+
+/// Adds `flags` behind whatever flags the caller's environment already holds, and returns the variable to set.
+/// cargo reads the encoded variable first and then ignores the plain one, hence the choice.
+pub(crate) fn with_rustflags(flags: &[&str]) -> (&'static str, OsString) {
+    let (name, separator) = match env::var_os("CARGO_ENCODED_RUSTFLAGS") {
+        Some(_) => ("CARGO_ENCODED_RUSTFLAGS", "\x1f"),
+        None => ("RUSTFLAGS", " "),
+    };
+    let mut value = env::var_os(name).unwrap_or_default();
+    for flag in flags {
+        if !value.is_empty() {
+            value.push(separator);
+        }
+        value.push(flag);
+    }
+    (name, value)
+}
+
+/// The triple this compiler builds for unless told otherwise. With it passed as `--target`, `RUSTFLAGS` reach neither
+/// proc macros nor build scripts, which then are built once for all flags.
+pub(crate) fn host_triple() -> Result<String, Failure> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
+    let output = Command::new(rustc)
+        .arg("-vV")
+        .output()
+        .map_err(|error| Failure::Run(format!("rustc does not start: {error}")))?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .map(str::to_owned)
+        .ok_or_else(|| Failure::Run("rustc -vV names no host".to_owned()))
+}

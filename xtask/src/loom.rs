@@ -1,0 +1,293 @@
+//! `cargo xtask loom`: the loom models, and the mutants that they must catch.
+//!
+//! A model that passes says little until it has been seen to fail. Each ordering pair `P<n>` therefore has a *mutant*:
+//! the same sources built with `--cfg weaken="…"`, one ordering weaker. The pair's own model must fail on it.
+
+use std::env;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use clap::Args;
+
+use crate::cargo::{Failure, Workspace, host_triple, with_rustflags};
+
+/// Run the loom models and, with --mutants, check that each catches its weakened ordering
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask loom --mutants\n  cargo xtask loom --weaken p3\n\nLOOM_MAX_PREEMPTIONS bounds the search (default 3)."
+)]
+pub(crate) struct Options {
+    /// After the models, run every mutant
+    #[arg(long)]
+    mutants: bool,
+    /// Run only this mutant
+    #[arg(long, value_name = "NAME", conflicts_with = "mutants")]
+    weaken: Option<String>,
+}
+
+/// One weakened ordering, and the test that must see it.
+struct Mutant {
+    weaken: &'static str,
+    package: &'static str,
+    test: &'static str,
+}
+
+const fn mutant(weaken: &'static str, package: &'static str, test: &'static str) -> Mutant {
+    Mutant {
+        weaken,
+        package,
+        test,
+    }
+}
+
+const MUTANTS: [Mutant; 7] = [
+    mutant("p2", "rcu-tree", "p2_enter_vs_scan"),
+    mutant("p3", "rcu-tree", "p3_exit_vs_scan"),
+    mutant("p3_enter", "rcu-tree", "p3_second_section"),
+    mutant("p4", "rcu-tree", "p4_end_vs_poll"),
+    mutant("p8", "rcu-core", "p8_owner_vs_visitor"),
+    mutant("p8_busy", "rcu-core", "p8_owner_vs_visitor"),
+    mutant("p8_revoked", "rcu-core", "p8_owner_vs_visitor"),
+];
+
+/// The packages that have a loom model.
+const PACKAGES: [&str; 2] = ["rcu-core", "rcu-tree"];
+
+/// Enough to find every known mutant, few enough that a model of three threads ends within seconds.
+const MAX_PREEMPTIONS: &str = "3";
+
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
+    let chosen: Vec<&Mutant> = match &options.weaken {
+        Some(name) => vec![find(name)?],
+        None => MUTANTS.iter().filter(|_| options.mutants).collect(),
+    };
+    let bench = Bench::new(workspace)?;
+    if options.weaken.is_none() {
+        bench.models()?;
+    }
+    let mut survivors = Vec::new();
+    for mutant in chosen {
+        if !bench.kills(mutant)? {
+            survivors.push(mutant.weaken);
+        }
+    }
+    if survivors.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Run(format!(
+            "mutants that no model caught: {}",
+            survivors.join(", ")
+        )))
+    }
+}
+
+fn find(name: &str) -> Result<&'static Mutant, Failure> {
+    MUTANTS.iter().find(|m| m.weaken == name).ok_or_else(|| {
+        let known: Vec<&str> = MUTANTS.iter().map(|m| m.weaken).collect();
+        Failure::Usage(format!(
+            "no mutant '{name}'; there are {}",
+            known.join(", ")
+        ))
+    })
+}
+
+/// How cargo is called for a model: same flags, target directory and bound each time, so that a mutant rebuilds only the
+/// workspace's own crates.
+struct Bench<'w> {
+    workspace: &'w Workspace,
+    target: PathBuf,
+    host: String,
+}
+
+impl<'w> Bench<'w> {
+    fn new(workspace: &'w Workspace) -> Result<Self, Failure> {
+        for package in PACKAGES {
+            if !workspace.has_target(package, "test", "loom") {
+                return Err(Failure::Run(format!("{package} has no tests/loom.rs")));
+            }
+        }
+        Ok(Self {
+            workspace,
+            target: workspace.target.join("loom"),
+            host: host_triple()?,
+        })
+    }
+
+    fn cargo_test(&self, packages: &[&str], flags: &[&str]) -> Command {
+        let mut command = self.workspace.cargo();
+        command.args(["test", "--release", "--test", "loom", "--target"]);
+        command.arg(&self.host);
+        for package in packages {
+            command.args(["-p", package]);
+        }
+        let (name, value) = with_rustflags(flags);
+        command.env(name, value);
+        command.env("CARGO_TARGET_DIR", &self.target);
+        if env::var_os("LOOM_MAX_PREEMPTIONS").is_none() {
+            command.env("LOOM_MAX_PREEMPTIONS", MAX_PREEMPTIONS);
+        }
+        command
+    }
+
+    /// Runs every model as it stands.
+    fn models(&self) -> Result<(), Failure> {
+        let status = self
+            .cargo_test(&PACKAGES, &["--cfg loom"])
+            .arg("--no-fail-fast")
+            .status()
+            .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Failure::Run("a loom model failed".to_owned()))
+        }
+    }
+
+    /// Runs one model on its mutant. A build that fails is an error, not a kill.
+    fn kills(&self, mutant: &Mutant) -> Result<bool, Failure> {
+        let Mutant {
+            weaken,
+            package,
+            test,
+        } = mutant;
+        let cfg = format!("--cfg weaken=\"{weaken}\"");
+        let mut command = if cfg!(unix) {
+            let mut command = self.cargo_test(&[package], &["--cfg loom"]);
+            let wrapper = self
+                .wrapper(weaken)
+                .map_err(|error| Failure::Run(format!("mutant {weaken}: no wrapper: {error}")))?;
+            command.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
+            command
+        } else {
+            self.cargo_test(&[package], &["--cfg loom", &cfg])
+        };
+        let output = command
+            .args(["--", "--exact", test])
+            .output()
+            .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
+        match judge(&output, test) {
+            Fate::Killed => {
+                say(&format!("mutant {weaken}: killed by {package}::{test}"));
+                Ok(true)
+            }
+            Fate::Survived => {
+                say(&format!("mutant {weaken}: SURVIVED {package}::{test}"));
+                Ok(false)
+            }
+            Fate::NotTested(why) => Err(Failure::Run(format!(
+                "mutant {weaken}: {package}::{test} did not run: {why}"
+            ))),
+        }
+    }
+
+    /// Writes the compiler wrapper that adds the mutant's cfg. cargo calls it for the workspace's crates only and keeps
+    /// their files apart by its path, so that loom and its thirty dependencies are built once for all mutants. The same
+    /// cfg in `RUSTFLAGS` gives the same mutant and costs a rebuild of everything: 18 s each instead of 0.3.
+    fn wrapper(&self, weaken: &str) -> io::Result<PathBuf> {
+        let directory = self.target.join("wrappers");
+        std::fs::create_dir_all(&directory)?;
+        let path = directory.join(format!("weaken-{weaken}"));
+        let script = format!("#!/bin/sh\nexec \"$@\" --cfg 'weaken=\"{weaken}\"'\n");
+        if std::fs::read_to_string(&path).is_ok_and(|old| old == script) {
+            return Ok(path);
+        }
+        std::fs::write(&path, script)?;
+        make_executable(&path)?;
+        Ok(path)
+    }
+}
+
+#[cfg(unix)]
+fn make_executable(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(not(unix))]
+fn make_executable(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[derive(Debug, PartialEq)]
+enum Fate {
+    Killed,
+    Survived,
+    NotTested(String),
+}
+
+/// Reads a mutant's fate out of the harness's output: it must have run the one test, and the test must have failed.
+fn judge(output: &Output, test: &str) -> Fate {
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let of_the_test = |line: &&str| line.starts_with(&format!("test {test} "));
+    match stdout.lines().find(of_the_test) {
+        Some(line) if line.ends_with("FAILED") => return Fate::Killed,
+        Some(line) if line.ends_with("ok") => return Fate::Survived,
+        _ => {}
+    }
+    // A second panic while the first unwinds through the model's threads aborts before the harness can say FAILED.
+    if stdout.contains("running 1 test") && stderr.contains(" panicked at ") {
+        return Fate::Killed;
+    }
+    if stdout.contains("running 0 tests") {
+        return Fate::NotTested("no test of that name".to_owned());
+    }
+    let line = stderr.lines().find(|line| line.starts_with("error"));
+    Fate::NotTested(line.unwrap_or("no result line").to_owned())
+}
+
+fn say(line: &str) {
+    // Losing a line to a closed pipe must not change the verdict.
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(stdout: &str, stderr: &str) -> Output {
+        Output {
+            status: std::process::ExitStatus::default(),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        }
+    }
+
+    #[test]
+    fn only_a_test_that_ran_and_failed_kills() {
+        let failed = "running 1 test\ntest p2_enter_vs_scan ... FAILED\n";
+        assert_eq!(judge(&output(failed, ""), "p2_enter_vs_scan"), Fate::Killed);
+        let passed = "running 1 test\ntest p2_enter_vs_scan ... ok\n";
+        assert_eq!(
+            judge(&output(passed, ""), "p2_enter_vs_scan"),
+            Fate::Survived
+        );
+        let aborted = output(
+            "running 1 test\n",
+            "thread 'p2_enter_vs_scan' panicked at x\nprocess abort",
+        );
+        assert_eq!(judge(&aborted, "p2_enter_vs_scan"), Fate::Killed);
+    }
+
+    #[test]
+    fn a_build_error_or_a_missing_test_is_not_a_kill() {
+        let broken = output("", "error[E0425]: cannot find value\n");
+        assert!(matches!(judge(&broken, "p2"), Fate::NotTested(why) if why.contains("E0425")));
+        let missing = output("running 0 tests\n", "");
+        assert!(matches!(judge(&missing, "p2"), Fate::NotTested(_)));
+        let killed_by_system = output("running 1 test\n", "error: signal: 9\n");
+        assert!(matches!(
+            judge(&killed_by_system, "p2"),
+            Fate::NotTested(_)
+        ));
+    }
+
+    #[test]
+    fn an_unknown_mutant_is_refused_with_the_list() {
+        let error = find("p9").err().expect("refused");
+        assert!(error.to_string().contains("p8_revoked"));
+        assert_eq!(error.exit_status(), 2);
+        assert!(find("p3_enter").is_ok());
+    }
+}

@@ -1,0 +1,98 @@
+//! The workspace's own commands: `scale` (the main job), `test-all`, `loom` and `tidy`.
+//!
+//! One file per verb. What they share is in [`cargo`]: where the workspace is, how cargo is called, and how a failure
+//! ends the program: one line on stderr, exit status 2 for a bad option or bad input, 1 for a failed run or test.
+
+mod cargo;
+mod loom;
+mod scale;
+mod test_all;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::cargo::{Failure, Workspace};
+
+/// The workspace's own commands
+#[derive(Parser)]
+#[command(
+    bin_name = "cargo xtask",
+    after_help = "Examples:\n  cargo xtask scale\n  cargo xtask test-all --quick\n  cargo xtask loom --mutants"
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Scale(scale::Options),
+    TestAll(test_all::Options),
+    Loom(loom::Options),
+    Tidy(tidy::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp) => {
+            // A closed pipe behind `--help` is not worth a message.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return report(&Failure::Usage(one_line(&error))),
+    };
+    let verdict = Workspace::locate().and_then(|workspace| match cli.verb {
+        Verb::Scale(options) => scale::run(&workspace, &options),
+        Verb::TestAll(options) => test_all::run(&workspace, &options),
+        Verb::Loom(options) => loom::run(&workspace, &options),
+        Verb::Tidy(_) => tidy::run(&workspace),
+    });
+    match verdict {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    eprintln!("error: {failure}");
+    ExitCode::from(failure.exit_status())
+}
+
+/// Folds clap's message into one line: the complaint and its hint, without the usage block.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let complaint = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = complaint.split_whitespace().collect();
+    let line = words.join(" ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clap_agrees_with_itself() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bad_option_is_one_line() {
+        for words in [
+            &["xtask"][..],
+            &["xtask", "nothing"],
+            &["xtask", "scale", "--objects", "0"],
+            &["xtask", "scale", "--engine", "none"],
+            &["xtask", "scale", "--nothing"],
+        ] {
+            let error = Cli::try_parse_from(words).err().expect("must be refused");
+            let line = one_line(&error);
+            assert!(!line.contains('\n') && !line.is_empty(), "{line}");
+            assert!(!line.starts_with("error"), "{line}");
+        }
+    }
+}
