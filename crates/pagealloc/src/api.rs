@@ -185,6 +185,9 @@ impl PageTag {
 ///
 /// Production: `Zone`. Every implementation runs `page_alloc_conformance!`.
 ///
+/// # Safety
+/// An implementer keeps the guarantees below.
+///
 /// # Guarantees
 /// 1. A block that `alloc` returned is valid for reads and writes of `order.bytes()`, aligned to that,
 ///    and overlaps no other block that is out; its provenance covers the whole block.

@@ -17,6 +17,9 @@ use core::ptr::NonNull;
 
 /// Something whose grace periods can be asked for, polled and waited for.
 ///
+/// # Safety
+/// An implementer keeps the guarantees below.
+///
 /// # Guarantees
 /// An implementer promises:
 /// 1. *Never early.* If `poll(c)` returns true, or `wait(c)` returns, then every read-side critical
@@ -68,6 +71,9 @@ pub unsafe trait GracePeriod {
 }
 
 /// Read-copy update: sections for readers, callbacks for writers.
+///
+/// # Safety
+/// An implementer keeps the guarantees below.
 ///
 /// # Guarantees
 /// Beside those of [`GracePeriod`]:
@@ -121,6 +127,9 @@ pub unsafe trait Rcu: GracePeriod {
 ///
 /// A guard of another domain is another type, so it cannot be passed by mistake (hole 1 of the
 /// peers: flurry#46).
+///
+/// # Safety
+/// An implementer keeps the guarantees below.
 ///
 /// # Guarantees
 /// 1. All values of the type act on one and the same RCU, which lives for ever.

@@ -100,8 +100,10 @@ impl HookList {
             // SAFETY: listed hooks are valid.
             let next = unsafe { &*current }.next.get();
             if current == hook.as_ptr() {
-                // SAFETY: both belong to the list, whose lock is held.
-                unsafe { *at = *next };
+                // SAFETY: the hook is listed, and the lock is held.
+                let after = unsafe { *next };
+                // SAFETY: `at` belongs to the list, whose lock is held.
+                unsafe { *at = after };
                 return;
             }
             at = next;

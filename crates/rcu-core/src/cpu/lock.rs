@@ -36,6 +36,9 @@ use core::ops::{Deref, DerefMut};
 
 /// A lock for per-slot data: cheap for the slot's owner, possible for everybody else.
 ///
+/// # Safety
+/// An implementer keeps the guarantees below.
+///
 /// # Guarantees
 /// 1. Between a `try_enter` that returned true, or the return of `visit`, or a `try_visit` that
 ///    returned true, and the matching `leave` or `unvisit`, no other call is inside; what was

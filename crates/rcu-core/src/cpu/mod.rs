@@ -49,6 +49,9 @@ impl Slot {
 /// Production: [`Threads`](https://docs.rs/rcu-core) under `std`. Minimal: [`OneCpu`]. An embedder
 /// with its own CPUs implements this trait over its CPU number.
 ///
+/// # Safety
+/// An implementer keeps the guarantees below.
+///
 /// # Guarantees
 /// An implementer promises, and callers' soundness rests on it:
 /// 1. `nr_slots` never changes, and every slot that `current` returns is below it.
