@@ -40,6 +40,13 @@ impl<R: Rcu> Guard<R> {
     }
 }
 
+impl<R: Rcu> Guard<R> {
+    /// The RCU whose section this is.
+    pub const fn rcu(&self) -> &R {
+        &self.rcu
+    }
+}
+
 impl<R: Rcu> Drop for Guard<R> {
     #[inline(always)]
     fn drop(&mut self) {

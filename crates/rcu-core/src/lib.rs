@@ -1,15 +1,28 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(not(any(feature = "std", test, loom)), no_std)]
 
+mod boxed;
+mod cb_list;
+mod cell;
+#[cfg(all(feature = "std", not(loom)))]
+pub mod conformance;
 pub mod contract;
 pub mod cpu;
 pub mod fence;
 mod guard;
 mod head;
+pub mod manual;
+mod retired;
+mod seg_list;
 mod seq;
 pub mod sync;
 
+pub use boxed::{RcuBox, Reclaimer};
+pub use cb_list::CbList;
+pub use cell::{CompareExchangeError, RcuCell, RcuPointer};
 pub use contract::{Domain, GracePeriod, NoReaders, Rcu};
 pub use guard::{Guard, read_lock};
 pub use head::{Callback, HasHead, Head, HeadFn, HeadOffset, MAX_OFFSET_WORDS};
+pub use retired::{Owned, Retired};
+pub use seg_list::SegList;
 pub use seq::{Cookie, Seq};

@@ -99,11 +99,11 @@ impl Seq {
         Cookie(self.0.wrapping_add(2 * PHASE + 1) & !PHASE)
     }
 
-    /// Whether `cookie` has been reached.
+    /// Whether `cookie` has been reached. Always so for [`Cookie::COMPLETED`] (R9).
     #[must_use]
     #[doc(alias = "rcu_seq_done")]
     pub const fn is_done(self, cookie: Cookie) -> bool {
-        at_or_after(self.0, cookie.0)
+        cookie.is_completed_mark() || at_or_after(self.0, cookie.0)
     }
 
     /// Whether `cookie` has been reached, or is so old that the numbers have gone round since (R11).
@@ -137,23 +137,21 @@ impl Seq {
         self.0 != base && at_or_after(self.0, base)
     }
 
-    /// How many grace periods, in part or whole, lie between `old` and this value. Over-estimates:
-    /// more than one means that perhaps a whole one does.
+    /// One more than the whole grace periods that lie between `old` and this value; zero if the two
+    /// are the same. Over-estimates: more than one means that perhaps a whole one has passed.
     #[must_use]
     #[doc(alias = "rcu_seq_diff")]
     pub const fn grace_periods_since(self, old: Self) -> usize {
         if self.0 == old.0 {
             return 0;
         }
-        let rounded = (old.0.wrapping_add(PHASE)) & !PHASE;
-        let diff = self
-            .0
-            .wrapping_sub(rounded)
-            .wrapping_add(if old.0 & PHASE != 0 { 1 } else { 0 });
-        if diff <= 1 {
-            return 1;
+        let first = old.0.wrapping_add(PHASE) & !PHASE;
+        let last = self.0 & !PHASE;
+        if at_or_after(last, first) {
+            (last.wrapping_sub(first) >> PHASE_BITS) + 1
+        } else {
+            1
         }
-        ((diff - 1) >> PHASE_BITS) + 1 + if old.0 & PHASE == 0 { 1 } else { 0 }
     }
 
     /// How many grace periods have ended between the start of numbering and this value.

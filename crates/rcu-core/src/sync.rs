@@ -61,4 +61,10 @@ macro_rules! const_fn {
         #[cfg(loom)]
         $(#[$m])* $vis fn $($rest)*
     };
+    ($(#[$m:meta])* $vis:vis const unsafe fn $($rest:tt)*) => {
+        #[cfg(not(loom))]
+        $(#[$m])* $vis const unsafe fn $($rest)*
+        #[cfg(loom)]
+        $(#[$m])* $vis unsafe fn $($rest)*
+    };
 }

@@ -1,1 +1,97 @@
-//! TBD
+#![doc = include_str!("../README.md")]
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
+
+mod callbacks;
+#[doc(hidden)]
+pub mod gp_seq;
+mod machine;
+mod node;
+#[doc(hidden)]
+pub mod reader;
+mod shared_readers;
+mod slot;
+mod tree;
+mod worker;
+
+pub use callbacks::FreeObject;
+pub use node::{FANOUT, FANOUT_LEAF, Geometry, Node};
+pub use slot::TreeSlot;
+pub use tree::{Token, Tree, TreeStats};
+
+#[doc(hidden)]
+pub use rcu_core;
+
+/// Makes a static tree over the process's threads, with its worker and a [domain](rcu_core::Domain) type.
+///
+/// ```
+/// use rcu_core::{GracePeriod, read_lock};
+///
+/// rcu_tree::static_tree! {
+///     /// Readers of the routing table.
+///     pub struct Routes;
+/// }
+///
+/// let guard = read_lock::<Routes>();
+/// drop(guard);
+/// Routes.synchronize();
+/// ```
+///
+/// A second argument gives it a way to free objects for offset callbacks: `struct Routes, free = path::to::kfree;`
+/// (the expansion then owes the debt of [`Tree::with_free`]).
+#[cfg(all(feature = "std", not(loom)))]
+#[macro_export]
+macro_rules! static_tree {
+    ($(#[$m:meta])* $vis:vis struct $name:ident $(, free = $free:path)?;) => {
+        $crate::rcu_core::domain! {
+            $(#[$m])*
+            $vis struct $name = $name::TREE: $crate::Tree<'static, $crate::rcu_core::cpu::Threads>;
+        }
+
+        impl $name {
+            /// The tree behind the domain.
+            #[allow(dead_code)]
+            #[must_use]
+            $vis fn tree() -> &'static $crate::Tree<'static, $crate::rcu_core::cpu::Threads> {
+                &$name::TREE
+            }
+
+            #[doc(hidden)]
+            const TREE: $crate::StaticTree = {
+                use $crate::rcu_core::cpu::{BiasedLock, MAX_THREAD_SLOTS, PerSlot, Threads};
+                const GEOMETRY: $crate::Geometry = $crate::Geometry::new(MAX_THREAD_SLOTS);
+                static SLOTS: [$crate::TreeSlot<BiasedLock>; MAX_THREAD_SLOTS] =
+                    [const { $crate::TreeSlot::new(BiasedLock::new()) }; MAX_THREAD_SLOTS];
+                static NODES: [$crate::Node; GEOMETRY.nr_nodes()] =
+                    [const { $crate::Node::new() }; GEOMETRY.nr_nodes()];
+                static TREE: $crate::Tree<'static, Threads> = {
+                    let slots = PerSlot::from_slice(&SLOTS);
+                    // SAFETY: a static stays in place for ever.
+                    let tree = unsafe { $crate::Tree::new(Threads, slots, GEOMETRY, &NODES) };
+                    let tree = tree.with_worker(|| TREE.work());
+                    $(
+                        // SAFETY: whoever wrote the macro's second argument vouches for it.
+                        let tree = unsafe { tree.with_free($free) };
+                    )?
+                    tree
+                };
+                $crate::StaticTree(&TREE)
+            };
+        }
+    };
+}
+
+/// A static tree, as [`static_tree!`] names it.
+#[doc(hidden)]
+#[cfg(all(feature = "std", not(loom)))]
+#[derive(Clone, Copy, Debug)]
+pub struct StaticTree(pub &'static Tree<'static, rcu_core::cpu::Threads>);
+
+#[cfg(all(feature = "std", not(loom)))]
+impl core::ops::Deref for StaticTree {
+    type Target = Tree<'static, rcu_core::cpu::Threads>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        self.0
+    }
+}

@@ -1,0 +1,164 @@
+//! Single steps of [`SegList`]; whole runs against a model are in `tests/prop.rs`.
+
+use super::*;
+
+fn cookie(nr: usize) -> Cookie {
+    Cookie::from_raw(nr * 4)
+}
+
+/// Pushes leaked heads, so that addresses are stable; the list is a few heads long.
+fn enqueue(list: &mut SegList, heads: &[Head]) {
+    for head in heads {
+        // SAFETY: the heads outlive the list in every test, are on no list, and stay on this thread.
+        unsafe { list.enqueue(NonNull::from(head)) };
+    }
+}
+
+fn drain(mut list: CbList) -> Vec<NonNull<Head>> {
+    core::iter::from_fn(|| list.pop_front()).collect()
+}
+
+#[test]
+fn a_zeroed_list_is_empty() {
+    let zeroed = core::mem::MaybeUninit::<SegList>::zeroed();
+    // SAFETY: `SegList` is `ZeroInit`.
+    let mut list = unsafe { zeroed.assume_init() };
+    assert!(list.is_empty() && !list.has_ready() && list.pending_cookie().is_none());
+    list.advance(Seq::from_raw(usize::MAX & !3));
+    assert!(!list.accelerate(cookie(1)));
+    assert!(list.extract_done().is_empty());
+    let heads = [Head::new()];
+    enqueue(&mut list, &heads);
+    assert_eq!(list.seglens(), [0, 0, 0, 1]);
+}
+
+#[test]
+fn s4_accelerate_fills_the_earliest_segment_that_will_do() {
+    let heads: [Head; 5] = core::array::from_fn(|_| Head::new());
+    let mut list = SegList::new();
+    enqueue(&mut list, &heads[..1]);
+    assert!(list.accelerate(cookie(1)));
+    assert!(list.accelerate(cookie(1)), "idempotent");
+    assert_eq!(list.seglens(), [0, 1, 0, 0]);
+    assert!(!list.accelerate(cookie(2)), "nothing waits for 2");
+    enqueue(&mut list, &heads[1..2]);
+    assert!(list.accelerate(cookie(2)));
+    assert_eq!(list.seglens(), [0, 1, 1, 0]);
+    enqueue(&mut list, &heads[2..3]);
+    assert!(
+        !list.accelerate(cookie(3)),
+        "both occupied by earlier numbers"
+    );
+    assert_eq!(list.seglens(), [0, 1, 1, 1]);
+    assert!(list.accelerate(cookie(2)));
+    assert_eq!(list.seglens(), [0, 1, 2, 0]);
+    enqueue(&mut list, &heads[3..4]);
+    assert!(list.accelerate(cookie(1)), "merges later numbers too");
+    assert_eq!(list.seglens(), [0, 4, 0, 0]);
+    assert_eq!(list.pending_cookie(), Some(cookie(1)));
+    assert_eq!(list.last_cookie(), Some(cookie(1)));
+}
+
+#[test]
+fn s3_advance_moves_leading_segments_and_compacts() {
+    let heads: [Head; 3] = core::array::from_fn(|_| Head::new());
+    let mut list = SegList::new();
+    enqueue(&mut list, &heads[..1]);
+    list.accelerate(cookie(1));
+    enqueue(&mut list, &heads[1..2]);
+    list.accelerate(cookie(2));
+    enqueue(&mut list, &heads[2..]);
+    for _ in 0..2 {
+        list.advance(Seq::from_raw(4));
+        assert_eq!(list.seglens(), [1, 1, 0, 1]);
+        assert_eq!(list.pending_cookie(), Some(cookie(2)));
+    }
+    list.advance(Seq::from_raw(8));
+    assert_eq!(list.seglens(), [2, 0, 0, 1]);
+    assert_eq!(
+        drain(list.extract_done()),
+        [NonNull::from(&heads[0]), NonNull::from(&heads[1])]
+    );
+}
+
+#[test]
+fn s5_entrain_follows_the_last_callback_even_one_in_flight() {
+    let heads: [Head; 4] = core::array::from_fn(|_| Head::new());
+    let entrain = |list: &mut SegList, head: &Head| {
+        // SAFETY: the heads outlive the list, are on no list, and stay on this thread.
+        unsafe { list.entrain(NonNull::from(head)) }
+    };
+    let mut list = SegList::new();
+    assert!(!entrain(&mut list, &heads[0]));
+    assert_eq!(list.len(), 0);
+    enqueue(&mut list, &heads[..1]);
+    list.accelerate(cookie(1));
+    assert!(entrain(&mut list, &heads[1]));
+    assert_eq!(list.seglens(), [0, 2, 0, 0], "no grace period of its own");
+    list.advance(Seq::from_raw(4));
+    let batch = list.extract_done();
+    assert_eq!((list.len(), list.in_flight(), batch.len()), (2, 2, 2));
+    assert!(entrain(&mut list, &heads[2]), "t39: only a batch in flight");
+    assert_eq!(list.seglens(), [1, 0, 0, 0]);
+    list.finished(2);
+    assert_eq!((list.len(), list.in_flight()), (1, 0));
+}
+
+#[test]
+fn s6_the_rest_of_a_batch_returns_to_the_front() {
+    let heads: [Head; 3] = core::array::from_fn(|_| Head::new());
+    let mut list = SegList::new();
+    enqueue(&mut list, &heads[..2]);
+    list.accelerate(cookie(1));
+    list.advance(Seq::from_raw(4));
+    let mut batch = list.extract_done();
+    enqueue(&mut list, &heads[2..]);
+    list.accelerate(cookie(2));
+    list.advance(Seq::from_raw(8));
+    assert_eq!(batch.pop_front(), Some(NonNull::from(&heads[0])));
+    list.finished(1);
+    assert_eq!(list.len(), 2);
+    list.insert_done(batch);
+    assert_eq!((list.len(), list.in_flight()), (2, 0));
+    assert_eq!(
+        drain(list.extract_done()),
+        [NonNull::from(&heads[1]), NonNull::from(&heads[2])]
+    );
+}
+
+#[test]
+fn s7_merge_starts_over_and_leaves_the_batch_in_flight() {
+    let heads: [Head; 8] = core::array::from_fn(|_| Head::new());
+    let fill = |list: &mut SegList, heads: &[Head]| {
+        enqueue(list, &heads[..1]);
+        list.accelerate(cookie(1));
+        list.advance(Seq::from_raw(4));
+        enqueue(list, &heads[1..2]);
+        list.accelerate(cookie(2));
+        enqueue(list, &heads[2..3]);
+        list.accelerate(cookie(3));
+        enqueue(list, &heads[3..4]);
+    };
+    let (mut survivor, mut dead) = (SegList::new(), SegList::new());
+    fill(&mut survivor, &heads[..4]);
+    fill(&mut dead, &heads[4..]);
+    survivor.merge(&mut dead);
+    assert_eq!(survivor.seglens(), [2, 1, 1, 4]);
+    assert_eq!(survivor.len(), 8);
+    assert!(dead.is_empty());
+    survivor.advance(Seq::from_raw(12));
+    survivor.accelerate(cookie(5));
+    survivor.advance(Seq::from_raw(20));
+    let order = [4, 0, 1, 2, 3, 5, 6, 7].map(|i: usize| NonNull::from(&heads[i]));
+    assert_eq!(drain(survivor.extract_done()), order);
+
+    let more: [Head; 1] = [Head::new()];
+    enqueue(&mut dead, &more);
+    dead.accelerate(cookie(6));
+    dead.advance(Seq::from_raw(24));
+    let batch = dead.extract_done();
+    survivor.merge(&mut dead);
+    assert_eq!((dead.len(), survivor.in_flight()), (1, 8));
+    dead.finished(drain(batch).len());
+    assert!(dead.is_empty());
+}

@@ -1,0 +1,115 @@
+//! The grace-period machine: passive, driven by whoever needs progress.
+//!
+//! Source: Linux `rcu_gp_kthread` (G2, G3, G7) as a state machine behind a try-lock instead of a thread, so that a
+//! waiter, a full batch, a worker thread or a kernel's tick can push it.
+//!
+//! # State
+//! | state | sequence | left when |
+//! |---|---|---|
+//! | idle | phase 0 | somebody asked for a later cookie: start, `heavy`, arm the tree |
+//! | first scan | phase 1 | right away: slots outside are credited, words of the others noted |
+//! | scanning | phase 1 | the tree and the shared readers are clear: end |
+//!
+//! # Invariants
+//! - I1. One driver at a time: the machine's lock.
+//! - I2. The tree is armed after the `heavy` that follows the start, so every slot that is not waited for registers
+//!   after that fence and sees what was unlinked before the start (P2, newcomer).
+//! - I3. Whoever asks and finds the lock taken leaves; the driver looks again after it has let go, and both run a full
+//!   fence between their store and their load, so one of them sees the other's (T36).
+//!
+//! # Progress
+//! `drive` never waits: one pass at a time. A reader inside holds up the end, nothing else.
+
+use crate::gp_seq::GpSeq;
+use crate::node::Nodes;
+use crate::reader::Seen;
+use crate::shared_readers::SharedReaders;
+use crate::slot::TreeSlot;
+use rcu_core::cpu::{LocalLock, PerSlot, SpinMutex};
+use rcu_core::fence;
+use rcu_core::sync::atomic::Ordering;
+
+/// Where the machine stands.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Idle,
+    FirstScan,
+    Scanning,
+}
+
+/// The driver's own state.
+#[derive(Debug, Default)]
+pub(crate) struct Machine {
+    state: SpinMutex<State>,
+}
+
+/// What the machine works on.
+pub(crate) struct World<'t, 'a, L> {
+    pub(crate) gp: &'t GpSeq,
+    pub(crate) nodes: &'t Nodes<'a>,
+    pub(crate) slots: &'t PerSlot<'a, TreeSlot<L>>,
+    pub(crate) shared: &'t SharedReaders,
+}
+
+impl Machine {
+    rcu_core::const_fn! {
+        pub(crate) const fn new() -> Self {
+            Self { state: SpinMutex::new(State::Idle) }
+        }
+    }
+
+    /// Pushes on until a reader is in the way or nothing is asked for; true in the first case.
+    pub(crate) fn drive<L: LocalLock>(&self, world: &World<'_, '_, L>) -> bool {
+        loop {
+            fence::full();
+            if !world.gp.is_needed() {
+                return false;
+            }
+            let Some(mut state) = self.state.try_lock() else {
+                // I3: whoever holds the lock looks again.
+                return true;
+            };
+            if !step(&mut state, world) {
+                return true;
+            }
+        }
+    }
+}
+
+/// One step; false if readers are in the way.
+fn step<L: LocalLock>(state: &mut State, world: &World<'_, '_, L>) -> bool {
+    if *state == State::Idle {
+        if !world.gp.is_needed() {
+            return true;
+        }
+        world.gp.start();
+        fence::heavy();
+        world.nodes.arm();
+        *state = State::FirstScan;
+    }
+    let first = *state == State::FirstScan;
+    world.nodes.scan(|slot| {
+        let Some(slot) = world.slots.get(slot) else {
+            return true;
+        };
+        let seen = slot.reader.scan();
+        if seen.is_outside() {
+            return true;
+        }
+        if first {
+            // ORDERING: Relaxed: the driver's own, under the machine's lock.
+            slot.first_seen.store(seen.raw(), Ordering::Relaxed);
+            return false;
+        }
+        // ORDERING: Relaxed: the driver's own, under the machine's lock.
+        seen.passed_since(Seen::from_raw(slot.first_seen.load(Ordering::Relaxed)))
+    });
+    *state = State::Scanning;
+    if !world.nodes.is_clear() || !world.shared.is_clear(world.gp) {
+        return false;
+    }
+    world.gp.end();
+    *state = State::Idle;
+    true
+}

@@ -1,0 +1,375 @@
+//! The tree of nodes that combines what slots report, and its geometry.
+//!
+//! Source: Linux `rcu_init_geometry` and `rcu_report_qs_rnp` (G1, G5); why atomics instead of a lock a node: a
+//! report is one read-modify-write, and whoever empties a word goes up, so no word is written more often than its
+//! fanout in a grace period, and nobody waits.
+//!
+//! # State
+//! | word | meaning | who writes |
+//! |---|---|---|
+//! | `online`, leaf | bit i: slot first+i takes part | its owner |
+//! | `online`, inner | bit i: child i ever had a slot; sticky | owners, at first registration |
+//! | `waiting` | bits the grace period in progress still waits for | driver at start; reporters clear |
+//!
+//! # Invariants
+//! - I1. An inner bit of `waiting` is set before the child's word is; so the root is not empty before every child reported.
+//! - I2. A report only comes from, or about, a slot seen outside since the grace period started; clearing a bit that
+//!   a *later* grace period set is right too, because the slot is outside now (T37).
+//!
+//! # Orderings
+//! - P3 goes up the tree by AcqRel: whoever empties a word has acquired all reports to it and releases them to the parent.
+
+use core::fmt;
+use rcu_core::cpu::Slot;
+use rcu_core::fence;
+use rcu_core::sync::atomic::{AtomicU64, Ordering};
+
+/// Slots under one leaf by default.
+pub const FANOUT_LEAF: usize = 16;
+/// Children of an inner node by default, and the most there can be.
+pub const FANOUT: usize = 64;
+/// Levels at the most: 16 · 64³ slots by default.
+const MAX_LEVELS: usize = 4;
+
+/// The shape of a tree: how many nodes on which level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    nr_slots: usize,
+    fanout_leaf: usize,
+    fanout: usize,
+    levels: usize,
+    /// Index of each level's first node; the root's level first.
+    first: [usize; MAX_LEVELS],
+    nr_nodes: usize,
+}
+
+impl Geometry {
+    /// The default shape for `nr_slots`.
+    ///
+    /// # Panics
+    /// If `nr_slots` is zero or above 4,194,304.
+    #[must_use]
+    pub const fn new(nr_slots: usize) -> Self {
+        Self::with_fanout(nr_slots, FANOUT_LEAF, FANOUT)
+    }
+
+    /// A shape with other fanouts, for tests and unusual machines.
+    ///
+    /// # Panics
+    /// If a fanout is not within 2 to 64, or `nr_slots` is zero or more than four levels hold.
+    #[must_use]
+    #[doc(alias = "rcu_init_geometry")]
+    pub const fn with_fanout(nr_slots: usize, fanout_leaf: usize, fanout: usize) -> Self {
+        assert!(nr_slots > 0, "a tree needs a slot");
+        assert!(
+            fanout_leaf >= 2 && fanout_leaf <= 64,
+            "leaf fanout not within 2 to 64"
+        );
+        assert!(fanout >= 2 && fanout <= 64, "fanout not within 2 to 64");
+        let mut counts = [0; MAX_LEVELS];
+        counts[0] = nr_slots.div_ceil(fanout_leaf);
+        let mut levels = 1;
+        while counts[levels - 1] > 1 {
+            assert!(levels < MAX_LEVELS, "more slots than four levels hold");
+            counts[levels] = counts[levels - 1].div_ceil(fanout);
+            levels += 1;
+        }
+        let mut first = [0; MAX_LEVELS];
+        let mut nr_nodes = 0;
+        let mut level = 0;
+        while level < levels {
+            first[level] = nr_nodes;
+            nr_nodes += counts[levels - 1 - level];
+            level += 1;
+        }
+        Self {
+            nr_slots,
+            fanout_leaf,
+            fanout,
+            levels,
+            first,
+            nr_nodes,
+        }
+    }
+
+    /// How many nodes the tree has: the length of the slice to hand to the tree.
+    #[must_use]
+    pub const fn nr_nodes(&self) -> usize {
+        self.nr_nodes
+    }
+
+    /// How many slots the tree has.
+    #[must_use]
+    pub const fn nr_slots(&self) -> usize {
+        self.nr_slots
+    }
+
+    /// How many levels the tree has.
+    #[must_use]
+    pub const fn levels(&self) -> usize {
+        self.levels
+    }
+
+    const fn is_leaf_level(&self, level: usize) -> bool {
+        level + 1 == self.levels
+    }
+}
+
+/// One node: two words on a line of their own.
+#[repr(align(128))]
+pub struct Node {
+    online: AtomicU64,
+    waiting: AtomicU64,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Node {
+    rcu_core::const_fn! {
+        /// A node with nobody below it.
+        #[must_use]
+        pub const fn new() -> Self {
+            Self { online: AtomicU64::new(0), waiting: AtomicU64::new(0) }
+        }
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            // ORDERING: Relaxed: a report for people.
+            .field(
+                "online",
+                &format_args!("{:#x}", self.online.load(Ordering::Relaxed)),
+            )
+            // ORDERING: Relaxed: a report for people.
+            .field(
+                "waiting",
+                &format_args!("{:#x}", self.waiting.load(Ordering::Relaxed)),
+            )
+            .finish()
+    }
+}
+
+/// The nodes of one tree, breadth first, root at 0.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nodes<'a> {
+    geometry: Geometry,
+    nodes: &'a [Node],
+}
+
+impl<'a> Nodes<'a> {
+    /// The tree of this shape over `nodes`.
+    ///
+    /// # Panics
+    /// If `nodes` has not [`Geometry::nr_nodes`] elements.
+    pub(crate) const fn new(geometry: Geometry, nodes: &'a [Node]) -> Self {
+        assert!(
+            nodes.len() == geometry.nr_nodes,
+            "not as many nodes as the geometry needs"
+        );
+        Self { geometry, nodes }
+    }
+
+    pub(crate) const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn node(&self, level: usize, index: usize) -> &Node {
+        &self.nodes[self.geometry.first[level] + index]
+    }
+
+    /// Publishes that `slot` takes part; its owner may enter when this has returned.
+    pub(crate) fn set_online(&self, slot: Slot) {
+        let g = &self.geometry;
+        let mut level = g.levels - 1;
+        let mut index = slot.index() / g.fanout_leaf;
+        let mut bit = 1u64 << (slot.index() % g.fanout_leaf);
+        loop {
+            // ORDERING: P2 (newcomer's store): ordered before its first section by the full fence below;
+            // the driver reads after `heavy`.
+            self.node(level, index)
+                .online
+                .fetch_or(bit, Ordering::Release);
+            if level == 0 {
+                break;
+            }
+            level -= 1;
+            bit = 1u64 << (index % g.fanout);
+            index /= g.fanout;
+        }
+        fence::full();
+    }
+
+    /// Ends the part of `slot`, which is outside, and reports it.
+    pub(crate) fn set_offline(&self, slot: Slot) {
+        let g = &self.geometry;
+        let leaf = self.node(g.levels - 1, slot.index() / g.fanout_leaf);
+        let bit = 1u64 << (slot.index() % g.fanout_leaf);
+        // G19: report before the bit is cleared. ORDERING: P3 (exit side) is in `report`.
+        self.report(slot);
+        // ORDERING: P3 (exit side): a driver that no longer finds the slot comes after its last section.
+        leaf.online.fetch_and(!bit, Ordering::Release);
+    }
+
+    /// Arms the tree for a grace period that has started (`heavy` included): every slot that takes part is waited for.
+    pub(crate) fn arm(&self) {
+        self.arm_below(0, 0);
+    }
+
+    fn arm_below(&self, level: usize, index: usize) {
+        let node = self.node(level, index);
+        // ORDERING: P2 (driver's read of the registry, after `heavy`); P3: a slot that is gone has released its sections.
+        let online = node.online.load(Ordering::Acquire);
+        // ORDERING: P3 (up the tree): armed before the children are (I1), by the driver alone.
+        node.waiting.store(online, Ordering::Release);
+        if self.geometry.is_leaf_level(level) {
+            if online == 0 {
+                self.go_up(level, index);
+            }
+            return;
+        }
+        for child in bits(online) {
+            self.arm_below(level + 1, index * self.geometry.fanout + child);
+        }
+    }
+
+    /// Whether the grace period waits for nobody any more.
+    pub(crate) fn is_clear(&self) -> bool {
+        // ORDERING: P3 (root): the driver comes after every report.
+        self.nodes[0].waiting.load(Ordering::Acquire) == 0
+    }
+
+    /// Calls `passed` for each slot still waited for, and reports those for which it says yes.
+    pub(crate) fn scan(&self, mut passed: impl FnMut(Slot) -> bool) {
+        self.scan_below(0, 0, &mut passed);
+    }
+
+    fn scan_below(&self, level: usize, index: usize, passed: &mut impl FnMut(Slot) -> bool) {
+        // ORDERING: Relaxed: a hint; reports are made by read-modify-writes.
+        let waiting = self.node(level, index).waiting.load(Ordering::Relaxed);
+        for bit in bits(waiting) {
+            if self.geometry.is_leaf_level(level) {
+                let slot = Slot::new((index * self.geometry.fanout_leaf + bit) as u32);
+                if passed(slot) {
+                    self.report(slot);
+                }
+            } else {
+                self.scan_below(level + 1, index * self.geometry.fanout + bit, passed);
+            }
+        }
+    }
+
+    /// Reports that `slot` was outside since the grace period in progress, if any, started.
+    #[doc(alias = "rcu_report_qs_rnp")]
+    pub(crate) fn report(&self, slot: Slot) {
+        let g = &self.geometry;
+        let index = slot.index() / g.fanout_leaf;
+        self.clear(g.levels - 1, index, 1u64 << (slot.index() % g.fanout_leaf));
+    }
+
+    fn clear(&self, level: usize, index: usize, bit: u64) {
+        // ORDERING: P3 (up the tree): AcqRel, so that whoever empties the word carries all reports on.
+        let old = self
+            .node(level, index)
+            .waiting
+            .fetch_and(!bit, Ordering::AcqRel);
+        if old == bit {
+            self.go_up(level, index);
+        }
+    }
+
+    fn go_up(&self, level: usize, index: usize) {
+        if level > 0 {
+            let fanout = self.geometry.fanout;
+            self.clear(level - 1, index / fanout, 1u64 << (index % fanout));
+        }
+    }
+
+    /// Every slot that takes part now.
+    pub(crate) fn for_each_online(&self, mut f: impl FnMut(Slot)) {
+        self.online_below(0, 0, &mut f);
+    }
+
+    fn online_below(&self, level: usize, index: usize, f: &mut impl FnMut(Slot)) {
+        // ORDERING: P8 (Acquire meets the owner's registration): what it queued before is found in its lists.
+        let online = self.node(level, index).online.load(Ordering::Acquire);
+        for bit in bits(online) {
+            if self.geometry.is_leaf_level(level) {
+                f(Slot::new((index * self.geometry.fanout_leaf + bit) as u32));
+            } else {
+                self.online_below(level + 1, index * self.geometry.fanout + bit, f);
+            }
+        }
+    }
+}
+
+/// The set bits of `word`, lowest first.
+fn bits(mut word: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros() as usize);
+        word &= word.wrapping_sub(1);
+        bit
+    })
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn nodes(geometry: Geometry) -> Nodes<'static> {
+        let nodes: Vec<Node> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
+        Nodes::new(geometry, Box::leak(nodes.into_boxed_slice()))
+    }
+
+    #[test]
+    fn g1_geometry_counts_by_ceiling() {
+        assert_eq!(Geometry::new(1).nr_nodes(), 1);
+        assert_eq!(Geometry::new(16).nr_nodes(), 1);
+        assert_eq!(Geometry::new(17).nr_nodes(), 1 + 2);
+        assert_eq!(Geometry::new(1024).nr_nodes(), 1 + 64);
+        assert_eq!(Geometry::new(65536).nr_nodes(), 1 + 64 + 4096);
+        let small = Geometry::with_fanout(16, 2, 2);
+        assert_eq!((small.levels(), small.nr_nodes()), (4, 1 + 2 + 4 + 8));
+    }
+
+    #[test]
+    fn g5_the_root_is_clear_when_and_only_when_all_have_reported() {
+        for (n, leaf, inner) in [(1, 2, 2), (7, 2, 3), (16, 2, 2), (27, 3, 3), (200, 16, 64)] {
+            let tree = nodes(Geometry::with_fanout(n, leaf, inner));
+            let slots: Vec<Slot> = (0..n as u32).step_by(3).map(Slot::new).collect();
+            for &slot in &slots {
+                tree.set_online(slot);
+            }
+            for _ in 0..2 {
+                tree.arm();
+                for (i, &slot) in slots.iter().enumerate() {
+                    assert!(!tree.is_clear(), "{n} slots, before report {i}");
+                    tree.report(slot);
+                    tree.report(slot);
+                }
+                assert!(tree.is_clear());
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_tree_and_an_emptied_leaf_wait_for_nobody() {
+        let tree = nodes(Geometry::with_fanout(16, 2, 2));
+        tree.arm();
+        assert!(tree.is_clear());
+        tree.set_online(Slot::new(5));
+        tree.set_online(Slot::new(11));
+        tree.set_offline(Slot::new(5));
+        tree.arm();
+        assert!(!tree.is_clear());
+        tree.set_offline(Slot::new(11));
+        assert!(tree.is_clear(), "G19: going offline reports");
+        tree.arm();
+        assert!(tree.is_clear());
+    }
+}

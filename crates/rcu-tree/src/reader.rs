@@ -1,0 +1,292 @@
+//! One word a slot says whether its reader is inside: enter, exit and the scan's view of it.
+//!
+//! Source: liburcu's memory-barrier flavour and Linux's idle counters (G9), merged into one word; the
+//! second section's problem was found by the model (`p3_second_section`). Why not publish a
+//! grace-period label instead: a label needs a load of a shared word on entry, a count does not.
+//!
+//! # State
+//! | bits of the word | meaning | who writes |
+//! |---|---|---|
+//! | 0–15 | nesting depth; 0 means outside, an extended quiescent state | the slot's owner |
+//! | 16 | the slot takes part in this tree | the slot's owner, outside |
+//! | 17 | the owner's thread ended inside; the last exit takes the slot offline | the slot's owner |
+//! | 18… | how many sections have ended | the slot's owner |
+//!
+//! # Life
+//! Enter adds one; the outermost enter is followed by `light`. Exit subtracts one; the outermost exit also
+//! counts the section. The scan credits a slot that is outside, or whose count differs from the one seen before.
+//!
+//! # Invariants
+//! - I1. While bits 0–15 are not zero, the count does not change: a changed count means a moment outside.
+//!   (A signal handler between an enter's load and store can make the count repeat, never advance wrongly: the
+//!   scan then waits for one section more.)
+//! - I2. Only the owner stores to the word, so load and store need not be one operation.
+//!
+//! # Orderings
+//! - P2. Enter's store, `light`, load of the pointer / unlink, `heavy`, the scan's load of the word: forbids that the
+//!   reader gets the old pointer *and* the scan sees it outside.
+//! - P3. Exit's Release / the scan's Acquire: a reader's last access comes before the end. Enter's store is a Release
+//!   too: the scan may read it instead of the exit before it, and a plain store does not carry that exit's release on.
+//!
+//! # Progress and contexts
+//! Enter and exit are wait-free, allocate nothing, and may come in signal handlers.
+//! On x86-64 an outermost pair is 4 loads (slot number, slot base, word twice, fence mode: 5), 2 stores, 4 predicted
+//! branches; no locked instruction, no fence.
+
+use core::fmt;
+use rcu_core::fence;
+use rcu_core::sync::atomic::{AtomicUsize, Ordering};
+
+const NEST: usize = 0xffff;
+const ONLINE: usize = 1 << 16;
+const LINGERING: usize = 1 << 17;
+const SECTION: usize = 1 << 18;
+
+/// Nesting deeper than this aborts: it can only come from forgotten guards (hole 3 of the peers).
+const MAX_NEST: usize = NEST - 1;
+
+const ENTER: Ordering = if cfg!(weaken = "p3_enter") {
+    Ordering::Relaxed
+} else {
+    Ordering::Release
+};
+const EXIT: Ordering = if cfg!(weaken = "p3") {
+    Ordering::Relaxed
+} else {
+    Ordering::Release
+};
+
+/// What the owner has to do beside entering or leaving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome {
+    /// Nothing.
+    Done,
+    /// Enter: the slot does not take part yet; bring it online and enter again. Exit: that was the last
+    /// section of a thread that is gone; take the slot offline.
+    Transition,
+}
+
+/// The reader's word of one slot.
+pub struct ReaderWord(AtomicUsize);
+
+/// What the scan saw of a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen(usize);
+
+impl Seen {
+    /// Whether the slot was outside when this was seen.
+    #[must_use]
+    pub const fn is_outside(self) -> bool {
+        self.0 & NEST == 0
+    }
+
+    /// Whether the slot was outside at some moment between `earlier` and this.
+    #[must_use]
+    pub const fn passed_since(self, earlier: Self) -> bool {
+        self.is_outside() || self.0 / SECTION != earlier.0 / SECTION
+    }
+
+    /// As a raw word, to be kept between scans.
+    #[must_use]
+    pub const fn raw(self) -> usize {
+        self.0
+    }
+
+    /// From a raw word.
+    #[must_use]
+    pub const fn from_raw(raw: usize) -> Self {
+        Self(raw)
+    }
+}
+
+impl Default for ReaderWord {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ReaderWord {
+    rcu_core::const_fn! {
+        /// Outside, and not taking part.
+        #[must_use]
+        pub const fn new() -> Self {
+            Self(AtomicUsize::new(0))
+        }
+    }
+
+    /// Enters a section, or one level deeper.
+    #[inline(always)]
+    pub fn enter(&self) -> Outcome {
+        // ORDERING: Relaxed: same thread (I2).
+        let word = self.0.load(Ordering::Relaxed);
+        if word & (NEST | ONLINE) == ONLINE {
+            // ORDERING: P2 and P3 (enter side).
+            self.0.store(word + 1, ENTER);
+            if cfg!(not(weaken = "p2")) {
+                fence::light();
+            }
+            return Outcome::Done;
+        }
+        self.enter_nested(word)
+    }
+
+    #[inline]
+    fn enter_nested(&self, word: usize) -> Outcome {
+        if word & ONLINE == 0 {
+            return Outcome::Transition;
+        }
+        if word & NEST >= MAX_NEST {
+            nesting_overflow();
+        }
+        // ORDERING: P3 (enter side); the outermost enter's fence covers this level (P2).
+        self.0.store(word + 1, ENTER);
+        Outcome::Done
+    }
+
+    /// Leaves one level; the outermost ends the section.
+    #[inline(always)]
+    pub fn exit(&self) -> Outcome {
+        // ORDERING: Relaxed: same thread (I2).
+        let word = self.0.load(Ordering::Relaxed);
+        debug_assert!(word & NEST != 0, "I2: left a section that was not entered");
+        if word & (NEST | LINGERING) == 1 {
+            // ORDERING: P3 (exit side).
+            self.0.store(word + (SECTION - 1), EXIT);
+            return Outcome::Done;
+        }
+        self.exit_nested(word)
+    }
+
+    #[inline]
+    fn exit_nested(&self, word: usize) -> Outcome {
+        if word & NEST == 1 {
+            return Outcome::Transition;
+        }
+        // ORDERING: P3 (exit side): a release although the section goes on, since the scan may read this store.
+        self.0.store(word - 1, EXIT);
+        Outcome::Done
+    }
+
+    /// What the scan sees. The caller has run `heavy` since the sequence was bumped.
+    #[inline]
+    #[must_use]
+    pub fn scan(&self) -> Seen {
+        // ORDERING: P2 (scan side, after `heavy`) and P3 (scan side).
+        Seen(self.0.load(Ordering::Acquire))
+    }
+
+    /// The owner's own nesting depth.
+    #[must_use]
+    pub fn nesting(&self) -> usize {
+        // ORDERING: Relaxed: same thread (I2).
+        self.0.load(Ordering::Relaxed) & NEST
+    }
+
+    /// Whether the slot takes part, as its owner knows.
+    #[inline]
+    #[must_use]
+    pub fn is_online(&self) -> bool {
+        // ORDERING: Relaxed: same thread (I2).
+        self.0.load(Ordering::Relaxed) & ONLINE != 0
+    }
+
+    /// Makes the slot take part. The caller then publishes it in the tree and runs a full fence before it enters.
+    pub fn set_online(&self) {
+        // ORDERING: Relaxed: same thread (I2).
+        let word = self.0.load(Ordering::Relaxed);
+        // ORDERING: P3 (a store that the scan may read carries the exits before it on).
+        self.0.store(word | ONLINE, Ordering::Release);
+    }
+
+    /// Ends the slot's part; whoever owns the slot next starts outside. Only outside, or at the last exit.
+    pub fn set_offline(&self) {
+        // ORDERING: Relaxed: same thread (I2).
+        let word = self.0.load(Ordering::Relaxed);
+        debug_assert!(word & NEST <= 1, "I1: took a slot offline inside a section");
+        let count = (word / SECTION).wrapping_add(1).wrapping_mul(SECTION);
+        // ORDERING: P3 (exit side): the count moves on, as at an exit.
+        self.0.store(count, Ordering::Release);
+    }
+
+    /// Notes that the owner's thread ends inside a section.
+    pub fn set_lingering(&self) {
+        // ORDERING: Relaxed: same thread (I2).
+        let word = self.0.load(Ordering::Relaxed);
+        // ORDERING: P3: as any store that the scan may read.
+        self.0.store(word | LINGERING, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for ReaderWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // ORDERING: Relaxed: a report for people.
+        let word = self.0.load(Ordering::Relaxed);
+        f.debug_struct("ReaderWord")
+            .field("nesting", &(word & NEST))
+            .field("online", &(word & ONLINE != 0))
+            .field("lingering", &(word & LINGERING != 0))
+            .field("sections", &(word / SECTION))
+            .finish()
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn nesting_overflow() -> ! {
+    /// Panicking while panicking aborts, with or without `std`.
+    struct Abort;
+    impl Drop for Abort {
+        fn drop(&mut self) {
+            panic!("aborting: the section count cannot be trusted any more");
+        }
+    }
+    let _abort = Abort;
+    panic!("read-side critical sections nested {MAX_NEST} deep: guards were forgotten");
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn online() -> ReaderWord {
+        let word = ReaderWord::new();
+        assert_eq!(word.enter(), Outcome::Transition);
+        word.set_online();
+        word
+    }
+
+    #[test]
+    fn nesting_keeps_the_count_and_the_last_exit_moves_it() {
+        let word = online();
+        assert!(word.scan().is_outside());
+        assert_eq!(word.enter(), Outcome::Done);
+        let first = word.scan();
+        assert_eq!(word.enter(), Outcome::Done);
+        assert_eq!(word.exit(), Outcome::Done);
+        assert!(!word.scan().passed_since(first), "I1");
+        assert_eq!(word.exit(), Outcome::Done);
+        assert_eq!(word.enter(), Outcome::Done);
+        assert!(!word.scan().is_outside());
+        assert!(word.scan().passed_since(first));
+    }
+
+    #[test]
+    fn a_lingering_slot_goes_offline_at_its_last_exit() {
+        let word = online();
+        assert_eq!(word.enter(), Outcome::Done);
+        assert_eq!(word.enter(), Outcome::Done);
+        word.set_lingering();
+        let seen = word.scan();
+        assert_eq!(word.exit(), Outcome::Done);
+        assert!(!word.scan().passed_since(seen));
+        assert_eq!(word.exit(), Outcome::Transition);
+        assert!(
+            !word.scan().passed_since(seen),
+            "still inside until taken offline"
+        );
+        word.set_offline();
+        assert!(word.scan().passed_since(seen) && word.scan().is_outside());
+        assert_eq!(word.enter(), Outcome::Transition);
+    }
+}

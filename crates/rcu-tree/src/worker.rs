@@ -1,0 +1,188 @@
+//! The thread that guarantees progress under `std`, and how a waiter pauses.
+//!
+//! Started at first need. While there is work it looks every so often; some time after the last work it sleeps
+//! until kicked. Why it lingers before it sleeps: a flood drives its own grace periods, and would otherwise pay a
+//! wake-up for each.
+//!
+//! # State
+//! | `state` | meaning | left by |
+//! |---|---|---|
+//! | `ABSENT` | no thread | a kick, which starts it |
+//! | `AWAKE` | it will look again within [`LINGER_STEP`] | itself |
+//! | `ASLEEP` | it sleeps until kicked | a kick |
+//!
+//! # Invariants
+//! - I1. A kicker stores its work, runs a full fence, then reads `state`; the worker stores `ASLEEP`, runs a full fence,
+//!   then looks for work: one of them sees the other's store.
+
+use rcu_core::sync::Backoff;
+
+#[cfg(feature = "std")]
+pub(crate) use with_std::{Worker, pause};
+#[cfg(not(feature = "std"))]
+pub(crate) use without_std::{Worker, pause};
+
+#[cfg(not(feature = "std"))]
+mod without_std {
+    use super::Backoff;
+
+    /// No thread: the embedder drives.
+    #[derive(Debug)]
+    pub(crate) struct Worker;
+
+    impl Worker {
+        pub(crate) const fn new() -> Self {
+            Self
+        }
+
+        pub(crate) const fn kick(&self) {}
+    }
+
+    /// Waits one step.
+    pub(crate) fn pause(backoff: &Backoff) {
+        backoff.snooze();
+    }
+}
+
+#[cfg(feature = "std")]
+mod with_std {
+    use super::Backoff;
+    use core::fmt;
+    use core::time::Duration;
+    use rcu_core::fence;
+    use rcu_core::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::OnceLock;
+    use std::thread::Thread;
+
+    const ABSENT: u32 = 0;
+    const AWAKE: u32 = 1;
+    const ASLEEP: u32 = 2;
+
+    /// How often the worker looks while readers are in the way, or before it goes to sleep: a tick.
+    const LINGER_STEP: Duration = Duration::from_millis(1);
+    /// How many steps without work before it sleeps for good.
+    const LINGER_STEPS: u32 = 100;
+    /// How long a waiter sleeps once spinning and yielding have not helped.
+    const PAUSE: Duration = Duration::from_micros(50);
+
+    /// The worker of one tree.
+    pub(crate) struct Worker {
+        main: Option<fn()>,
+        state: AtomicU32,
+        thread: OnceLock<Thread>,
+    }
+
+    impl Worker {
+        rcu_core::const_fn! {
+            pub(crate) const fn new() -> Self {
+                Self { main: None, state: AtomicU32::new(ABSENT), thread: OnceLock::new() }
+            }
+        }
+
+        pub(crate) const fn set_main(&mut self, main: fn()) {
+            self.main = Some(main);
+        }
+
+        /// Sees to it that the worker looks for work soon.
+        pub(crate) fn kick(&self) {
+            let Some(main) = self.main else { return };
+            fence::full();
+            // ORDERING: Relaxed: I1, by the full fence above.
+            match self.state.load(Ordering::Relaxed) {
+                AWAKE => {}
+                ASLEEP => self.wake(),
+                _ => self.begin(main),
+            }
+        }
+
+        #[cold]
+        fn wake(&self) {
+            // ORDERING: Relaxed: only one kicker needs to wake it; the work is ordered by I1.
+            if self.state.swap(AWAKE, Ordering::Relaxed) == ASLEEP
+                && let Some(thread) = self.thread.get()
+            {
+                thread.unpark();
+            }
+        }
+
+        #[cold]
+        fn begin(&self, main: fn()) {
+            // ORDERING: Relaxed: decides who starts the thread.
+            if self
+                .state
+                .compare_exchange(ABSENT, AWAKE, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+            {
+                let started = std::thread::Builder::new()
+                    .name("rcu-worker".into())
+                    .spawn(main);
+                if started.is_err() {
+                    // No thread to be had now; waiters drive for themselves, and a later kick tries again.
+                    // ORDERING: Relaxed: as above.
+                    self.state.store(ABSENT, Ordering::Relaxed);
+                }
+            }
+        }
+
+        /// The worker's loop. `step` says whether it got something done and whether readers are in the way.
+        pub(crate) fn run(
+            &self,
+            mut step: impl FnMut() -> (bool, bool),
+            mut has_work: impl FnMut() -> bool,
+        ) -> ! {
+            let _ = self.thread.set(std::thread::current());
+            let mut idle = 0;
+            loop {
+                let (progress, in_the_way) = step();
+                if progress {
+                    idle = 0;
+                    continue;
+                }
+                if in_the_way || has_work() {
+                    idle = 0;
+                } else {
+                    idle += 1;
+                }
+                if idle <= LINGER_STEPS {
+                    std::thread::sleep(LINGER_STEP);
+                    continue;
+                }
+                // ORDERING: Relaxed: I1, by the full fence below.
+                self.state.store(ASLEEP, Ordering::Relaxed);
+                fence::full();
+                if !has_work() {
+                    // ORDERING: Relaxed: a spurious or early wake-up only looks again.
+                    while self.state.load(Ordering::Relaxed) == ASLEEP {
+                        std::thread::park();
+                    }
+                }
+                // ORDERING: Relaxed: kickers that see `AWAKE` rely on the look that comes now.
+                self.state.store(AWAKE, Ordering::Relaxed);
+                idle = 0;
+            }
+        }
+    }
+
+    impl fmt::Debug for Worker {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            // ORDERING: Relaxed: a report for people.
+            let state = match self.state.load(Ordering::Relaxed) {
+                ABSENT => "absent",
+                AWAKE => "awake",
+                _ => "asleep",
+            };
+            f.debug_struct("Worker")
+                .field("state", &state)
+                .finish_non_exhaustive()
+        }
+    }
+
+    /// Waits one step: spins, then yields, then sleeps a little.
+    pub(crate) fn pause(backoff: &Backoff) {
+        if backoff.is_completed() && !cfg!(loom) {
+            std::thread::sleep(PAUSE);
+        } else {
+            backoff.snooze();
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The shared suites of `rcu-core`, on trees of several shapes, with and without a worker, and on one CPU.
+#![cfg(not(loom))]
+
+mod common;
+
+use common::{tree, tree_with_free};
+use rcu_core::cpu::{OneCpu, PerSlot, UpLock};
+use rcu_core::{grace_period_conformance, rcu_conformance};
+use rcu_tree::{Geometry, Node, Tree, TreeSlot};
+
+grace_period_conformance!(default_shape, tree(16, 64));
+grace_period_conformance!(wide_shape, tree(64, 64));
+rcu_conformance!(default_shape_rcu, tree(16, 64));
+rcu_conformance!(default_shape_threads, threads: tree(16, 64));
+rcu_conformance!(small_fanouts, tree(8, 8));
+rcu_conformance!(small_fanouts_threads, threads: tree(8, 8));
+rcu_conformance!(offsets, free: tree_with_free(rcu_core::conformance::note_free));
+
+/// A machine with one CPU, as an embedder without `std` would set it up.
+fn one_cpu() -> &'static Tree<'static, OneCpu> {
+    let slots = Box::leak(Box::new([TreeSlot::new(UpLock::new())]));
+    let nodes = Box::leak(Box::new([Node::new()]));
+    // SAFETY: each test uses its tree from one thread only.
+    let cpu = unsafe { OneCpu::new() };
+    // SAFETY: leaked before its first use.
+    Box::leak(Box::new(unsafe {
+        Tree::new(cpu, PerSlot::from_slice(slots), Geometry::new(1), nodes)
+    }))
+}
+
+grace_period_conformance!(one_cpu_gp, one_cpu());
+rcu_conformance!(one_cpu_rcu, one_cpu());
+
+/// Trees with a worker: one static for each test, so that the worker's main can name it.
+macro_rules! with_worker {
+    () => {{
+        rcu_tree::static_tree! { struct Domain; }
+        Domain
+    }};
+}
+
+grace_period_conformance!(worker_gp, with_worker!());
+rcu_conformance!(worker_rcu, with_worker!());
+rcu_conformance!(worker_threads, threads: with_worker!());
