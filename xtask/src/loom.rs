@@ -1,7 +1,8 @@
 //! `cargo xtask loom`: the loom models, and the mutants that they must catch.
 //!
-//! A model that passes says little until it has been seen to fail. Each ordering pair `P<n>` therefore has a *mutant*:
-//! the same sources built with `--cfg weaken="…"`, one ordering weaker. The pair's own model must fail on it.
+//! A model that passes says little until it has been seen to fail. Each ordering pair `P<n>` therefore has a
+//! *mutant*: the same sources built with `--cfg weaken="…"`, one ordering weaker. The pair's own model must fail on
+//! it.
 
 use std::env;
 use std::io::{self, Write};
@@ -15,7 +16,8 @@ use crate::cargo::{Failure, Workspace, host_triple, with_rustflags};
 /// Run the loom models and, with --mutants, check that each catches its weakened ordering
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cargo xtask loom --mutants\n  cargo xtask loom --weaken p3\n\nLOOM_MAX_PREEMPTIONS bounds the search (default 3)."
+    after_help = "Examples:\n  cargo xtask loom --mutants\n  cargo xtask loom --weaken p3\n\n\
+                  LOOM_MAX_PREEMPTIONS bounds the search (default 3)."
 )]
 pub(crate) struct Options {
     /// After the models, run every mutant
@@ -24,6 +26,16 @@ pub(crate) struct Options {
     /// Run only this mutant
     #[arg(long, value_name = "NAME", conflicts_with = "mutants")]
     weaken: Option<String>,
+}
+
+impl Options {
+    /// The models and every mutant.
+    pub(crate) fn all() -> Self {
+        Self {
+            mutants: true,
+            weaken: None,
+        }
+    }
 }
 
 /// One weakened ordering, and the test that must see it.
@@ -92,8 +104,8 @@ fn find(name: &str) -> Result<&'static Mutant, Failure> {
     })
 }
 
-/// How cargo is called for a model: same flags, target directory and bound each time, so that a mutant rebuilds only the
-/// workspace's own crates.
+/// How cargo is called for a model: same flags, target directory and bound each time, so that a mutant rebuilds
+/// only the workspace's own crates.
 struct Bench<'w> {
     workspace: &'w Workspace,
     target: PathBuf,
@@ -133,7 +145,7 @@ impl<'w> Bench<'w> {
     /// Runs every model as it stands.
     fn models(&self) -> Result<(), Failure> {
         let status = self
-            .cargo_test(&PACKAGES, &["--cfg loom"])
+            .cargo_test(&PACKAGES, &["--cfg=loom"])
             .arg("--no-fail-fast")
             .status()
             .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
@@ -151,16 +163,16 @@ impl<'w> Bench<'w> {
             package,
             test,
         } = mutant;
-        let cfg = format!("--cfg weaken=\"{weaken}\"");
+        let cfg = format!("--cfg=weaken=\"{weaken}\"");
         let mut command = if cfg!(unix) {
-            let mut command = self.cargo_test(&[package], &["--cfg loom"]);
+            let mut command = self.cargo_test(&[package], &["--cfg=loom"]);
             let wrapper = self
                 .wrapper(weaken)
                 .map_err(|error| Failure::Run(format!("mutant {weaken}: no wrapper: {error}")))?;
             command.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
             command
         } else {
-            self.cargo_test(&[package], &["--cfg loom", &cfg])
+            self.cargo_test(&[package], &["--cfg=loom", &cfg])
         };
         let output = command
             .args(["--", "--exact", test])
@@ -181,9 +193,10 @@ impl<'w> Bench<'w> {
         }
     }
 
-    /// Writes the compiler wrapper that adds the mutant's cfg. cargo calls it for the workspace's crates only and keeps
-    /// their files apart by its path, so that loom and its thirty dependencies are built once for all mutants. The same
-    /// cfg in `RUSTFLAGS` gives the same mutant and costs a rebuild of everything: 18 s each instead of 0.3.
+    /// Writes the compiler wrapper that adds the mutant's cfg. cargo calls it for the workspace's crates only and
+    /// keeps their files apart by its path, so that loom and its thirty dependencies are built once for all
+    /// mutants. The same cfg in `RUSTFLAGS` gives the same mutant and costs a rebuild of everything: 18 s each
+    /// instead of 0.3.
     fn wrapper(&self, weaken: &str) -> io::Result<PathBuf> {
         let directory = self.target.join("wrappers");
         std::fs::create_dir_all(&directory)?;
@@ -277,10 +290,7 @@ mod tests {
         let missing = output("running 0 tests\n", "");
         assert!(matches!(judge(&missing, "p2"), Fate::NotTested(_)));
         let killed_by_system = output("running 1 test\n", "error: signal: 9\n");
-        assert!(matches!(
-            judge(&killed_by_system, "p2"),
-            Fate::NotTested(_)
-        ));
+        assert!(matches!(judge(&killed_by_system, "p2"), Fate::NotTested(_)));
     }
 
     #[test]

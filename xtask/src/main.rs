@@ -65,6 +65,9 @@ fn report(failure: &Failure) -> ExitCode {
 /// Folds clap's message into one line: the complaint and its hint, without the usage block.
 fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "no command given; cargo xtask --help lists them".to_owned();
+    }
     let complaint = text.split("\n\n").next().unwrap_or_default();
     let words: Vec<&str> = complaint.split_whitespace().collect();
     let line = words.join(" ");

@@ -1,0 +1,311 @@
+//! Building the worker, and one run of it.
+//!
+//! *Why a process per run*: peak memory is a process's, and no engine inherits another's warm heap, threads or
+//! thread-local leftovers.
+//!
+//! *Protocol*: the worker writes one JSON object a line: `{"progress":0.42}` and `{"sample":[ms, kib]}` any number
+//! of times, then exactly one `{"result":{…}}`. On failure it exits with a status other than zero and says why on
+//! stderr.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::options::{Case, Options, Workload};
+use crate::cargo::{Failure, Workspace, with_rustflags};
+
+/// The share of a run's objects that goes before the clock starts.
+const WARMUP_FRACTION: &str = "0.1";
+
+/// What a worker found.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Run {
+    pub(crate) threads: u32,
+    pub(crate) objects: u64,
+    pub(crate) ns_per_object: f64,
+    pub(crate) grace_periods: Option<u64>,
+    pub(crate) peak_extra_kib: Option<u64>,
+    pub(crate) outstanding: Option<u64>,
+    pub(crate) reads_per_second: Option<f64>,
+    /// Milliseconds since the start, KiB retired and not yet freed.
+    pub(crate) samples: Vec<(f64, f64)>,
+}
+
+/// Builds the bench target `scale` of kvfree and returns its executable.
+pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf, Failure> {
+    if !workspace.has_target("kvfree", "bench", "scale") {
+        return Err(Failure::Run("kvfree has no bench target scale".to_owned()));
+    }
+    let mut command = workspace.cargo();
+    command.args(["bench", "--no-run", "-p", "kvfree", "--bench", "scale"]);
+    command.arg("--message-format=json-render-diagnostics");
+    command.env("CARGO_TARGET_DIR", workspace.target.join("scale/build"));
+    if has_cmpxchg16b() {
+        // kovan takes a lock in place of a double-word exchange unless it is told at build time; meet it at its best.
+        let (name, value) = with_rustflags(&["-Ctarget-feature=+cmpxchg16b"]);
+        command.env(name, value);
+    }
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
+    if !output.status.success() {
+        return Err(Failure::Run("the scale worker does not build".to_owned()));
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|m| m["reason"] == "compiler-artifact" && m["target"]["name"] == "scale")
+        .find_map(|m| m["executable"].as_str().map(PathBuf::from))
+        .ok_or_else(|| Failure::Run("cargo names no executable for the scale worker".to_owned()))
+}
+
+fn has_cmpxchg16b() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("cmpxchg16b");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Asks the worker whether this machine has a working membarrier; `None` when it cannot say.
+pub(crate) fn probe_membarrier(worker: &Path) -> Option<bool> {
+    let output = Command::new(worker).arg("--probe").output().ok()?;
+    let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
+    answer["membarrier"].as_bool()
+}
+
+/// Runs one case once. `progress` hears how far it is, from 0 to 1.
+pub(crate) fn run(
+    worker: &Path,
+    case: &Case,
+    options: &Options,
+    progress: impl FnMut(f64),
+) -> Result<Run, Failure> {
+    let mut command = Command::new(worker);
+    command.args(["--engine", case.engine.name()]);
+    let readers = match &case.workload {
+        Workload::Flood => 0,
+        Workload::FloodReader(readers) => *readers,
+        Workload::Trace(_) => 0,
+    };
+    if let Workload::Trace(trace) = &case.workload {
+        command.args(["--workload", "trace", "--trace"]);
+        command.arg(&trace.plain);
+    } else {
+        command.args(["--workload", "flood"]);
+    }
+    command.args(["--threads", &case.threads.to_string()]);
+    command.args(["--objects", &options.objects().to_string()]);
+    command.args(["--size", &options.size.to_string()]);
+    command.args(["--readers", &readers.to_string()]);
+    command.args(["--warmup-fraction", WARMUP_FRACTION]);
+    let run = converse(command, options.silence(), progress).and_then(|run| {
+        // How many threads replay a trace is the worker's to say.
+        if run.threads == case.threads || matches!(case.workload, Workload::Trace(_)) {
+            Ok(run)
+        } else {
+            Err(format!("the worker ran {} thread(s)", run.threads))
+        }
+    });
+    run.map_err(|what| {
+        let (engine, group) = (case.engine.name(), case.group());
+        Failure::Run(format!("{engine} on {group}: {what}"))
+    })
+}
+
+/// A child that does not outlive us, whichever way we leave.
+struct Worker(Child);
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Both fail only when the child is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts the worker and hears it out. The error is one line.
+fn converse(
+    mut command: Command,
+    silence: Duration,
+    mut progress: impl FnMut(f64),
+) -> Result<Run, String> {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("the worker does not start: {error}"))?;
+    let mut worker = Worker(child);
+    let (stdout, stderr) = match (worker.0.stdout.take(), worker.0.stderr.take()) {
+        (Some(stdout), Some(stderr)) => (stdout, stderr),
+        _ => return Err("the worker has no pipes".to_owned()),
+    };
+    let complaint = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What was read before an error is still worth showing.
+        let _ = BufReader::new(stderr).read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    });
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines() {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+
+    let mut transcript = Transcript::default();
+    loop {
+        match lines.recv_timeout(silence) {
+            Ok(Ok(line)) => {
+                if let Some(fraction) = transcript.line(&line)? {
+                    progress(fraction);
+                }
+            }
+            Ok(Err(error)) => return Err(format!("cannot read the worker: {error}")),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(format!(
+                    "no sign of life for {} s, given up",
+                    silence.as_secs()
+                ));
+            }
+        }
+    }
+    let status = worker.0.wait().map_err(|error| error.to_string())?;
+    let complaint = complaint.join().unwrap_or_default();
+    if !status.success() {
+        return Err(last_words(&complaint, status));
+    }
+    transcript.finish()
+}
+
+/// What a worker has said so far.
+#[derive(Default)]
+struct Transcript {
+    samples: Vec<(f64, f64)>,
+    result: Option<Run>,
+}
+
+impl Transcript {
+    /// Takes one line in; returns the progress if that is what it told.
+    fn line(&mut self, line: &str) -> Result<Option<f64>, String> {
+        let odd = || format!("the worker wrote a line that is not its protocol: {line}");
+        if self.result.is_some() {
+            return Err("the worker wrote on after its result".to_owned());
+        }
+        let value: Value = serde_json::from_str(line).map_err(|_| odd())?;
+        if let Some(fraction) = value["progress"].as_f64() {
+            return Ok(Some(fraction.clamp(0.0, 1.0)));
+        }
+        if let (Some(ms), Some(kib)) = (value["sample"][0].as_f64(), value["sample"][1].as_f64()) {
+            self.samples.push((ms, kib));
+            return Ok(None);
+        }
+        self.result = Some(parse_result(&value["result"]).ok_or_else(odd)?);
+        Ok(None)
+    }
+
+    fn finish(self) -> Result<Run, String> {
+        let mut run = self
+            .result
+            .ok_or_else(|| "the worker ended without a result".to_owned())?;
+        run.samples = self.samples;
+        Ok(run)
+    }
+}
+
+fn parse_result(value: &Value) -> Option<Run> {
+    let optional = |key: &str| match &value[key] {
+        Value::Null => Some(None),
+        number => number.as_u64().map(Some),
+    };
+    let ns_per_object = value["ns_per_object"].as_f64()?;
+    let reads_per_second = match &value["reads_per_second"] {
+        Value::Null => None,
+        number => Some(number.as_f64()?),
+    };
+    let run = Run {
+        threads: value["threads"].as_u64()?.try_into().ok()?,
+        objects: value["objects"].as_u64()?,
+        ns_per_object,
+        grace_periods: optional("grace_periods")?,
+        peak_extra_kib: optional("peak_extra_kib")?,
+        outstanding: optional("outstanding")?,
+        reads_per_second,
+        samples: Vec::new(),
+    };
+    (run.ns_per_object > 0.0 && run.objects > 0).then_some(run)
+}
+
+/// The one line of a failed worker's stderr that says most: a panic's place and message, else the last line.
+fn last_words(complaint: &str, status: ExitStatus) -> String {
+    let lines: Vec<&str> = complaint
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let panic = lines.iter().position(|line| line.contains(" panicked at "));
+    let words = match panic {
+        Some(at) => lines[at..lines.len().min(at + 2)].join(" "),
+        None => lines.last().copied().unwrap_or_default().to_owned(),
+    };
+    if words.is_empty() {
+        format!("the worker failed ({status})")
+    } else {
+        format!("{words} ({status})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RESULT: &str = r#"{"result":{"threads":1,"objects":5000000,"ns_per_object":3.1,"grace_periods":610,"peak_extra_kib":520,"outstanding":0,"reads_per_second":null}}"#;
+
+    #[test]
+    fn a_good_transcript_becomes_a_run() {
+        let mut transcript = Transcript::default();
+        assert_eq!(transcript.line(r#"{"progress":0.5}"#), Ok(Some(0.5)));
+        assert_eq!(transcript.line(r#"{"sample":[1.5,64]}"#), Ok(None));
+        assert_eq!(transcript.line(RESULT), Ok(None));
+        let run = transcript.finish().expect("complete");
+        assert_eq!(run.samples, [(1.5, 64.0)]);
+        assert_eq!((run.grace_periods, run.reads_per_second), (Some(610), None));
+    }
+
+    #[test]
+    fn odd_lines_and_missing_results_are_errors() {
+        for line in [
+            "hello",
+            "{}",
+            r#"{"sample":[1]}"#,
+            r#"{"result":{"threads":1}}"#,
+            r#"{"result":{"threads":1,"objects":5,"ns_per_object":-1,"grace_periods":null}}"#,
+            r#"{"result":{"threads":1,"objects":5,"ns_per_object":1,"outstanding":"none"}}"#,
+        ] {
+            assert!(Transcript::default().line(line).is_err(), "{line}");
+        }
+        assert!(Transcript::default().finish().is_err());
+        let mut twice = Transcript::default();
+        assert!(twice.line(RESULT).is_ok());
+        assert!(twice.line(RESULT).is_err());
+    }
+
+    #[test]
+    fn last_words_prefer_the_panic() {
+        let status = ExitStatus::default();
+        let panic = "\nthread 'main' panicked at a.rs:1:2:\nindex out of bounds\nnote: run with RUST_BACKTRACE=1\n";
+        let line = last_words(panic, status);
+        assert!(line.contains("a.rs:1:2") && line.contains("out of bounds"));
+        assert!(last_words("one\ntwo\n\n", status).starts_with("two"));
+        assert!(last_words("", status).starts_with("the worker failed"));
+    }
+}
