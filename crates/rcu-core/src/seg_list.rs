@@ -288,6 +288,12 @@ impl SegList {
         !self.segments[NEXT].is_empty()
     }
 
+    /// How many callbacks have no number yet.
+    #[must_use]
+    pub const fn nr_unnumbered(&self) -> usize {
+        self.segments[NEXT].len()
+    }
+
     /// The earliest cookie that callbacks wait for.
     #[must_use]
     #[doc(alias = "rcu_segcblist_nextgp")]

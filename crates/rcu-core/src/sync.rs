@@ -9,9 +9,12 @@
 
 /// Atomic words.
 pub mod atomic {
+    /// Absent on machines of 32 bits without it.
+    #[cfg(all(not(loom), target_has_atomic = "64"))]
+    pub use core::sync::atomic::AtomicU64;
     #[cfg(not(loom))]
     pub use core::sync::atomic::{
-        AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
+        AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering, compiler_fence, fence,
     };
     #[cfg(loom)]
     pub use loom::sync::atomic::{

@@ -12,6 +12,8 @@ use std::ptr::NonNull;
 struct Arena {
     heads: Vec<Head>,
     used: usize,
+    /// Popped, to be queued again: their words are what the list left.
+    again: Vec<usize>,
 }
 
 impl Arena {
@@ -19,12 +21,13 @@ impl Arena {
         Self {
             heads: (0..len).map(|_| Head::new()).collect(),
             used: 0,
+            again: Vec::new(),
         }
     }
 
     fn next(&mut self) -> (usize, NonNull<Head>) {
-        let id = self.used;
-        self.used += 1;
+        let id = self.again.pop().unwrap_or(self.used);
+        self.used = self.used.max(id + 1);
         (id, NonNull::from(&self.heads[id]))
     }
 
@@ -71,13 +74,14 @@ proptest! {
             match op {
                 CbOp::Push(i) => {
                     let (id, head) = arena.next();
-                    // SAFETY: the arena outlives the lists, the head is fresh, and all stays on this thread.
+                    // SAFETY: the arena outlives the lists, the head is on neither, and all stays on this thread.
                     unsafe { lists[usize::from(i)].push_back(head) };
                     models[usize::from(i)].push_back(id);
                 }
                 CbOp::Pop(i) => {
                     let got = lists[usize::from(i)].pop_front().map(|head| arena.id(head));
                     prop_assert_eq!(got, models[usize::from(i)].pop_front());
+                    arena.again.extend(got);
                 }
                 CbOp::Append(i) => {
                     let other = lists[usize::from(!i)].take();

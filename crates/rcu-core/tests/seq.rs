@@ -28,10 +28,10 @@ fn model_snapshot(now: u128) -> u128 {
 
 fn check_one(now: u128) {
     let s = seq(now);
-    assert_eq!(s.in_progress(), now % 4 != 0);
+    assert_eq!(s.in_progress(), !now.is_multiple_of(4));
     assert_eq!(s.snapshot(), cookie(model_snapshot(now)));
     assert_eq!(s.started(), seq(now + 1));
-    if now % 4 != 0 {
+    if !now.is_multiple_of(4) {
         assert_eq!(s.ended(), seq(now.next_multiple_of(4)));
     }
     assert_eq!(s.completed() as u128, now / 4);

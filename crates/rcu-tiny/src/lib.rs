@@ -1,1 +1,8 @@
-//! TBD
+#![doc = include_str!("../README.md")]
+#![no_std]
+
+mod statics;
+mod tiny;
+
+pub use statics::TinyStatic;
+pub use tiny::{Section, Tiny};

@@ -26,10 +26,16 @@ use crate::node::Nodes;
 use crate::slot::{BarrierHead, TreeSlot};
 use core::ptr::{self, NonNull};
 use crossbeam_utils::CachePadded;
-use rcu_core::cpu::{LocalLock, PerSlot, Slot, SpinMutex};
+use rcu_core::cpu::{LocalLock, PerSlot, SpinMutex};
 use rcu_core::sync::Backoff;
 use rcu_core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use rcu_core::{Callback, CbList, Head, SegList};
+
+/// Callbacks that are queued, or run, between two pushes of the grace-period machine: enough to make its heavy fence a
+/// small part of their cost, few enough that little waits unnumbered, or behind a long batch.
+#[doc(alias = "blimit")]
+#[doc(alias = "qhimark")]
+const CHUNK: usize = 256;
 
 /// How an object named by its head's offset is freed.
 pub type FreeObject = unsafe fn(NonNull<u8>);
@@ -50,6 +56,17 @@ pub(crate) struct Callbacks {
     invoked: AtomicUsize,
     panicked: AtomicUsize,
     free_object: Option<FreeObject>,
+}
+
+/// What a callback that was queued leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queued {
+    /// There was none before: somebody has to be told.
+    First,
+    /// Others are there already.
+    Behind,
+    /// A grace period was asked for, which can be pushed on.
+    Numbered,
 }
 
 /// What one barrier at a time uses.
@@ -98,16 +115,18 @@ impl Callbacks {
         self.panicked.load(Ordering::Relaxed)
     }
 
-    /// Queues `head` on the owner's slot; true if its list was empty, so that somebody must be told.
+    /// Queues `head` on the owner's slot, and says what has to be done about it. Every [`CHUNK`] callbacks the owner
+    /// numbers its own, so that grace periods go on though the worker does not get to run.
     ///
     /// # Safety
     /// 1. The debts of `Rcu::call`, the callback being noted in `head`.
     /// 2. The caller owns `slot`, if there is one.
     pub(crate) unsafe fn queue<L: LocalLock>(
         &self,
+        gp: &GpSeq,
         slot: Option<&TreeSlot<L>>,
         head: NonNull<Head>,
-    ) -> bool {
+    ) -> Queued {
         if let Some(slot) = slot {
             // SAFETY: the caller owns the slot (2).
             if let Some(mut list) = unsafe { slot.callbacks.try_enter() } {
@@ -116,11 +135,20 @@ impl Callbacks {
                 unsafe { list.enqueue(head) };
                 if was_empty {
                     slot.note(&list);
+                    return Queued::First;
                 }
-                return was_empty;
+                if list.nr_unnumbered() >= CHUNK {
+                    number(gp, &mut list);
+                    return Queued::Numbered;
+                }
+                return Queued::Behind;
             }
         }
-        self.push_shared(head)
+        if self.push_shared(head) {
+            Queued::First
+        } else {
+            Queued::Behind
+        }
     }
 
     /// A lock-free push; the take-all on the other side makes reuse of a head harmless.
@@ -194,37 +222,50 @@ impl Callbacks {
     }
 
     /// Numbers what has no number, and runs what is ready, everywhere. Returns how many ran, or `None` if another
-    /// thread is at it.
-    pub(crate) fn run<L: LocalLock>(&self, lists: &Lists<'_, '_, L>) -> Option<usize> {
+    /// thread is at it. `drive` pushes grace periods on in between, so that those queued meanwhile become ready
+    /// while a long batch runs.
+    pub(crate) fn run<L: LocalLock>(
+        &self,
+        lists: &Lists<'_, '_, L>,
+        drive: impl Fn(),
+    ) -> Option<usize> {
         let _running = self.running.try_lock()?;
         let mut ran = 0;
-        lists
-            .nodes
-            .for_each_online(|slot| ran += self.run_slot(lists, slot));
+        lists.nodes.for_each_online(|slot| {
+            if let Some(slot) = lists.slots.get(slot) {
+                ran += self.run_slot(lists.gp, slot, &drive);
+            }
+        });
         let mut orphans = self.orphans.lock();
         self.take_shared(&mut orphans);
         let batch = take_ready(lists.gp, &mut orphans.list);
         let last = orphans.last.take();
         drop(orphans);
-        let count = self.invoke(batch);
+        let count = self.invoke(batch, || {
+            let mut orphans = self.orphans.lock();
+            self.take_shared(&mut orphans);
+            number(lists.gp, &mut orphans.list);
+            drop(orphans);
+            drive();
+        });
         if count > 0 {
             self.orphans.lock().list.finished(count);
         }
-        Some(ran + count + self.invoke(last))
+        Some(ran + count + self.invoke(last, || ()))
     }
 
-    fn run_slot<L: LocalLock>(&self, lists: &Lists<'_, '_, L>, slot: Slot) -> usize {
-        let Some(slot) = lists.slots.get(slot) else {
-            return 0;
-        };
+    fn run_slot<L: LocalLock>(&self, gp: &GpSeq, slot: &TreeSlot<L>, drive: impl Fn()) -> usize {
         // ORDERING: Relaxed: a hint; a callback queued just now tells the worker itself.
         if slot.has_callbacks.load(Ordering::Relaxed) == 0 {
             return 0;
         }
         let mut list = slot.callbacks.visit();
-        let batch = take_ready(lists.gp, &mut list);
+        let batch = take_ready(gp, &mut list);
         drop(list);
-        let count = self.invoke(batch);
+        let count = self.invoke(batch, || {
+            number(gp, &mut slot.callbacks.visit());
+            drive();
+        });
         if count > 0 {
             let mut list = slot.callbacks.visit();
             list.finished(count);
@@ -233,14 +274,17 @@ impl Callbacks {
         count
     }
 
-    /// Runs a batch, oldest first. No lock is held.
-    fn invoke(&self, mut batch: CbList) -> usize {
+    /// Runs a batch, oldest first, with no lock held; `between` after every [`CHUNK`].
+    fn invoke(&self, mut batch: CbList, between: impl Fn()) -> usize {
         let mut count = 0;
         while let Some(head) = batch.pop_front() {
             // SAFETY: popped heads are valid, and theirs is the last look before their callback.
             let callback = unsafe { head.as_ref() }.callback();
             self.invoke_one(head, callback);
             count += 1;
+            if count % CHUNK == 0 && !batch.is_empty() {
+                between();
+            }
         }
         // ORDERING: Relaxed: a statistic.
         self.invoked.fetch_add(count, Ordering::Relaxed);
@@ -328,15 +372,20 @@ impl Callbacks {
     }
 }
 
-/// Snapshot, advance, accelerate (T38); then what is ready.
-fn take_ready(gp: &GpSeq, list: &mut SegList) -> CbList {
+/// Snapshot, advance, accelerate (T38), and the request for what that leads to.
+fn number(gp: &GpSeq, list: &mut SegList) {
     if list.is_empty() {
-        return CbList::new();
+        return;
     }
     let snapshot = gp.snapshot();
     if list.snap_advance_accelerate(snapshot, gp.load()) {
         gp.request(snapshot);
     }
+}
+
+/// Numbers what has no number; then what is ready.
+fn take_ready(gp: &GpSeq, list: &mut SegList) -> CbList {
+    number(gp, list);
     list.extract_done()
 }
 

@@ -9,7 +9,7 @@
 //! - I1. The offline hook is listed before the first slot comes online, and until the tree is dropped.
 //! - I2. Only the owner of a slot changes its word and its place in the tree.
 
-use crate::callbacks::{Callbacks, FreeObject, Lists};
+use crate::callbacks::{Callbacks, FreeObject, Lists, Queued};
 use crate::gp_seq::GpSeq;
 use crate::machine::{Machine, World};
 use crate::node::{Geometry, Node, Nodes};
@@ -186,7 +186,11 @@ impl<'a, C: Cpus> Tree<'a, C> {
     ///
     /// Runs foreign code: not to be called with locks held that callbacks take, nor inside a section.
     pub fn run_callbacks(&self) -> usize {
-        self.callbacks.run(&self.lists()).unwrap_or(0)
+        self.callbacks
+            .run(&self.lists(), || {
+                self.drive();
+            })
+            .unwrap_or(0)
     }
 
     /// Whether a grace period is asked for or in progress, or a callback is queued. A hint for who schedules
@@ -204,7 +208,9 @@ impl<'a, C: Cpus> Tree<'a, C> {
             || {
                 let in_the_way = self.drive();
                 let ran = self.run_callbacks();
-                (ran > 0, in_the_way)
+                // Running numbers the callbacks that had none: their grace period can start at once.
+                let can_start = !in_the_way && self.gp.is_needed();
+                (ran > 0 || can_start, in_the_way)
             },
             || self.has_work(),
         )
@@ -426,8 +432,12 @@ unsafe impl<C: Cpus> Rcu for Tree<'_, C> {
         unsafe { head.as_ref() }.set_callback(callback);
         let own = self.own_slot();
         // SAFETY: the caller's debts; `own` is the caller's own slot.
-        if unsafe { self.callbacks.queue(own, head) } {
-            self.kick();
+        match unsafe { self.callbacks.queue(&self.gp, own, head) } {
+            Queued::First => self.kick(),
+            Queued::Numbered => {
+                self.drive();
+            }
+            Queued::Behind => {}
         }
     }
 

@@ -58,8 +58,10 @@ mod with_std {
     const AWAKE: u32 = 1;
     const ASLEEP: u32 = 2;
 
-    /// How often the worker looks while readers are in the way, or before it goes to sleep: a tick.
+    /// How often the worker looks before it goes to sleep, and the longest it waits for a reader in the way: a tick.
     const LINGER_STEP: Duration = Duration::from_millis(1);
+    /// How many times it yields to a reader in the way before it sleeps, twice as long each time, up to a tick.
+    const YIELDS: u32 = 8;
     /// How many steps without work before it sleeps for good.
     const LINGER_STEPS: u32 = 100;
     /// How long a waiter sleeps once spinning and yielding have not helped.
@@ -131,18 +133,20 @@ mod with_std {
             mut has_work: impl FnMut() -> bool,
         ) -> ! {
             let _ = self.thread.set(std::thread::current());
-            let mut idle = 0;
+            let (mut idle, mut in_the_way_for) = (0, 0);
             loop {
                 let (progress, in_the_way) = step();
                 if progress {
-                    idle = 0;
+                    (idle, in_the_way_for) = (0, 0);
                     continue;
                 }
-                if in_the_way || has_work() {
+                if in_the_way {
                     idle = 0;
-                } else {
-                    idle += 1;
+                    wait_for_reader(in_the_way_for);
+                    in_the_way_for += 1;
+                    continue;
                 }
+                idle = if has_work() { 0 } else { idle + 1 };
                 if idle <= LINGER_STEPS {
                     std::thread::sleep(LINGER_STEP);
                     continue;
@@ -160,6 +164,14 @@ mod with_std {
                 self.state.store(AWAKE, Ordering::Relaxed);
                 idle = 0;
             }
+        }
+    }
+
+    /// Waits for a reader that has been in the way `times` times: most are through at once.
+    fn wait_for_reader(times: u32) {
+        match times.checked_sub(YIELDS) {
+            None => std::thread::yield_now(),
+            Some(n) => std::thread::sleep(LINGER_STEP.min(PAUSE * 2_u32.saturating_pow(n.min(8)))),
         }
     }
 

@@ -152,7 +152,7 @@ fn compare_exchange_gives_the_new_pointer_back() {
         (2, 3)
     );
     let done = cell.compare_exchange(failed.current, failed.new, &guard);
-    assert_eq!(done.unwrap().unwrap().is_ripe(), false);
+    assert!(!done.unwrap().unwrap().is_ripe());
     assert_eq!(cell.load(&guard).unwrap().get(), 3);
     let empty = RcuCell::<Bx<Counted>>::empty();
     assert!(

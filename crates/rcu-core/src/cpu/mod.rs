@@ -65,7 +65,7 @@ impl Slot {
 ///    `remove_offline_hook` returned, it does not run and is not running.
 pub unsafe trait Cpus {
     /// The lock that guards per-slot data on this machine.
-    type Lock: LocalLock;
+    type Lock: LocalLock + 'static;
 
     /// How many slots there can be. Constant.
     #[doc(alias = "nr_cpu_ids")]

@@ -7,7 +7,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 #[cfg(not(loom))]
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize};
 
 /// Types for which all-zero bytes are a valid, empty value.
 ///
@@ -26,7 +26,9 @@ macro_rules! zero_init {
 }
 zero_init!(u8, u16, u32, u64, usize, bool);
 #[cfg(not(loom))]
-zero_init!(AtomicU8, AtomicU32, AtomicU64, AtomicUsize);
+zero_init!(AtomicU8, AtomicU32, AtomicUsize);
+#[cfg(all(not(loom), target_has_atomic = "64"))]
+zero_init!(core::sync::atomic::AtomicU64);
 
 // SAFETY: a null raw pointer is valid.
 unsafe impl<T> ZeroInit for *mut T {}

@@ -1,0 +1,625 @@
+//! The batching front end: `kvfree_rcu` with blocks, heads and a barrier.
+//!
+//! Source: Linux `mm/slab_common.c` and before it `kernel/rcu/tree.c`, `kvfree_rcu` (K2–K11, K14; facts only).
+//! Why not one callback an object: a grace period and a list walk for each batch of callbacks; here a page of
+//! pointers shares one cookie and is freed in bulk, without a callback's round trip.
+//!
+//! # Life of an object
+//! Offered to its allocator first ([`Objects::try_defer`], the sheaves of `slab`) → else into its channel's open
+//! [block](crate::block) → block full, in line → its cookie is done → freed in bulk. No block to be had → linked by its
+//! embedded head. No head either (headless) → `synchronize`, free.
+//!
+//! # State
+//! | word | meaning | who writes |
+//! |---|---|---|
+//! | a slot's `waiting` | see [`waiting`](crate::waiting) | who holds the slot's local lock |
+//! | a slot's `reaping` | somebody frees what it took out of this slot | taken by compare-exchange, by anyone |
+//! | a slot's `reaps` | how many such rounds have ended | who holds `reaping` |
+//! | a slot's `nonempty` | something may wait here | under the local lock |
+//! | `used` | slots from here on were never used | raised by owners |
+//! | `shared` | objects linked by their heads, retired while the local lock was taken or without a slot | pushed by compare-exchange, taken whole |
+//!
+//! # Invariants
+//! - I1. What is taken out of a slot is freed by the taker before its `reaping` ends, or by a barrier before it returns;
+//!   so a barrier that empties every slot and then waits for the rounds it met has seen everything freed.
+//! - I2. No object's memory, destructor or function is touched under a local lock.
+//!
+//! # Orderings
+//! - P5: cookies are snapshots taken after the object was unlinked, under the lock that seals them in.
+//! - P8: a slot's `waiting` between owner and visitors; `shared` by Release push and Acquire take; the end of a round
+//!   (Release) and the barrier that waits for it (Acquire).
+//!
+//! # Progress and contexts
+//! `retire` is wait-free but for the shared push (lock-free); it may run inside a section, in callbacks and in signal
+//! handlers: it frees nothing and gives no page back, for that waits for the allocators' locks, which the interrupted
+//! code may hold. `retire_mightsleep` frees what has become ripe on the spot, and like `barrier` may block. Lock order: `barrier_lock`, a slot's local lock, `orphans`, then
+//! the page allocator's.
+
+mod reclaim;
+
+use crate::block::{Kind, Line, contained};
+use crate::config::Config;
+use crate::objects::{DeferFree, DropFn, Objects};
+use crate::stats::{Counters, KvfreeStats};
+use crate::waiting::{Batch, Entry, Pushed, Waiting};
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ptr::{self, NonNull};
+use pagealloc::{AllocError, Order, PageAlloc, PageReq};
+use rcu_core::cpu::{Cpus, LocalCell, OfflineHook, PerSlot, Slot, SpinMutex, ZeroInit};
+use rcu_core::sync::Backoff;
+use rcu_core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
+use rcu_core::{Callback, CbList, Head, HeadOffset, Rcu};
+use reclaim::{Round, Taken};
+
+/// Objects linked by heads in one slot before a grace period is asked for: as many as [`Config`]'s blocks hold.
+const ASK_HEADS: usize = 8192;
+
+/// What the caller of a push allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Context {
+    /// A section, a callback, a signal handler: no lock but the slot's own, nothing is freed here (K2, K6).
+    Any,
+    /// What is ripe may be freed on the spot: the allocators' locks may be waited for.
+    MaySleep,
+}
+
+/// What one slot has.
+#[repr(C, align(128))]
+pub(crate) struct KvSlot<L> {
+    waiting: LocalCell<L, Waiting>,
+    reaping: AtomicU32,
+    reaps: AtomicU32,
+    nonempty: AtomicU32,
+}
+
+// SAFETY: a zeroed lock and `Waiting`, and zero words: nothing waits, nobody reaps.
+unsafe impl<L: rcu_core::cpu::LocalLock> ZeroInit for KvSlot<L> {}
+
+/// Lives at the front of the front end's own pages, so that the offline hook stays in place.
+struct Inner<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
+    cpus: C,
+    pages: P,
+    rcu: R,
+    objects: O,
+    config: Config,
+    slots: PerSlot<'static, KvSlot<C::Lock>>,
+    used: AtomicUsize,
+    shared: AtomicPtr<Head>,
+    orphans: SpinMutex<Waiting>,
+    barrier_lock: SpinMutex<()>,
+    counters: Counters,
+    hook: UnsafeCell<MaybeUninit<OfflineHook>>,
+}
+
+/// `kvfree_rcu`, batched: retires objects of `O` (and anything else, with a function that drops it), frees them after
+/// a grace period of `R`, in blocks from `P`.
+///
+/// The process-wide one, ready made, is behind feature `std`: [`crate::stack`]. Two front ends share nothing.
+pub struct Kvfree<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
+    inner: NonNull<Inner<C, P, R, O>>,
+    order: Order,
+}
+
+// SAFETY: a handle to an `Inner` whose shared state is behind locks and atomics.
+unsafe impl<C, P, R, O> Send for Kvfree<C, P, R, O>
+where
+    C: Cpus + Send + Sync,
+    P: PageAlloc,
+    R: Rcu + Send + Sync,
+    O: Objects + Send + Sync,
+{
+}
+// SAFETY: as above.
+unsafe impl<C, P, R, O> Sync for Kvfree<C, P, R, O>
+where
+    C: Cpus + Send + Sync,
+    P: PageAlloc,
+    R: Rcu + Send + Sync,
+    O: Objects + Send + Sync,
+{
+}
+
+impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
+    /// A front end over these layers, with an array of slots in pages of its own.
+    ///
+    /// # Errors
+    /// There are no pages for the slots.
+    ///
+    /// # Safety
+    /// 1. Objects that `objects` defers by itself wait for the grace periods of this same `rcu`.
+    /// 2. What `cpus`, `pages`, `rcu` and `objects` borrow outlives the front end, even if the handle is forgotten.
+    pub unsafe fn new(
+        cpus: C,
+        pages: P,
+        rcu: R,
+        objects: O,
+        config: Config,
+    ) -> Result<Self, AllocError> {
+        let at = size_of::<Inner<C, P, R, O>>().next_multiple_of(align_of::<KvSlot<C::Lock>>());
+        let layout = PerSlot::<KvSlot<C::Lock>>::layout(cpus.nr_slots());
+        let order = Order::for_size(at + layout.size()).ok_or(AllocError::Invalid)?;
+        let memory = pages.alloc(PageReq::new(order).zeroed())?;
+        // SAFETY: the slots lie behind `Inner` in the same block.
+        let slots = unsafe { memory.add(at) };
+        // SAFETY: zeroed, aligned (pages, and `at` by rounding up), large enough, ours until `drop`.
+        let slots = unsafe { PerSlot::from_zeroed(slots, cpus.nr_slots()) };
+        let inner = memory.cast::<Inner<C, P, R, O>>();
+        let value = Inner {
+            cpus,
+            pages,
+            rcu,
+            objects,
+            config,
+            slots,
+            used: AtomicUsize::new(0),
+            shared: AtomicPtr::new(ptr::null_mut()),
+            orphans: SpinMutex::new(Waiting::new()),
+            barrier_lock: SpinMutex::new(()),
+            counters: Counters::default(),
+            hook: UnsafeCell::new(MaybeUninit::uninit()),
+        };
+        // SAFETY: the block is ours, aligned to pages and large enough.
+        unsafe { inner.write(value) };
+        let this = Self { inner, order };
+        let data = inner.as_ptr().cast_const().cast();
+        // SAFETY: `offline_hook` may run on any slot's owner until `drop` takes the hook off.
+        let hook = unsafe { OfflineHook::new(Self::offline_hook, data) };
+        // SAFETY: nobody else knows the cell yet.
+        let place = unsafe { &mut *this.inner().hook.get() };
+        let hook = NonNull::from(place.write(hook));
+        // SAFETY: it stays in the pages until `drop` has removed it; it is on no list.
+        unsafe { this.inner().cpus.add_offline_hook(hook) };
+        Ok(this)
+    }
+
+    #[inline(always)]
+    fn inner(&self) -> &Inner<C, P, R, O> {
+        // SAFETY: written in `new`, valid until `drop`.
+        unsafe { self.inner.as_ref() }
+    }
+
+    /// The allocator whose objects are retired.
+    #[inline]
+    pub fn objects(&self) -> &O {
+        &self.inner().objects
+    }
+
+    /// The RCU whose grace periods are waited for.
+    pub fn rcu(&self) -> &R {
+        &self.inner().rcu
+    }
+
+    /// Retires an object by its embedded head, with a callback of its own: a function that drops and frees it.
+    /// Never fails, never blocks.
+    ///
+    /// # Safety
+    /// 1. `head` is on no list, and valid until the callback gets it; the function may run on any thread.
+    /// 2. No new reader can find the object, and it is given up.
+    pub unsafe fn retire_head(&self, head: NonNull<Head>, callback: Callback) {
+        // SAFETY: the head is valid (1).
+        unsafe { head.as_ref() }.set_callback(callback);
+        // SAFETY: the caller's debts.
+        unsafe { self.queue_head(head) };
+    }
+
+    /// Retires an object without a head, if that needs no waiting.
+    ///
+    /// # Errors
+    /// Gives the object back: there is no room now. Retry later, or use [`DeferFree::retire_mightsleep`].
+    ///
+    /// # Safety
+    /// 1. The object came from [`Self::objects`]; no new reader can find it; it is given up if `Ok` comes back.
+    pub unsafe fn try_retire(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
+        // SAFETY: the caller's debt 1.
+        if unsafe { self.inner().objects.try_defer(object) } {
+            return Ok(());
+        }
+        self.push(self.entry_of(object), &mut None, Context::Any)
+            .ok_or(object)
+    }
+
+    /// Retires something that is not of the [`Objects`]: after a grace period, `drop(object)` is called on a thread
+    /// that may run foreign code (the monitor, a barrier, [`Self::tick`]).
+    ///
+    /// May sleep: without memory for a block it waits for a grace period and calls `drop` itself.
+    ///
+    /// # Safety
+    /// 1. `drop(object)` may be called once, from any thread, `size_bytes` being what it gives back.
+    /// 2. No new reader can find the object, and it is given up.
+    pub unsafe fn retire_with_mightsleep(
+        &self,
+        object: NonNull<u8>,
+        drop: DropFn,
+        size_bytes: usize,
+    ) {
+        let entry = Entry {
+            object,
+            drop: Some(drop),
+            kind: Kind::Glue,
+            bytes: size_bytes,
+        };
+        self.push_mightsleep(entry, || {
+            // SAFETY: a grace period has passed since the caller gave the object up.
+            let panicked = contained(|| unsafe { drop(object) });
+            self.inner().counters.panicked(panicked);
+        });
+    }
+
+    fn entry_of(&self, object: NonNull<u8>) -> Entry {
+        let objects = &self.inner().objects;
+        let kind = if objects.is_large(object) {
+            Kind::Large
+        } else {
+            Kind::Small
+        };
+        Entry {
+            object,
+            drop: None,
+            kind,
+            bytes: objects.size_bytes(object),
+        }
+    }
+
+    /// Puts an entry into the caller's slot; `None` if the slot cannot be entered or no block is to be had.
+    fn push(&self, entry: Entry, spare: &mut Option<NonNull<u8>>, context: Context) -> Option<()> {
+        let inner = self.inner();
+        let number = inner.cpus.current()?;
+        let slot = inner.slot(number);
+        // SAFETY: the caller's own slot.
+        let mut waiting = unsafe { slot.waiting.try_enter() }?;
+        let pushed = waiting.push(
+            entry,
+            inner.config.ask_bytes,
+            &inner.rcu,
+            &inner.pages,
+            spare,
+        )?;
+        let ask = inner.wants_to_ask(&mut waiting, pushed);
+        inner.note(number, slot, pushed.first);
+        drop(waiting);
+        self.after_push(slot, pushed, ask, context);
+        Some(())
+    }
+
+    /// Outside the lock: watch, ask, and free what has become ripe meanwhile.
+    #[inline]
+    fn after_push(&self, slot: &KvSlot<C::Lock>, pushed: Pushed, ask: bool, context: Context) {
+        let inner = self.inner();
+        if pushed.first {
+            inner.config.watch(false);
+        }
+        if !pushed.sealed {
+            return;
+        }
+        if ask {
+            inner.rcu.start();
+            inner.config.watch(true);
+        }
+        inner.rcu.drive();
+        if context == Context::Any {
+            return;
+        }
+        if let Some(round) = Round::begin(slot) {
+            // SAFETY: the caller of `push` owns the slot; its guard is gone.
+            let batch = unsafe { slot.waiting.try_enter() }
+                .map(|mut waiting| waiting.take_ripe(&inner.rcu, false));
+            let mut empty = batch.map_or_else(Line::new, |batch| inner.free(batch));
+            // SAFETY: as above.
+            if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
+                waiting.restock(&mut empty);
+            }
+            inner.free_blocks(empty);
+            drop(round);
+        }
+    }
+
+    fn push_mightsleep(&self, entry: Entry, free_now: impl FnOnce()) {
+        if self.push(entry, &mut None, Context::MaySleep).is_some() {
+            return;
+        }
+        // With the lock dropped (K3, T14): this may sleep, and the thread may come back to another state.
+        let inner = self.inner();
+        let mut spare = inner.pages.alloc(PageReq::new(Order::ZERO)).ok();
+        let pushed = if spare.is_some() {
+            self.push(entry, &mut spare, Context::MaySleep)
+        } else {
+            None
+        };
+        if let Some(page) = spare {
+            // SAFETY: allocated just now, and not used.
+            unsafe { inner.pages.free(page, Order::ZERO) };
+        }
+        if pushed.is_none() {
+            inner.counters.synchronized();
+            inner.rcu.synchronize();
+            free_now();
+        }
+    }
+
+    unsafe fn queue_head(&self, head: NonNull<Head>) {
+        let inner = self.inner();
+        inner.counters.by_head();
+        if let Some(number) = inner.cpus.current() {
+            let slot = inner.slot(number);
+            // SAFETY: the caller's own slot.
+            if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
+                // SAFETY: valid until freed and on no list, as the caller of `retire` owes.
+                let first = unsafe { waiting.push_head(head) };
+                let ask = waiting.nr_heads().is_multiple_of(ASK_HEADS);
+                inner.note(number, slot, first);
+                drop(waiting);
+                if ask {
+                    inner.rcu.start();
+                    inner.rcu.drive();
+                }
+                if first || ask {
+                    inner.config.watch(ask);
+                }
+                return;
+            }
+        }
+        if inner.push_shared(head) {
+            inner.config.watch(false);
+        }
+    }
+
+    /// One round of the monitor: seals what is open, frees what is ripe, asks for the grace periods of the rest.
+    /// Returns how many batches still wait; zero means that nothing does.
+    ///
+    /// Runs destructors: not to be called with locks held that they take, nor inside a section.
+    #[doc(alias = "kfree_rcu_monitor")]
+    pub fn tick(&self) -> usize {
+        let inner = self.inner();
+        let mut left = 0;
+        let mut ask = false;
+        for slot in inner.used_slots() {
+            // ORDERING: Relaxed: a hint; a push just now has its own kick.
+            if slot.nonempty.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let Some(round) = Round::begin(slot) else {
+                left += 1;
+                continue;
+            };
+            let mut waiting = slot.waiting.visit();
+            waiting.seal(&inner.rcu);
+            let batch = waiting.take_ripe(&inner.rcu, true);
+            ask |= waiting.wants_grace_period(&inner.rcu);
+            left += usize::from(!waiting.is_empty());
+            slot.note_nonempty(!waiting.is_empty());
+            let starved = waiting.take_starved();
+            drop(waiting);
+            let mut empty = inner.free(batch);
+            if starved {
+                inner.refill(&mut empty);
+            }
+            if !empty.is_empty() {
+                slot.waiting.visit().restock(&mut empty);
+            }
+            inner.free_blocks(empty);
+            drop(round);
+        }
+        // Orphans have no round: a barrier's lock is held while they are freed (I1).
+        let lock = inner.barrier_lock.try_lock();
+        let mut orphans = inner.orphans.lock();
+        inner.take_shared(&mut orphans);
+        orphans.seal(&inner.rcu);
+        let batch = if lock.is_some() {
+            orphans.take_ripe(&inner.rcu, true)
+        } else {
+            Batch::new()
+        };
+        ask |= orphans.wants_grace_period(&inner.rcu);
+        left += usize::from(!orphans.is_empty());
+        drop(orphans);
+        let empty = inner.free(batch);
+        inner.free_blocks(empty);
+        drop(lock);
+        left += inner.objects.reap();
+        if ask {
+            inner.rcu.start();
+            inner.rcu.drive();
+        }
+        left
+    }
+
+    /// What waits, and how objects went. Visits every slot in use.
+    #[must_use]
+    pub fn stats(&self) -> KvfreeStats {
+        let inner = self.inner();
+        let mut stats = inner.counters.read();
+        for slot in inner.used_slots() {
+            let waiting = slot.waiting.visit();
+            stats.add(&waiting);
+        }
+        stats.add(&inner.orphans.lock());
+        stats
+    }
+
+    /// # Safety
+    /// 1. `data` is the `Inner` that listed the hook; the caller owns `slot`.
+    unsafe fn offline_hook(data: *const (), slot: Slot) -> bool {
+        // SAFETY: the hook is taken off before `Inner` goes (1).
+        let inner = unsafe { &*data.cast::<Inner<C, P, R, O>>() };
+        // ORDERING: Relaxed: the owner raised it itself.
+        if slot.index() < inner.used.load(Ordering::Relaxed) {
+            let slot = inner.slot(slot);
+            let mut waiting = slot.waiting.visit();
+            inner.orphans.lock().merge(&mut waiting, &inner.rcu);
+            let stock = waiting.take_stock();
+            slot.note_nonempty(false);
+            drop(waiting);
+            inner.free_blocks(stock);
+            inner.config.watch(false);
+        }
+        true
+    }
+}
+
+// SAFETY: 1: each way out is a batch with its own cookie (I1 of `waiting`) or a `synchronize`, taken out once;
+// 2: `retire` uses try-locks, `PcpOnly` and the lock-free shared list; 3: I1.
+unsafe impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> DeferFree for Kvfree<C, P, R, O> {
+    #[inline]
+    unsafe fn retire(&self, head: NonNull<Head>, offset: HeadOffset) {
+        // SAFETY: the caller's debt 1.
+        let object = unsafe { offset.object(head) };
+        // SAFETY: the caller's debts 1 and 2.
+        if unsafe { self.inner().objects.try_defer(object) } {
+            return;
+        }
+        if self
+            .push(self.entry_of(object), &mut None, Context::Any)
+            .is_none()
+        {
+            // SAFETY: the caller's debts; the offset is how the object is found again.
+            unsafe { self.retire_head(head, Callback::Free(offset)) };
+        }
+    }
+
+    unsafe fn retire_mightsleep(&self, object: NonNull<u8>) {
+        // SAFETY: the caller's debt 1.
+        if unsafe { self.inner().objects.try_defer(object) } {
+            return;
+        }
+        self.push_mightsleep(self.entry_of(object), || {
+            // SAFETY: a grace period has passed since the caller gave the object up.
+            unsafe { self.inner().objects.free_bulk(&mut [object]) };
+        });
+    }
+
+    fn barrier(&self) {
+        let inner = self.inner();
+        let backoff = Backoff::new();
+        let lock = loop {
+            match inner.barrier_lock.try_lock() {
+                Some(lock) => break lock,
+                None => inner.config.pause(&backoff),
+            }
+        };
+        // Every slot, unconditionally (T15), then the orphans: a slot that goes offline meanwhile moves its
+        // batches there under both locks.
+        let mut all = Taken::new(inner);
+        for slot in inner.used_slots() {
+            let mut waiting = slot.waiting.visit();
+            all.batch.append(waiting.take_all(&inner.rcu));
+            slot.note_nonempty(false);
+            drop(waiting);
+            inner.await_round(slot);
+        }
+        let mut orphans = inner.orphans.lock();
+        inner.take_shared(&mut orphans);
+        all.batch.append(orphans.take_all(&inner.rcu));
+        drop(orphans);
+        if !all.batch.is_empty() {
+            inner.rcu.start();
+            inner.rcu.wait(all.batch.cookie);
+            let empty = inner.free(all.into_batch());
+            inner.free_blocks(empty);
+        }
+        inner.objects.barrier();
+        drop(lock);
+    }
+}
+
+impl<L> KvSlot<L> {
+    fn note_nonempty(&self, nonempty: bool) {
+        // ORDERING: Relaxed: under the local lock; a hint to others.
+        self.nonempty.store(u32::from(nonempty), Ordering::Relaxed);
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
+    #[inline]
+    fn slot(&self, slot: Slot) -> &KvSlot<C::Lock> {
+        // SAFETY: `Cpus` guarantees slots below `nr_slots`, which is the array's length.
+        unsafe { self.slots.get_unchecked(slot) }
+    }
+
+    /// The slots that may ever have been used.
+    fn used_slots(&self) -> impl Iterator<Item = &KvSlot<C::Lock>> {
+        // ORDERING: P8 (Acquire meets the owner's Release): who retired before is below it.
+        let used = self.used.load(Ordering::Acquire);
+        self.slots.iter().take(used).map(|(_, slot)| slot)
+    }
+
+    /// Notes, under the slot's lock, that something waits there now.
+    fn note(&self, number: Slot, slot: &KvSlot<C::Lock>, first: bool) {
+        if first {
+            slot.note_nonempty(true);
+            // ORDERING: P8 (Release): the slot is found by whoever comes after its owner's retiring.
+            self.used.fetch_max(number.index() + 1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether what is in line is enough to ask for a grace period; says so once per line.
+    fn wants_to_ask(&self, waiting: &mut Waiting, pushed: Pushed) -> bool {
+        if !pushed.sealed || waiting.asked {
+            return false;
+        }
+        waiting.asked = waiting.blocks_in_line() >= self.config.ask_blocks
+            || waiting.bytes() >= self.config.ask_bytes;
+        waiting.asked
+    }
+
+    /// A lock-free push; true if the list was empty.
+    fn push_shared(&self, head: NonNull<Head>) -> bool {
+        // ORDERING: Relaxed: only compared and linked to, not followed.
+        let mut first = self.shared.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: the retiring caller handed over a valid head.
+            unsafe { head.as_ref() }.set_next(first);
+            // ORDERING: P8 (shared list): Release hands the object over.
+            match self.shared.compare_exchange_weak(
+                first,
+                head.as_ptr(),
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return first.is_null(),
+                Err(now) => first = now,
+            }
+        }
+    }
+
+    fn take_shared(&self, orphans: &mut Waiting) {
+        // ORDERING: P8 (shared list): Acquire meets the pushes' Releases.
+        let mut next = self.shared.swap(ptr::null_mut(), Ordering::Acquire);
+        let mut heads = CbList::new();
+        while let Some(head) = NonNull::new(next) {
+            // SAFETY: heads on the shared list are valid, and this thread took them all.
+            next = unsafe { head.as_ref() }.next();
+            // SAFETY: valid, and just taken off the shared list.
+            unsafe { heads.push_back(head) };
+        }
+        orphans.push_heads(heads);
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Drop for Kvfree<C, P, R, O> {
+    /// Waits until everything retired is free. A monitor must have been stopped before.
+    fn drop(&mut self) {
+        self.barrier();
+        let inner = self.inner();
+        // SAFETY: written in `new`; removed from the list just below, and not touched otherwise.
+        let hook = unsafe { NonNull::new_unchecked(inner.hook.get()) };
+        inner.cpus.remove_offline_hook(hook.cast());
+        for slot in inner.used_slots() {
+            let stock = slot.waiting.visit().take_stock();
+            inner.free_blocks(stock);
+        }
+        // SAFETY: nobody uses the handle any more; the value is taken out once.
+        let value = unsafe { self.inner.read() };
+        // SAFETY: the block came from `pages` with this order in `new`; the hook is off the list.
+        unsafe { value.pages.free(self.inner.cast(), self.order) };
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> fmt::Debug for Kvfree<C, P, R, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kvfree")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,154 @@
+//! Freeing what was taken out, outside of every lock, in rounds that a barrier can wait for.
+
+use super::{Inner, KvSlot};
+use crate::block::{Block, Kind, Line, contained};
+use crate::objects::Objects;
+use crate::waiting::{Batch, STOCK};
+use core::ptr::NonNull;
+use pagealloc::{Attempt, Order, PageAlloc, PageReq};
+use rcu_core::cpu::Cpus;
+use rcu_core::sync::Backoff;
+use rcu_core::sync::atomic::{AtomicU32, Ordering};
+use rcu_core::{Callback, CbList, Rcu};
+
+/// How many objects linked by heads are gathered before they are freed in bulk.
+const GATHER: usize = 64;
+
+/// A round of freeing what was taken out of one slot: at most one at a time, so that a barrier knows what to wait for.
+pub(super) struct Round<'s> {
+    reaping: &'s AtomicU32,
+    reaps: &'s AtomicU32,
+}
+
+impl<'s> Round<'s> {
+    pub(super) fn begin<L>(slot: &'s KvSlot<L>) -> Option<Self> {
+        // ORDERING: P8 (round's begin): ordered before the take by the slot's local lock, which a barrier takes too.
+        slot.reaping
+            .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+            .then_some(Self {
+                reaping: &slot.reaping,
+                reaps: &slot.reaps,
+            })
+    }
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        // ORDERING: P8 (round's end / barrier): everything freed before is seen freed.
+        self.reaps.fetch_add(1, Ordering::Release);
+        // ORDERING: P8 (round's end / barrier).
+        self.reaping.store(0, Ordering::Release);
+    }
+}
+
+/// What a barrier has taken out. Given back if the barrier never gets to free it: its wait panics inside a section.
+pub(super) struct Taken<'i, C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
+    inner: &'i Inner<C, P, R, O>,
+    pub(super) batch: Batch,
+}
+
+impl<'i, C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Taken<'i, C, P, R, O> {
+    pub(super) fn new(inner: &'i Inner<C, P, R, O>) -> Self {
+        Self {
+            inner,
+            batch: Batch::new(),
+        }
+    }
+
+    pub(super) fn into_batch(mut self) -> Batch {
+        core::mem::replace(&mut self.batch, Batch::new())
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Drop for Taken<'_, C, P, R, O> {
+    fn drop(&mut self) {
+        if !self.batch.is_empty() {
+            let batch = core::mem::replace(&mut self.batch, Batch::new());
+            self.inner.orphans.lock().put_back(batch);
+            self.inner.config.watch(false);
+        }
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
+    /// Waits until the round that is on at this slot, if any, has ended (I1).
+    pub(super) fn await_round(&self, slot: &KvSlot<C::Lock>) {
+        // ORDERING: P8 (round's end / barrier): Acquire, here and below.
+        let reaps = slot.reaps.load(Ordering::Acquire);
+        let backoff = Backoff::new();
+        // ORDERING: P8 (round's end / barrier).
+        while slot.reaping.load(Ordering::Acquire) != 0
+            // ORDERING: P8 (round's end / barrier).
+            && slot.reaps.load(Ordering::Acquire) == reaps
+        {
+            self.config.pause(&backoff);
+        }
+    }
+
+    /// Frees a batch whose grace period is over, and gives its blocks back, empty. No lock of a slot is held.
+    pub(super) fn free(&self, mut batch: Batch) -> Line {
+        let mut empty = Line::new();
+        while let Some(mut block) = batch.blocks.pop() {
+            // SAFETY: taken out, so ours.
+            let b = unsafe { block.as_mut() };
+            debug_assert!(self.rcu.poll(b.cookie), "T2: freed before its grace period");
+            self.counters.block_freed(b.nr_objects());
+            // SAFETY: the block's cookie is done.
+            let panicked = unsafe { b.free_all(&self.objects) };
+            self.counters.panicked(panicked);
+            empty.push(block);
+        }
+        self.free_heads(batch.heads);
+        empty
+    }
+
+    /// Adds blocks for a slot that found none (K7), without waiting for memory (T3).
+    pub(super) fn refill(&self, empty: &mut Line) {
+        let req = PageReq::new(Order::ZERO).attempt(Attempt::NoWait);
+        while empty.len() < STOCK {
+            let Ok(page) = self.pages.alloc(req) else {
+                return;
+            };
+            // SAFETY: a page of our own, just allocated.
+            empty.push(unsafe { Block::init(page, Kind::Small) });
+        }
+    }
+
+    pub(super) fn free_blocks(&self, mut blocks: Line) {
+        while let Some(block) = blocks.pop() {
+            // SAFETY: a block is a page of this allocator, empty and ours.
+            unsafe { self.pages.free(block.cast::<Block>().cast(), Order::ZERO) };
+        }
+    }
+
+    /// Frees objects linked by their heads, gathered for bulk where they only want to be freed.
+    fn free_heads(&self, mut heads: CbList) {
+        let mut gathered = [NonNull::<u8>::dangling(); GATHER];
+        let mut n = 0;
+        while let Some(head) = heads.pop_front() {
+            // SAFETY: a popped head is valid until its object is freed, below.
+            match unsafe { head.as_ref() }.callback() {
+                Callback::Free(offset) => {
+                    // SAFETY: the offset was noted for this head by whoever retired it.
+                    gathered[n] = unsafe { offset.object(head) };
+                    n += 1;
+                    if n == GATHER {
+                        // SAFETY: their grace period is over, and they are freed once.
+                        unsafe { self.objects.free_bulk(&mut gathered) };
+                        n = 0;
+                    }
+                }
+                Callback::Run(func) => {
+                    // SAFETY: its grace period is over, and it is run once.
+                    self.counters.panicked(contained(|| unsafe { func(head) }));
+                }
+                _ => unreachable!("a callback is a function or an offset"),
+            }
+        }
+        if n > 0 {
+            // SAFETY: their grace period is over, and they are freed once.
+            unsafe { self.objects.free_bulk(&mut gathered[..n]) };
+        }
+    }
+}

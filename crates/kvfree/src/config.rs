@@ -1,0 +1,88 @@
+//! How a front end behaves.
+
+use core::fmt;
+use rcu_core::sync::Backoff;
+
+/// Blocks in line before a grace period is asked for: about eight thousand objects.
+const ASK_BLOCKS: usize = 16;
+/// Bytes in line before a grace period is asked for.
+const ASK_BYTES: usize = 512 << 10;
+
+/// What a front end is to do when, and whom it tells.
+///
+/// ```
+/// let config = kvfree::Config::new().ask_after_blocks(4).ask_after_bytes(64 << 10);
+/// ```
+#[derive(Clone, Copy)]
+#[must_use]
+pub struct Config {
+    pub(crate) ask_blocks: usize,
+    pub(crate) ask_bytes: usize,
+    watch: Option<fn(bool)>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Config {
+    /// The defaults: a grace period is asked for after 16 blocks or 512 KiB in one slot; nobody watches.
+    pub const fn new() -> Self {
+        Self {
+            ask_blocks: ASK_BLOCKS,
+            ask_bytes: ASK_BYTES,
+            watch: None,
+        }
+    }
+
+    /// How many full blocks may wait in one slot before a grace period is asked for.
+    pub const fn ask_after_blocks(mut self, blocks: usize) -> Self {
+        self.ask_blocks = blocks;
+        self
+    }
+
+    /// How many bytes may wait in one slot before a grace period is asked for.
+    pub const fn ask_after_bytes(mut self, bytes: usize) -> Self {
+        self.ask_bytes = bytes;
+        self
+    }
+
+    /// Whom to tell that something waits from now on, so that [`Kvfree::tick`](crate::Kvfree::tick) has to be called:
+    /// soon if the argument is true, else within the delay of one's choice. Called outside of locks, from any context that
+    /// retires; must not block.
+    pub const fn watched_by(mut self, watch: fn(bool)) -> Self {
+        self.watch = Some(watch);
+        self
+    }
+
+    pub(crate) fn watch(&self, soon: bool) {
+        if let Some(watch) = self.watch {
+            watch(soon);
+        }
+    }
+
+    /// One step of a barrier's waiting.
+    #[expect(
+        clippy::unused_self,
+        reason = "the embedder's own way to wait will come from here"
+    )]
+    pub(crate) fn pause(&self, backoff: &Backoff) {
+        backoff.snooze();
+        #[cfg(feature = "std")]
+        if backoff.is_completed() {
+            std::thread::sleep(core::time::Duration::from_micros(50));
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("ask_blocks", &self.ask_blocks)
+            .field("ask_bytes", &self.ask_bytes)
+            .field("is_watched", &self.watch.is_some())
+            .finish()
+    }
+}

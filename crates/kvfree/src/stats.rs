@@ -1,0 +1,98 @@
+//! What a front end counts.
+
+use crate::waiting::Waiting;
+use core::fmt;
+use rcu_core::sync::atomic::{AtomicUsize, Ordering};
+
+/// Counts of one front end, without what its allocator defers by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KvfreeStats {
+    /// Objects that wait in blocks or by their heads.
+    pub objects_waiting: usize,
+    /// Bytes that wait in blocks.
+    pub bytes_waiting: usize,
+    /// Blocks that were freed.
+    pub blocks_freed: usize,
+    /// Objects that were freed from blocks.
+    pub objects_in_blocks: usize,
+    /// Objects that were linked by their heads.
+    pub by_head: usize,
+    /// Headless objects that had to wait for a grace period of their own.
+    pub synchronized: usize,
+    /// Destructors that panicked (contained under `std`).
+    pub panicked: usize,
+}
+
+impl KvfreeStats {
+    pub(crate) fn add(&mut self, waiting: &Waiting) {
+        self.objects_waiting += waiting.nr_objects();
+        self.bytes_waiting += waiting.bytes();
+    }
+}
+
+impl fmt::Display for KvfreeStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "waiting {} objects, {} bytes in blocks; freed {} blocks of {} objects; by head {}, by synchronize {}, panicked {}",
+            self.objects_waiting,
+            self.bytes_waiting,
+            self.blocks_freed,
+            self.objects_in_blocks,
+            self.by_head,
+            self.synchronized,
+            self.panicked
+        )
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    blocks_freed: AtomicUsize,
+    objects_in_blocks: AtomicUsize,
+    by_head: AtomicUsize,
+    synchronized: AtomicUsize,
+    panicked: AtomicUsize,
+}
+
+/// Adds to a statistic.
+fn add(counter: &AtomicUsize, n: usize) {
+    // ORDERING: Relaxed: a statistic.
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+impl Counters {
+    pub(crate) fn block_freed(&self, objects: usize) {
+        add(&self.blocks_freed, 1);
+        add(&self.objects_in_blocks, objects);
+    }
+
+    pub(crate) fn by_head(&self) {
+        add(&self.by_head, 1);
+    }
+
+    pub(crate) fn synchronized(&self) {
+        add(&self.synchronized, 1);
+    }
+
+    pub(crate) fn panicked(&self, n: usize) {
+        if n > 0 {
+            add(&self.panicked, n);
+        }
+    }
+
+    pub(crate) fn read(&self) -> KvfreeStats {
+        // ORDERING: Relaxed: a statistic.
+        let get = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        KvfreeStats {
+            objects_waiting: 0,
+            bytes_waiting: 0,
+            blocks_freed: get(&self.blocks_freed),
+            objects_in_blocks: get(&self.objects_in_blocks),
+            by_head: get(&self.by_head),
+            synchronized: get(&self.synchronized),
+            panicked: get(&self.panicked),
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! What waits for its grace period in one slot (or among the orphans), and the stock of empty blocks.
+//!
+//! # State
+//! | field | holds | cookie |
+//! |---|---|---|
+//! | `open[kind]` | the block being filled, or null | refreshed at each push |
+//! | `line` | full blocks of objects, oldest first | each block's own |
+//! | `glue` | full blocks of objects with drop glue, oldest first | each block's own |
+//! | `heads` | objects linked by their embedded heads, for want of a block | none yet |
+//! | `sealed` | such objects, sealed together | `sealed_cookie` |
+//! | `stock` | empty blocks, at most [`STOCK`] | – |
+//!
+//! # Invariants
+//! - I1. A batch is filled only before its cookie is taken for the last time: nothing is added to the line or to
+//!   `sealed` while its cookie runs (T1).
+//! - I2. Destructors and functions (`glue`, `heads`) are taken out by those only who may run foreign code: the monitor,
+//!   a barrier, an embedder's tick; never by a thread that retires.
+//! - I3. Everything here was given up by its owner and is freed by whoever takes it out, once.
+
+use crate::block::{Block, Kind, Line, NR_KINDS};
+use crate::objects::DropFn;
+use core::ptr::{self, NonNull};
+use pagealloc::{Attempt, Order, PageAlloc, PageReq};
+use rcu_core::cpu::ZeroInit;
+use rcu_core::{CbList, Cookie, GracePeriod, Head};
+
+/// Empty blocks that a slot keeps (K6).
+#[doc(alias = "rcu_min_cached_objs")]
+pub(crate) const STOCK: usize = 5;
+
+/// What waits in one place.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    open: [*mut Block; NR_KINDS],
+    line: Line,
+    glue: Line,
+    stock: Line,
+    heads: CbList,
+    sealed: CbList,
+    sealed_cookie: Cookie,
+    /// Bytes in the open blocks and in line.
+    bytes: usize,
+    /// Whether a grace period was asked for what is in line.
+    pub(crate) asked: bool,
+    /// No block was to be had since the monitor last came by.
+    starved: bool,
+}
+
+// SAFETY: null blocks, empty lines and lists, a cookie that means nothing while `sealed` is empty, zero and false.
+unsafe impl ZeroInit for Waiting {}
+// SAFETY: what is in here is owned, and may be freed by any thread.
+unsafe impl Send for Waiting {}
+
+/// One object on its way in.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) object: NonNull<u8>,
+    pub(crate) drop: Option<DropFn>,
+    pub(crate) kind: Kind,
+    pub(crate) bytes: usize,
+}
+
+/// What a push has led to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pushed {
+    /// There was nothing in this channel before: somebody has to watch it.
+    pub(crate) first: bool,
+    /// A block went in line.
+    pub(crate) sealed: bool,
+}
+
+/// What has been taken out, to be freed outside of every lock.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) blocks: Line,
+    pub(crate) heads: CbList,
+    /// When all of it may be freed; for batches taken whether ripe or not.
+    pub(crate) cookie: Cookie,
+}
+
+impl Batch {
+    pub(crate) const fn new() -> Self {
+        Self {
+            blocks: Line::new(),
+            heads: CbList::new(),
+            cookie: Cookie::COMPLETED,
+        }
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && self.heads.is_empty()
+    }
+
+    /// Adds a batch that was taken out later.
+    pub(crate) fn append(&mut self, later: Self) {
+        self.blocks.append(later.blocks);
+        self.heads.append(later.heads);
+        self.cookie = later.cookie;
+    }
+}
+
+impl Waiting {
+    pub(crate) const fn new() -> Self {
+        Self {
+            open: [ptr::null_mut(); NR_KINDS],
+            line: Line::new(),
+            glue: Line::new(),
+            stock: Line::new(),
+            heads: CbList::new(),
+            sealed: CbList::new(),
+            sealed_cookie: Cookie::COMPLETED,
+            bytes: 0,
+            asked: false,
+            starved: false,
+        }
+    }
+
+    /// Adds an object to its channel's block, with a fresh cookie. If that is full, the next one comes from the stock,
+    /// or is `spare`, or a page of the slot's own list; `None` if there is none of these.
+    ///
+    /// A block that holds `seal_bytes` is full, however few objects those are.
+    pub(crate) fn push(
+        &mut self,
+        entry: Entry,
+        seal_bytes: usize,
+        gp: &impl GracePeriod,
+        pages: &impl PageAlloc,
+        spare: &mut Option<NonNull<u8>>,
+    ) -> Option<Pushed> {
+        let mut pushed = Pushed::default();
+        let open = self.open[entry.kind as usize];
+        // SAFETY: an open block is owned by this slot.
+        let block = match unsafe { open.as_mut() } {
+            Some(block) if block.room() >= 2 => block,
+            full => {
+                pushed.first = full.is_none();
+                let mut fresh = self.fresh_block(entry.kind, pages, spare)?;
+                if let Some(full) = NonNull::new(open) {
+                    self.line_of(entry.kind).push(full);
+                    pushed.sealed = true;
+                }
+                self.open[entry.kind as usize] = fresh.as_ptr();
+                // SAFETY: fresh, and owned by this slot now.
+                unsafe { fresh.as_mut() }
+            }
+        };
+        block.push(entry.object, entry.drop, entry.bytes, gp.snapshot());
+        self.bytes += entry.bytes;
+        if block.bytes() >= seal_bytes {
+            let heavy = NonNull::from(block);
+            self.open[entry.kind as usize] = ptr::null_mut();
+            self.line_of(entry.kind).push(heavy);
+            pushed.sealed = true;
+        }
+        Some(pushed)
+    }
+
+    const fn line_of(&mut self, kind: Kind) -> &mut Line {
+        match kind {
+            Kind::Glue => &mut self.glue,
+            Kind::Small | Kind::Large => &mut self.line,
+        }
+    }
+
+    fn fresh_block(
+        &mut self,
+        kind: Kind,
+        pages: &impl PageAlloc,
+        spare: &mut Option<NonNull<u8>>,
+    ) -> Option<NonNull<Block>> {
+        let page = match self.stock.pop() {
+            Some(block) => block.cast(),
+            None => match spare.take() {
+                Some(page) => page,
+                None => {
+                    let req = PageReq::new(Order::ZERO).attempt(Attempt::PcpOnly);
+                    let page = pages.alloc(req);
+                    self.starved |= page.is_err();
+                    page.ok()?
+                }
+            },
+        };
+        // SAFETY: a page of our own, from the stock or just allocated.
+        Some(unsafe { Block::init(page, kind) })
+    }
+
+    /// Links an object by its own head; the head says how it is to be freed. True if there was none.
+    ///
+    /// # Safety
+    /// 1. `head` is on no list and valid until popped.
+    pub(crate) unsafe fn push_head(&mut self, head: NonNull<Head>) -> bool {
+        let first = self.heads.is_empty() && self.sealed.is_empty();
+        // SAFETY: the caller's debt 1.
+        unsafe { self.heads.push_back(head) };
+        first
+    }
+
+    /// Links objects by their heads, oldest first.
+    pub(crate) fn push_heads(&mut self, heads: CbList) {
+        self.heads.append(heads);
+    }
+
+    /// How many objects linked by their heads are not sealed yet.
+    pub(crate) const fn nr_heads(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// Takes a batch back that [`Self::take_all`] gave.
+    pub(crate) fn put_back(&mut self, batch: Batch) {
+        let (mut blocks, heads) = (batch.blocks, batch.heads);
+        while let Some(block) = blocks.pop() {
+            // SAFETY: a block of a batch is valid and owned by it.
+            self.bytes += unsafe { block.as_ref() }.bytes();
+            // SAFETY: as above.
+            let kind = unsafe { block.as_ref() }.kind();
+            self.line_of(kind).push(block);
+        }
+        self.heads.append(heads);
+    }
+
+    /// Whether nothing waits here.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.line.is_empty()
+            && self.glue.is_empty()
+            && self.heads.is_empty()
+            && self.sealed.is_empty()
+            && self.open.iter().all(|b| b.is_null())
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many objects wait here. Walks the line.
+    pub(crate) fn nr_objects(&self) -> usize {
+        let mut n = self.heads.len() + self.sealed.len();
+        for line in [&self.line, &self.glue] {
+            n += line.iter().map(Block::nr_objects).sum::<usize>();
+        }
+        for open in self.open {
+            // SAFETY: an open block is owned by this slot.
+            n += unsafe { open.as_ref() }.map_or(0, Block::nr_objects);
+        }
+        n
+    }
+
+    pub(crate) const fn blocks_in_line(&self) -> usize {
+        self.line.len() + self.glue.len()
+    }
+
+    /// Puts the open blocks in line as they are, and seals the heads if none are sealed (I1).
+    pub(crate) fn seal(&mut self, gp: &impl GracePeriod) {
+        for kind in [Kind::Small, Kind::Large, Kind::Glue] {
+            let open = core::mem::replace(&mut self.open[kind as usize], ptr::null_mut());
+            if let Some(block) = NonNull::new(open) {
+                self.line_of(kind).push(block);
+            }
+        }
+        self.seal_heads(gp);
+    }
+
+    fn seal_heads(&mut self, gp: &impl GracePeriod) {
+        if self.sealed.is_empty() && !self.heads.is_empty() {
+            self.sealed = self.heads.take();
+            self.sealed_cookie = gp.snapshot();
+        }
+    }
+
+    /// Takes out the objects that are ripe, oldest first, stopping at the first block that is not (K8); with
+    /// `foreign`, also what runs foreign code (I2).
+    pub(crate) fn take_ripe(&mut self, gp: &impl GracePeriod, foreign: bool) -> Batch {
+        let mut batch = Batch::new();
+        self.bytes -= take_ripe_blocks(&mut self.line, &mut batch.blocks, gp);
+        if self.line.is_empty() || !batch.blocks.is_empty() {
+            self.asked = false;
+        }
+        if foreign {
+            self.bytes -= take_ripe_blocks(&mut self.glue, &mut batch.blocks, gp);
+            if !self.sealed.is_empty() && gp.poll(self.sealed_cookie) {
+                batch.heads = self.sealed.take();
+            }
+            self.seal_heads(gp);
+        }
+        batch
+    }
+
+    /// Takes out everything, ripe or not, with a cookie for all of it.
+    pub(crate) fn take_all(&mut self, gp: &impl GracePeriod) -> Batch {
+        self.seal(gp);
+        self.bytes = 0;
+        self.asked = false;
+        let mut heads = self.sealed.take();
+        heads.append(self.heads.take());
+        let mut blocks = self.line.take();
+        blocks.append(self.glue.take());
+        Batch {
+            blocks,
+            heads,
+            cookie: gp.snapshot(),
+        }
+    }
+
+    /// Takes over what waits in `other`, whose slot is no more.
+    pub(crate) fn merge(&mut self, other: &mut Self, gp: &impl GracePeriod) {
+        other.seal(gp);
+        self.line.append(other.line.take());
+        self.glue.append(other.glue.take());
+        self.heads.append(other.sealed.take());
+        self.heads.append(other.heads.take());
+        self.bytes += core::mem::take(&mut other.bytes);
+        other.asked = false;
+    }
+
+    /// Whether something in line waits for a grace period that nobody has asked for.
+    pub(crate) fn wants_grace_period(&self, gp: &impl GracePeriod) -> bool {
+        let unripe = |line: &Line| line.first().is_some_and(|b| !gp.poll(b.cookie));
+        unripe(&self.line)
+            || unripe(&self.glue)
+            || (!self.sealed.is_empty() && !gp.poll(self.sealed_cookie))
+    }
+
+    /// Keeps empty blocks until the stock is full.
+    pub(crate) fn restock(&mut self, empty: &mut Line) {
+        while self.stock.len() < STOCK
+            && let Some(block) = empty.pop()
+        {
+            self.stock.push(block);
+        }
+    }
+
+    /// Whether no block was to be had since the last time this was asked.
+    pub(crate) const fn take_starved(&mut self) -> bool {
+        core::mem::replace(&mut self.starved, false)
+    }
+
+    /// Gives the stock up.
+    pub(crate) const fn take_stock(&mut self) -> Line {
+        self.stock.take()
+    }
+}
+
+/// Moves the ripe front of `line` to `ripe`; returns how many bytes wait in it.
+fn take_ripe_blocks(line: &mut Line, ripe: &mut Line, gp: &impl GracePeriod) -> usize {
+    let mut bytes = 0;
+    while line.first().is_some_and(|b| gp.poll(b.cookie)) {
+        let Some(block) = line.pop() else { break };
+        // SAFETY: a block in line is valid and owned by it.
+        bytes += unsafe { block.as_ref() }.bytes();
+        ripe.push(block);
+    }
+    bytes
+}

@@ -1,0 +1,152 @@
+//! Slots, local cells and hook lists, one thread at a time.
+
+#![cfg(not(loom))]
+
+use rcu_core::cpu::{
+    BiasedLock, Cpus, HookList, LocalCell, LocalLock, OfflineHook, OneCpu, PerSlot, Slot, SpinLock,
+    SpinMutex, UpLock,
+};
+use std::cell::Cell;
+use std::ptr::NonNull;
+
+/// An owner that an interrupt runs over, at each point inside.
+fn reentrance<L: LocalLock>(lock: L) {
+    let mut cell = LocalCell::new(lock, vec![0]);
+    {
+        // SAFETY: this thread is the only owner.
+        let mut owner = unsafe { cell.try_enter() }.expect("nobody is inside");
+        owner.push(1);
+        // SAFETY: as above; this is the interrupt.
+        let again = unsafe { cell.try_enter() };
+        assert!(again.is_none() && cell.try_visit().is_none());
+        assert_eq!(format!("{cell:?}"), "LocalCell(<busy>)");
+        owner.push(2);
+    }
+    {
+        let mut visitor = cell.visit();
+        // SAFETY: as above.
+        assert!(unsafe { cell.try_enter() }.is_none());
+        visitor.push(3);
+    }
+    assert_eq!(format!("{cell:?}"), "LocalCell([0, 1, 2, 3])");
+    assert_eq!(cell.get_mut().len(), 4);
+}
+
+#[test]
+fn t26_up_lock_sees_reentrance() {
+    reentrance(UpLock::new());
+}
+
+#[test]
+fn the_other_locks_see_reentrance_too() {
+    reentrance(BiasedLock::new());
+    reentrance(SpinLock::new());
+}
+
+#[test]
+fn a_cell_is_left_when_its_user_panics() {
+    let cell = LocalCell::new(BiasedLock::new(), 0);
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        // SAFETY: this thread is the only owner.
+        let _owner = unsafe { cell.try_enter() };
+        panic!("inside");
+    }));
+    assert!(panicked.is_err() && cell.try_visit().is_some());
+}
+
+#[test]
+fn a_mutex_is_free_again_after_its_guard() {
+    let mut mutex = SpinMutex::new(1);
+    {
+        let mut guard = mutex.lock();
+        *guard += 1;
+        assert!(mutex.try_lock().is_none());
+    }
+    *mutex.try_lock().unwrap() += 1;
+    *mutex.get_mut() += 1;
+    assert_eq!(mutex.into_inner(), 4);
+}
+
+#[test]
+fn one_cpu_has_one_slot() {
+    // SAFETY: this value is used here only.
+    let cpus = unsafe { OneCpu::new() };
+    assert_eq!((cpus.nr_slots(), cpus.current()), (1, Some(Slot::new(0))));
+    assert_eq!((&&cpus).current(), Some(Slot::new(0)));
+}
+
+#[test]
+fn arrays_over_slices_and_zeroed_memory() {
+    let words = [5_u32, 6, 7];
+    let array = PerSlot::from_slice(&words);
+    assert_eq!(array.len(), 3);
+    assert_eq!(array.get(Slot::new(2)), Some(&7));
+    assert_eq!(array.get(Slot::new(3)), None);
+    let all: Vec<_> = array
+        .iter()
+        .map(|(slot, &word)| (slot.index(), word))
+        .collect();
+    assert_eq!(all, [(0, 5), (1, 6), (2, 7)]);
+    assert!(PerSlot::<u32>::from_slice(&[]).is_empty());
+
+    type Element = LocalCell<BiasedLock, [u64; 2]>;
+    let layout = PerSlot::<Element>::layout(4);
+    assert_eq!(layout.size(), 4 * size_of::<Element>());
+    let mut memory = [const { std::mem::MaybeUninit::<Element>::zeroed() }; 4];
+    let base = NonNull::from(&mut memory).cast::<u8>();
+    // SAFETY: four zeroed elements that nothing else refers to until the end of this test.
+    let array = unsafe { PerSlot::<Element>::from_zeroed(base, 4) };
+    array.get(Slot::new(3)).unwrap().visit()[1] = 9;
+    assert_eq!(*array.get(Slot::new(3)).unwrap().visit(), [0, 9]);
+    assert_eq!(*array.get(Slot::new(0)).unwrap().visit(), [0, 0]);
+    assert_eq!(array.as_ptr().cast(), base);
+}
+
+/// A hook that notes its number in order.
+struct Noting {
+    log: Cell<Vec<u32>>,
+    keeps: Cell<bool>,
+}
+
+unsafe fn note(noting: *const (), slot: Slot) -> bool {
+    // SAFETY: the hooks of the test below have a `Noting` that outlives them.
+    let noting = unsafe { &*noting.cast::<Noting>() };
+    let mut log = noting.log.take();
+    log.push(slot.index() as u32);
+    noting.log.set(log);
+    !noting.keeps.get()
+}
+
+#[test]
+fn hooks_run_while_listed_and_say_who_keeps() {
+    let notes: [Noting; 3] = std::array::from_fn(|_| Noting {
+        log: Cell::default(),
+        keeps: Cell::new(false),
+    });
+    // SAFETY: the function is run on this thread only, by this test.
+    let hooks = notes
+        .each_ref()
+        .map(|n| unsafe { OfflineHook::new(note, (&raw const *n).cast()) });
+    let list = HookList::new();
+    for hook in &hooks {
+        // SAFETY: the hooks outlive the list's use, and each is added once.
+        unsafe { list.add(NonNull::from(hook)) };
+    }
+    let run = |slot| {
+        // SAFETY: nobody else is on any slot here.
+        unsafe { list.run(Slot::new(slot)) }
+    };
+    assert_eq!(run(4), 0);
+    notes[0].keeps.set(true);
+    notes[2].keeps.set(true);
+    assert_eq!(run(5), 2);
+    list.remove(NonNull::from(&hooks[1]));
+    list.remove(NonNull::from(&hooks[1]));
+    assert_eq!(run(6), 2);
+    list.remove(NonNull::from(&hooks[2]));
+    assert_eq!(run(7), 1);
+    list.remove(NonNull::from(&hooks[0]));
+    assert_eq!(run(8), 0);
+    let logs = notes.map(|n| n.log.take());
+    assert_eq!(logs, [vec![4, 5, 6, 7], vec![4, 5], vec![4, 5, 6]]);
+}
