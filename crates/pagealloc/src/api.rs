@@ -42,6 +42,12 @@ impl Order {
         Some(Self(pages.next_power_of_two().trailing_zeros() as u8))
     }
 
+    /// The order `index`, which the caller knows to be at most [`Self::MAX`].
+    pub(crate) const fn at(index: usize) -> Self {
+        debug_assert!(index <= Self::MAX.0 as usize);
+        Self(index as u8)
+    }
+
     /// The logarithm, as an index.
     #[inline]
     #[must_use]

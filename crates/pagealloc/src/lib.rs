@@ -2,5 +2,23 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod api;
+mod broken;
+mod buddy;
+pub mod conformance;
+mod frames;
+mod index;
+mod meta;
+mod pcp;
+mod runs;
+mod shared;
+mod source;
+mod stash;
+mod stats;
+mod zone;
 
 pub use api::{AllocError, Attempt, Order, PAGE_SHIFT, PAGE_SIZE, PageAlloc, PageReq, PageTag};
+#[cfg(all(feature = "std", target_os = "linux"))]
+pub use source::Mmap;
+pub use source::{Failing, Fixed, Range, Source, SourceError, Span};
+pub use stats::{AttemptStats, ZoneStats};
+pub use zone::{Zone, ZoneError};

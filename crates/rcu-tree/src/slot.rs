@@ -10,7 +10,9 @@ use rcu_core::{Head, SegList};
 
 /// One slot of a tree. The reader's word has a line of its own; the rest is touched when
 /// callbacks are queued or run, or when a grace period finds the reader inside.
-#[repr(C)]
+///
+/// Its size is a power of two, so that a slot's address is a shift and an addition.
+#[repr(C, align(256))]
 pub struct TreeSlot<L> {
     pub(crate) reader: CachePadded<ReaderWord>,
     pub(crate) callbacks: LocalCell<L, SegList>,
@@ -20,6 +22,9 @@ pub struct TreeSlot<L> {
     pub(crate) first_seen: AtomicUsize,
     pub(crate) barrier: BarrierHead,
 }
+
+#[cfg(not(loom))]
+static_assertions::const_assert!(size_of::<TreeSlot<rcu_core::cpu::BiasedLock>>().is_power_of_two());
 
 impl<L: LocalLock> TreeSlot<L> {
     rcu_core::const_fn! {

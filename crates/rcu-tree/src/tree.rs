@@ -404,7 +404,7 @@ unsafe impl<C: Cpus> Rcu for Tree<'_, C> {
 
     #[inline(always)]
     fn enter(&self) -> Token {
-        if let Some(slot) = self.cpus.current() {
+        if let Some(slot) = self.cpus.current_if_online() {
             // SAFETY: `Cpus` guarantees slots below `nr_slots`, which is the array's length.
             let own = unsafe { self.slots.get_unchecked(slot) };
             if own.reader.enter() == Outcome::Done {

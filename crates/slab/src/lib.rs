@@ -1,1 +1,24 @@
-//! TBD
+#![doc = include_str!("../README.md")]
+#![cfg_attr(not(any(feature = "std", test)), no_std)]
+
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+mod barn;
+mod cache;
+mod config;
+mod fault;
+mod inbox;
+mod kmalloc;
+mod pool;
+mod sheaf;
+mod slabs;
+mod stats;
+mod typed;
+
+pub use cache::{Busy, RawCache};
+pub use config::{CacheConfig, MAX_OBJECT_BYTES};
+pub use kmalloc::{CLASS_BYTES, Kmalloc, KmallocStats, MAX_CLASS_BYTES, NR_CLASSES};
+pub use stats::CacheStats;
+pub use typed::{AllocFailed, Cache};

@@ -18,7 +18,7 @@ mod threads;
 pub use hooks::{HookList, OfflineHook};
 pub use local::{LocalCell, OwnerGuard, VisitorGuard};
 pub use lock::{BiasedLock, LocalLock, SpinGuard, SpinLock, SpinMutex, UpLock};
-pub use per_slot::{PerSlot, ZeroInit};
+pub use per_slot::{PerSlot, ZeroInit, in_register};
 #[cfg(all(feature = "std", not(loom)))]
 pub use threads::{MAX_THREAD_SLOTS, Threads};
 
@@ -54,7 +54,8 @@ impl Slot {
 ///
 /// # Guarantees
 /// An implementer promises, and callers' soundness rests on it:
-/// 1. `nr_slots` never changes, and every slot that `current` returns is below it.
+/// 1. `nr_slots` never changes, and every slot that `current` returns is below it; what holds for `current` holds
+///    for `current_if_online`.
 /// 2. If `Self::Lock` says that it needs an exclusive owner ([`LocalLock::NEEDS_OWNER`]), then two
 ///    threads of execution never have the same `current()` slot at the same time, interrupts and
 ///    signal handlers on top of one thread excepted; a slot that passes from one to the next does
@@ -75,6 +76,13 @@ pub unsafe trait Cpus {
     /// any more because the thread is ending. Callers then take their shared, locked path.
     #[doc(alias = "smp_processor_id")]
     fn current(&self) -> Option<Slot>;
+
+    /// The caller's slot if it has one already: for fast paths, which leave the rest to a slow path that asks
+    /// [`Self::current`]. May say `None` at any time.
+    #[inline(always)]
+    fn current_if_online(&self) -> Option<Slot> {
+        self.current()
+    }
 
     /// Lists `hook`, to be run for each slot that goes offline.
     ///
@@ -108,6 +116,11 @@ unsafe impl<C: Cpus + ?Sized> Cpus for &C {
     #[inline(always)]
     fn current(&self) -> Option<Slot> {
         (**self).current()
+    }
+
+    #[inline(always)]
+    fn current_if_online(&self) -> Option<Slot> {
+        (**self).current_if_online()
     }
 
     unsafe fn add_offline_hook(&self, hook: NonNull<OfflineHook>) {

@@ -56,6 +56,33 @@ unsafe impl<T: ZeroInit> ZeroInit for crossbeam_utils::CachePadded<T> {}
 // SAFETY: under the model checker no array is made from zeroed memory (`from_zeroed` is absent).
 unsafe impl ZeroInit for loom::sync::atomic::AtomicU32 {}
 
+/// The same pointer, computed once and kept in a register.
+///
+/// Every access through it then has the same addressing form, so that processors that forward a store to a load by
+/// form (memory renaming: Intel since Ice Lake, AMD since Zen 2) forward the owner's own words at no cost. A section's
+/// enter and exit around a load took 1.9 ns with an index in one access and not in the other, and 1.1 ns without.
+#[inline(always)]
+#[must_use]
+pub fn in_register<T>(pointer: NonNull<T>) -> NonNull<T> {
+    #[cfg(all(
+        any(target_arch = "x86_64", target_arch = "aarch64"),
+        not(miri),
+        not(loom)
+    ))]
+    {
+        let mut raw = pointer.as_ptr();
+        // SAFETY: an empty template changes nothing and touches no memory.
+        unsafe {
+            core::arch::asm!("/* {0} */", inout(reg) raw,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        // SAFETY: the pointer that went in.
+        return unsafe { NonNull::new_unchecked(raw) };
+    }
+    #[allow(unreachable_code, reason = "where there is no such assembly")]
+    pointer
+}
+
 /// One `T` a slot, in memory that outlives `'a`.
 pub struct PerSlot<'a, T> {
     base: NonNull<T>,
@@ -151,7 +178,7 @@ impl<'a, T> PerSlot<'a, T> {
     pub unsafe fn get_unchecked(&self, slot: Slot) -> &T {
         debug_assert!(slot.index() < self.len);
         // SAFETY: below the length (debt 1), so inside the allocation.
-        let element = unsafe { self.base.add(slot.index()) };
+        let element = in_register(unsafe { self.base.add(slot.index()) });
         // SAFETY: elements are initialised for `'a` (slice, or zeroed `ZeroInit`), and shared.
         unsafe { element.as_ref() }
     }

@@ -134,6 +134,12 @@ unsafe impl Cpus for Threads {
     }
 
     #[inline(always)]
+    fn current_if_online(&self) -> Option<Slot> {
+        let number = SLOT.get();
+        (number < MAX_THREAD_SLOTS as u32).then_some(Slot::new(number))
+    }
+
+    #[inline(always)]
     fn current(&self) -> Option<Slot> {
         let number = SLOT.get();
         if number < MAX_THREAD_SLOTS as u32 {

@@ -1,0 +1,113 @@
+//! Blocks between the zone and the lists, as runs of neighbours.
+//!
+//! Why not block by block: what the zone lock must cover is a few list operations a run; marking the blocks'
+//! heads, most of the work, is done before the lock is taken or after it is released. And a run of neighbours goes back
+//! as a few large blocks that need not be merged one by one. Runs are filled in place: they are large to return.
+
+#![deny(unsafe_code)]
+
+use crate::api::Order;
+use crate::frames::Metas;
+use crate::meta::State;
+use crate::pcp::CHUNK;
+use arrayvec::ArrayVec;
+
+/// Neighbouring free pages in nobody's list, cut in blocks of one order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Run {
+    pub(crate) first: u32,
+    /// One past the last page.
+    pub(crate) end: u32,
+    /// They read as zeroes.
+    pub(crate) zero: bool,
+}
+
+/// At most one run a block of a chunk.
+pub(crate) type Runs = ArrayVec<Run, CHUNK>;
+
+/// The blocks of the runs, in ascending or descending order within each.
+pub(crate) fn blocks(runs: &Runs, order: Order) -> impl DoubleEndedIterator<Item = u32> + use<'_> {
+    let step = order.pages() as u32;
+    runs.iter().flat_map(move |run| {
+        let first = run.first;
+        (0..(run.end - first) >> order.get()).map(move |i| first + i * step)
+    })
+}
+
+/// Marks each block of the runs as being on a slot's list. They have no other user.
+pub(crate) fn cut(runs: &Runs, metas: Metas, order: Order) {
+    for run in runs {
+        let listed = State::listed(order, run.zero);
+        for page in (run.first..run.end).step_by(order.pages()) {
+            metas.at(page).set_state(listed);
+        }
+    }
+}
+
+/// Adds the runs that the blocks form, in the order in which they come, each head unmarked. They
+/// have no other user.
+pub(crate) fn join(blocks: &[u32], metas: Metas, order: Order, runs: &mut Runs) {
+    for &first in blocks {
+        let meta = metas.at(first);
+        let zero = meta.state().is_zero();
+        meta.set_state(State::INSIDE);
+        let end = first + order.pages() as u32;
+        match runs.last_mut() {
+            Some(run) if run.end == first => {
+                run.end = end;
+                run.zero &= zero;
+            }
+            Some(run) if run.first == end => {
+                run.first = first;
+                run.zero &= zero;
+            }
+            _ => runs.push(Run { first, end, zero }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::PageMeta;
+    use core::ptr::NonNull;
+
+    #[test]
+    #[expect(unsafe_code, reason = "metadata has to come from somewhere")]
+    fn runs_join_in_both_directions_and_are_zero_only_as_a_whole() {
+        let mut memory = vec![0_u128; 64];
+        let first = NonNull::new(memory.as_mut_ptr())
+            .unwrap()
+            .cast::<PageMeta>();
+        // SAFETY: zeroed memory for at least 64 metas, which outlives the value.
+        let metas = unsafe { Metas::new(first, 64) };
+        let order = Order::at(1);
+        for (blocks, used, expected) in [
+            (&[8, 10, 12][..], 99, &[(8, 14, true)][..]),
+            (&[12, 10, 8], 99, &[(8, 14, true)]),
+            (&[8, 10, 12], 12, &[(8, 14, false)]),
+            (&[12, 10, 8], 8, &[(8, 14, false)]),
+            (&[8, 12, 10], 8, &[(8, 10, false), (10, 14, true)]),
+            (&[], 99, &[]),
+        ] {
+            for &block in blocks {
+                metas
+                    .at(block)
+                    .set_state(State::listed(order, block != used));
+            }
+            let mut runs = Runs::new();
+            join(blocks, metas, order, &mut runs);
+            let got: Vec<_> = runs.iter().map(|r| (r.first, r.end, r.zero)).collect();
+            assert_eq!(got, expected, "{blocks:?}");
+            assert!(blocks.iter().all(|&b| metas.at(b).state() == State::INSIDE));
+
+            cut(&runs, metas, order);
+            let mut cut: Vec<u32> = super::blocks(&runs, order).collect();
+            assert!(cut.iter().all(|&b| metas.at(b).state().order() == order));
+            cut.sort_unstable();
+            let mut blocks = blocks.to_vec();
+            blocks.sort_unstable();
+            assert_eq!(cut, blocks);
+        }
+    }
+}

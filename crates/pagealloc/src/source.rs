@@ -1,0 +1,123 @@
+//! Where a zone's memory comes from.
+
+mod failing;
+mod fixed;
+#[cfg(all(feature = "std", target_os = "linux"))]
+mod mmap;
+
+pub use failing::Failing;
+pub use fixed::Fixed;
+#[cfg(all(feature = "std", target_os = "linux"))]
+pub use mmap::Mmap;
+
+use core::alloc::Layout;
+use core::fmt;
+use core::ptr::NonNull;
+
+/// All the addresses that a source's pages can ever have.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// The first byte, page-aligned.
+    pub base: NonNull<u8>,
+    /// How many pages follow.
+    pub pages: usize,
+}
+
+/// Pages of a span that became usable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Range {
+    /// The first page, counted from the span's start.
+    pub first: usize,
+    /// How many.
+    pub pages: usize,
+    /// Whether they read as zeroes.
+    pub zeroed: bool,
+}
+
+/// Why a source did not give memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The region or reservation has no bytes.
+    Empty,
+    /// The region's end, or the size rounded up to pages, is past the end of the address space.
+    Overflow,
+    /// The region's start or size is not a multiple of the page size.
+    Misaligned,
+    /// The zone's own structures need this many bytes, and the region has fewer.
+    TooSmall {
+        /// Bytes needed.
+        needed: usize,
+    },
+    /// Everything has been given.
+    Exhausted,
+    /// The operating system refused, with this error number.
+    System(i32),
+}
+
+impl fmt::Display for SourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the region is empty"),
+            Self::Overflow => f.write_str("the region ends past the end of the address space"),
+            Self::Misaligned => f.write_str("the region is not made of whole, aligned pages"),
+            Self::TooSmall { needed } => write!(
+                f,
+                "the region is too small: the zone's own structures need {needed} bytes"
+            ),
+            Self::Exhausted => f.write_str("the source has given all its memory"),
+            Self::System(errno) => write!(f, "the system refused memory (error {errno})"),
+        }
+    }
+}
+
+impl core::error::Error for SourceError {}
+
+/// Gives a zone memory: the seam between it and the machine.
+///
+/// Production: [`Mmap`](https://docs.rs/pagealloc), lazily, a range at a time. Minimal: [`Fixed`], a region of the
+/// caller's. For tests: [`Failing`] around another one. The memory goes back when the source is dropped.
+///
+/// # Safety
+/// An implementer keeps the guarantees below.
+///
+/// # Guarantees
+/// 1. `span` is constant, its base page-aligned, its pages one allocation's (so that one pointer reaches all of them).
+/// 2. `metadata` gives zeroed memory of the layout asked for, valid for reads and writes until the source is dropped, and
+///    disjoint from every range. It succeeds at most once.
+/// 3. Ranges lie in the span, are disjoint, and are valid for reads and writes until the source is dropped. `zeroed` is
+///    true only of pages that read as zeroes.
+/// 4. Moving the source moves none of this memory.
+pub unsafe trait Source {
+    /// The addresses that ranges will have.
+    fn span(&self) -> Span;
+
+    /// Memory for the zone's own structures, about 16 bytes for each page of the span. Called once, before any `grow`.
+    ///
+    /// # Errors
+    /// There is too little; nothing has changed then.
+    fn metadata(&self, layout: Layout) -> Result<NonNull<u8>, SourceError>;
+
+    /// The next range, of at least `min_pages` pages if that is possible. May make system calls.
+    ///
+    /// # Errors
+    /// There is no more now; nothing has changed then.
+    #[doc(alias = "online_pages")]
+    fn grow(&self, min_pages: usize) -> Result<Range, SourceError>;
+
+    /// Whether a new zone should take every range at once, rather than when it runs dry.
+    fn is_eager(&self) -> bool {
+        false
+    }
+
+    /// Gives the pages' memory back to the system while keeping them usable; true if they read as
+    /// zeroes from now on. The default keeps the memory.
+    ///
+    /// # Safety
+    /// 1. `range` lies in ranges that `grow` gave, and nothing in it is in use.
+    #[doc(alias = "MADV_DONTNEED")]
+    unsafe fn decommit(&self, range: Range) -> bool {
+        let _ = range;
+        false
+    }
+}

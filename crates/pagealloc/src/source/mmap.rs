@@ -1,0 +1,254 @@
+//! Anonymous memory of the operating system: a large reservation, made usable chunk by chunk.
+
+use super::{Range, Source, SourceError, Span};
+use crate::api::{Order, PAGE_SHIFT};
+use core::alloc::Layout;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicUsize, Ordering};
+use rcu_core::cpu::SpinMutex;
+
+/// Bytes that one `grow` makes usable, and the alignment of all of them: the largest block, so that
+/// every chunk is one free block and a grown zone starts unfragmented.
+const CHUNK: usize = Order::MAX.bytes();
+const CHUNK_PAGES: usize = CHUNK >> PAGE_SHIFT;
+
+/// What [`Mmap::new`] reserves if it can: more than most machines have, and only addresses.
+const RESERVE: usize = if usize::BITS >= 64 {
+    64 << 30
+} else {
+    512 << 20
+};
+/// Below this, halving stops and the system's refusal is reported.
+const LEAST: usize = 16 * CHUNK;
+
+/// Memory from `mmap(2)`: addresses reserved at once, memory when it is touched first.
+///
+/// Nothing counts as used before it is: neither the span nor its metadata (a 256th of it).
+#[derive(Debug)]
+pub struct Mmap {
+    /// Kept for its end.
+    _span: Mapping,
+    /// The first chunk, 4 MiB aligned, inside `_span`.
+    base: NonNull<u8>,
+    chunks: usize,
+    next: AtomicUsize,
+    metadata: SpinMutex<Option<Mapping>>,
+}
+
+// SAFETY: the mappings belong to this value; chunks are handed out by the atomic `next`.
+unsafe impl Send for Mmap {}
+// SAFETY: as above.
+unsafe impl Sync for Mmap {}
+
+impl Mmap {
+    /// Reserves 64 GiB of addresses, or what a limit on them allows (leaving as much again to others).
+    ///
+    /// # Errors
+    /// [`SourceError::System`] if not even 64 MiB can be reserved.
+    pub fn new() -> Result<Self, SourceError> {
+        let mut size = RESERVE;
+        loop {
+            match Self::reserve(size) {
+                // Somebody limits addresses: leave half of what there is to the rest of the program.
+                Ok(source) if size < RESERVE => {
+                    drop(source);
+                    return Self::reserve(size / 2);
+                }
+                Ok(source) => return Ok(source),
+                Err(_) if size > LEAST => size /= 2,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Reserves `size_bytes` of addresses, rounded up to 4 MiB: the most the zone can ever grow to.
+    ///
+    /// # Errors
+    /// [`SourceError::Empty`], [`SourceError::Overflow`], or [`SourceError::System`].
+    pub fn reserve(size_bytes: usize) -> Result<Self, SourceError> {
+        if size_bytes == 0 {
+            return Err(SourceError::Empty);
+        }
+        let chunks = size_bytes.div_ceil(CHUNK);
+        let size = chunks.checked_add(1).and_then(|n| n.checked_mul(CHUNK));
+        let size = size.ok_or(SourceError::Overflow)?;
+        let span = Mapping::new(size, libc::PROT_NONE)?;
+        let skip = span.start.align_offset(CHUNK);
+        // SAFETY: `skip` is less than `CHUNK`, of which the mapping has one more than the span.
+        let base = unsafe { span.start.add(skip) };
+        Ok(Self {
+            _span: span,
+            base,
+            chunks,
+            next: AtomicUsize::new(0),
+            metadata: SpinMutex::new(None),
+        })
+    }
+
+    /// Bytes of addresses reserved: the most the zone can grow to.
+    #[must_use]
+    pub const fn reserved_bytes(&self) -> usize {
+        self.chunks * CHUNK
+    }
+
+    /// The address of `range`.
+    fn address(&self, range: Range) -> *mut libc::c_void {
+        debug_assert!((range.first + range.pages) << PAGE_SHIFT <= self.reserved_bytes());
+        // SAFETY: ranges lie in the span.
+        let start = unsafe { self.base.add(range.first << PAGE_SHIFT) };
+        start.as_ptr().cast()
+    }
+}
+
+// SAFETY: 1 and 4: one mapping, aligned by its constructor; 2: a fresh mapping, kept until drop; 3: chunks are taken
+// off `next` once, lie in the span, and are fresh anonymous memory, so zero.
+unsafe impl Source for Mmap {
+    fn span(&self) -> Span {
+        Span {
+            base: self.base,
+            pages: self.chunks * CHUNK_PAGES,
+        }
+    }
+
+    fn metadata(&self, layout: Layout) -> Result<NonNull<u8>, SourceError> {
+        let mut metadata = self.metadata.lock();
+        if metadata.is_some() {
+            return Err(SourceError::Exhausted);
+        }
+        debug_assert!(layout.align() <= 4096, "a mapping is page-aligned");
+        let mapping = Mapping::new(layout.size(), libc::PROT_READ | libc::PROT_WRITE)?;
+        // Metadata is touched here and there: a huge page would commit 2 MiB for each spot.
+        // SAFETY: the mapping is ours; the advice changes no contents. A refusal costs memory only.
+        let _ = unsafe {
+            libc::madvise(
+                mapping.start.as_ptr().cast(),
+                mapping.len,
+                libc::MADV_NOHUGEPAGE,
+            )
+        };
+        let start = mapping.start;
+        *metadata = Some(mapping);
+        Ok(start)
+    }
+
+    fn grow(&self, min_pages: usize) -> Result<Range, SourceError> {
+        let chunks = min_pages.div_ceil(CHUNK_PAGES).max(1);
+        // ORDERING: Relaxed: the addresses were this source's before; the count publishes nothing.
+        let first = self
+            .next
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+                (chunks <= self.chunks - next).then(|| next + chunks)
+            })
+            .map_err(|_| SourceError::Exhausted)?;
+        let range = Range {
+            first: first * CHUNK_PAGES,
+            pages: chunks * CHUNK_PAGES,
+            zeroed: true,
+        };
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the range lies in our mapping, and nobody has it yet.
+        let rc = unsafe { libc::mprotect(self.address(range), range.pages << PAGE_SHIFT, prot) };
+        if rc == 0 {
+            return Ok(range);
+        }
+        let error = errno();
+        // Only addresses are lost if somebody took a later chunk meanwhile.
+        // ORDERING: Relaxed: as above.
+        let _ =
+            self.next
+                .compare_exchange(first + chunks, first, Ordering::Relaxed, Ordering::Relaxed);
+        Err(error)
+    }
+
+    unsafe fn decommit(&self, range: Range) -> bool {
+        let len = range.pages << PAGE_SHIFT;
+        // SAFETY: the range lies in our mapping and is unused (debt 1); it reads as zeroes afterwards.
+        unsafe { libc::madvise(self.address(range), len, libc::MADV_DONTNEED) == 0 }
+    }
+}
+
+/// A mapping that ends with the value.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping may be used and ended from any thread.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    fn new(len: usize, prot: libc::c_int) -> Result<Self, SourceError> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh private mapping at an address of the kernel's choice.
+        let start = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(errno());
+        }
+        match NonNull::new(start.cast()) {
+            Some(start) => Ok(Self { start, len }),
+            None => Err(SourceError::System(libc::EFAULT)),
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and its user is gone with the value that held it.
+        let rc = unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert_eq!(rc, 0, "unmapping our own mapping");
+    }
+}
+
+fn errno() -> SourceError {
+    SourceError::System(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reservation_grows_by_aligned_chunks_until_it_is_used_up() {
+        let source = Mmap::reserve(2 * CHUNK - 1).unwrap();
+        assert_eq!(source.reserved_bytes(), 2 * CHUNK);
+        assert_eq!(source.base.as_ptr().addr() % CHUNK, 0);
+        for first in [0, CHUNK_PAGES] {
+            let range = source.grow(1).unwrap();
+            assert_eq!((range.first, range.pages), (first, CHUNK_PAGES));
+            let byte = source.address(range).cast::<u8>();
+            // SAFETY: the range is usable now.
+            unsafe { byte.write(1) };
+            // SAFETY: nothing in the range is in use.
+            assert!(unsafe { source.decommit(range) });
+            // SAFETY: still usable.
+            assert_eq!(unsafe { byte.read() }, 0);
+        }
+        assert_eq!(source.grow(1), Err(SourceError::Exhausted));
+    }
+
+    #[test]
+    fn bad_sizes_are_told_apart() {
+        assert_eq!(Mmap::reserve(0).unwrap_err(), SourceError::Empty);
+        assert_eq!(
+            Mmap::reserve(usize::MAX).unwrap_err(),
+            SourceError::Overflow
+        );
+        assert!(matches!(
+            Mmap::reserve(1 << 60).unwrap_err(),
+            SourceError::System(_)
+        ));
+    }
+
+    #[test]
+    fn metadata_comes_once_and_zeroed() {
+        let source = Mmap::reserve(1).unwrap();
+        let layout = Layout::from_size_align(1 << 20, 128).unwrap();
+        let start = source.metadata(layout).unwrap();
+        // SAFETY: a mebibyte was given.
+        let last = unsafe { start.add((1 << 20) - 1) };
+        // SAFETY: as above, and zeroed memory is initialised.
+        assert_eq!(unsafe { last.read() }, 0);
+        assert_eq!(source.metadata(layout), Err(SourceError::Exhausted));
+    }
+}

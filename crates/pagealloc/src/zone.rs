@@ -1,0 +1,434 @@
+//! The zone: pages of one source, behind lists of every slot.
+//!
+//! The concurrent parts are in [`crate::shared`] and [`crate::stash`]; here are the paths of a hit and the order in which
+//! the others are tried. The [`Attempt`] is looked at only after the slot's list came up empty (or full), as the 2020 discussion of
+//! the no-lock allocation concluded, so that every level's hit is the same code.
+//!
+//! What a hit costs, read from the assembly (x86-64, rustc 1.95, release, `Zone<Threads, Mmap>`, order known at compile time):
+//!
+//! | | loads | stores | branches, all predicted | locked instructions, calls |
+//! |---|---|---|---|---|
+//! | `alloc` | 12: thread's slot, cells, busy, fence mode (2), revoked, length, hits, block, span (3) | 5: busy, length, hits, busy, state | 7 | none |
+//! | `free` | 12: span (3), state, thread's slot, cells, busy, fence mode (2), revoked, length, height | 5: state, busy, block, length, busy | 8 | none |
+//!
+//! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
+//! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
+
+use crate::api::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
+use crate::frames::{Frames, Metas};
+use crate::index::MAX_PAGES;
+use crate::meta::PageMeta;
+use crate::pcp::{Batch, CHUNK, Class};
+use crate::runs::{self, Runs};
+use crate::shared::{Shared, SlotCell, Slots};
+use crate::source::{Range, Source, SourceError, Span};
+use crate::stats::ZoneStats;
+use core::alloc::{Layout, LayoutError};
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+use rcu_core::cpu::{Cpus, Slot};
+
+/// Why a zone could not be made. Nothing has changed then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ZoneError {
+    /// The source has no memory for the zone's own structures, or none at all.
+    Source(SourceError),
+    /// The span is empty, or has more pages than 32 bits can number.
+    Pages(usize),
+}
+
+impl From<SourceError> for ZoneError {
+    fn from(error: SourceError) -> Self {
+        Self::Source(error)
+    }
+}
+
+impl fmt::Display for ZoneError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(error) => error.fmt(f),
+            Self::Pages(pages) => write!(f, "a zone cannot have {pages} pages"),
+        }
+    }
+}
+
+impl core::error::Error for ZoneError {}
+
+/// A page allocator over the memory of one source.
+///
+/// May be moved and shared. When it is dropped, all its memory goes back to the source and with the source, blocks that are still out
+/// included: their addresses must not be used any more.
+///
+/// ```
+/// # #[cfg(all(feature = "std", target_os = "linux"))] {
+/// use pagealloc::{Attempt, Mmap, Order, PageAlloc, PageReq, Zone};
+/// use rcu_core::cpu::Threads;
+///
+/// let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+/// let page = zone.alloc(PageReq::new(Order::ZERO)).unwrap();
+/// // SAFETY: the page came from this zone with this order, and is not used any more.
+/// unsafe { zone.free(page, Order::ZERO) };
+/// // Now this thread's list has pages: no lock need be touched.
+/// let page = zone.alloc(PageReq::new(Order::ZERO).attempt(Attempt::PcpOnly)).unwrap();
+/// # // SAFETY: as above.
+/// # unsafe { zone.free(page, Order::ZERO) };
+/// # }
+/// ```
+#[doc(alias = "struct zone")]
+pub struct Zone<C: Cpus, S: Source> {
+    // What a hit needs, without a detour through `shared`.
+    frames: Frames,
+    slots: Slots<C::Lock>,
+    shared: NonNull<Shared<C::Lock>>,
+    cpus: C,
+    source: S,
+}
+
+// SAFETY: `shared` and `slots` point to `Sync` data in memory that the source keeps until it is dropped.
+unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Send for Zone<C, S> {}
+// SAFETY: as above.
+unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Sync for Zone<C, S> {}
+
+/// Where the zone's structures lie in the source's metadata.
+struct Place {
+    layout: Layout,
+    slots: usize,
+    metas: usize,
+}
+
+impl Place {
+    fn new<C: Cpus>(nr_slots: usize, pages: usize) -> Result<Self, LayoutError> {
+        let shared = Layout::new::<Shared<C::Lock>>();
+        let (layout, slots) = shared.extend(Layout::array::<SlotCell<C::Lock>>(nr_slots)?)?;
+        let (layout, metas) = layout.extend(Layout::array::<PageMeta>(pages)?)?;
+        Ok(Self {
+            layout,
+            slots,
+            metas,
+        })
+    }
+}
+
+impl<C: Cpus, S: Source> Zone<C, S> {
+    /// A zone over the memory of `source`, with a list for each slot of `cpus`.
+    ///
+    /// # Errors
+    /// [`ZoneError`]; the source is dropped then.
+    pub fn new(cpus: C, source: S) -> Result<Self, ZoneError> {
+        let span = source.span();
+        if span.pages == 0 || span.pages > MAX_PAGES {
+            return Err(ZoneError::Pages(span.pages));
+        }
+        let nr_slots = cpus.nr_slots();
+        let place = Place::new::<C>(nr_slots, span.pages);
+        let place = place.map_err(|_| ZoneError::Pages(span.pages))?;
+        let start = source.metadata(place.layout)?;
+        let shared = start.cast::<Shared<C::Lock>>();
+        // SAFETY: the offset is inside the memory just given (`Source` 2).
+        let slots = unsafe { start.add(place.slots) }.cast();
+        // SAFETY: as above.
+        let metas = unsafe { start.add(place.metas) }.cast();
+        // SAFETY: zeroed memory for the slots' cells, valid while the source lives, which the zone owns;
+        // all copies of the value stay inside the zone.
+        let slots = unsafe { Slots::from_zeroed(slots, nr_slots) };
+        // SAFETY: zeroed memory for one meta a page, valid as above.
+        let metas = unsafe { Metas::new(metas, span.pages as u32) };
+        // SAFETY: the span is one allocation of that many pages (`Source` 1), valid as above.
+        let frames = unsafe { Frames::new(span.base, metas) };
+        let value = Shared::new(shared, frames, slots, span);
+        // SAFETY: the memory was laid out for it, and nobody else has it.
+        unsafe { shared.write(value) };
+        let zone = Self {
+            frames,
+            slots,
+            shared,
+            cpus,
+            source,
+        };
+        // SAFETY: the hook stays in place, in the source's memory, until `drop` took it off; it is on no list yet.
+        unsafe { zone.cpus.add_offline_hook(zone.shared().hook()) };
+        if zone.source.is_eager() {
+            while zone.grow(1).is_ok() {}
+        }
+        Ok(zone)
+    }
+
+    #[inline(always)]
+    fn shared(&self) -> &Shared<C::Lock> {
+        // SAFETY: written in `new`, in memory that lives as long as the source.
+        unsafe { self.shared.as_ref() }
+    }
+
+    /// The zone's source.
+    pub const fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// The addresses that pages of this zone can have.
+    pub fn span(&self) -> Span {
+        self.source.span()
+    }
+
+    /// Moves the pages on one slot's lists into the zone and returns how many. Waits for the slot's owner, a few instructions.
+    #[doc(alias = "drain_pages")]
+    pub fn drain_slot(&self, slot: Slot) -> usize {
+        self.shared().drain_slot(slot)
+    }
+
+    /// Moves the pages on all slots' lists, and in the stash, into the zone and returns how many. Waits for each slot's owner in turn.
+    #[doc(alias = "drain_all_pages")]
+    pub fn drain_all(&self) -> usize {
+        self.shared().drain_all()
+    }
+
+    /// Gives the memory of free blocks of 2 MiB and more back to the system, and returns how many pages that were not
+    /// known to be untouched. They stay usable, and read as zeroes. Makes system calls.
+    pub fn trim(&self) -> usize {
+        let metas = self.frames.metas;
+        let mut trimmed = 0;
+        for order in [Order::at(9), Order::MAX] {
+            let blocks = self.shared().lock().buddy.free_blocks()[order.get()];
+            for _ in 0..blocks {
+                let Some((page, zero)) = self.shared().lock().buddy.take_last(metas, order) else {
+                    break;
+                };
+                let range = Range {
+                    first: page as usize,
+                    pages: order.pages(),
+                    zeroed: zero,
+                };
+                // SAFETY: the block was free and is on no list now, so nothing in it is in use.
+                let given = !zero && unsafe { self.source.decommit(range) };
+                self.shared()
+                    .lock()
+                    .buddy
+                    .put(metas, page, order, zero || given);
+                trimmed += if given { range.pages } else { 0 };
+            }
+        }
+        trimmed
+    }
+
+    /// What the zone holds and how it went. Visits every slot.
+    pub fn stats(&self) -> ZoneStats {
+        let mut stats = ZoneStats::default();
+        let shared = self.shared();
+        shared.counters.report(&mut stats);
+        (stats.list_pages, stats.hits) = shared.listed();
+        stats.stashed_blocks = shared.stash.pushes();
+        let free = shared.lock();
+        stats.total_pages = free.total_pages;
+        stats.free_pages = free.buddy.free_pages();
+        stats.free_blocks = free.buddy.free_blocks();
+        stats.stash_pages = shared.stash.pages();
+        stats
+    }
+
+    /// Pages that the source has given so far.
+    #[doc(alias = "zone_managed_pages")]
+    pub fn total_pages(&self) -> usize {
+        self.shared().lock().total_pages
+    }
+
+    /// Pages free in the zone, those on lists not counted.
+    #[doc(alias = "nr_free_pages")]
+    pub fn free_pages(&self) -> usize {
+        self.shared().lock().buddy.free_pages()
+    }
+
+    /// Pages that are out. Visits every slot; exact if nobody else uses the zone, and then 0 means that every page is back.
+    pub fn nr_allocated(&self) -> usize {
+        self.stats().nr_allocated()
+    }
+
+    /// Holds the zone lock until the value is dropped: for tests which show that somebody does not need it.
+    #[doc(hidden)]
+    pub fn hold_zone_lock(&self) -> impl Sized {
+        self.shared().lock_only()
+    }
+
+    /// The next range from the source.
+    fn grow(&self, min_pages: usize) -> Result<(), SourceError> {
+        let range = self.source.grow(min_pages)?;
+        self.shared().add(range);
+        self.shared().counters.grew();
+        Ok(())
+    }
+
+    /// Allocates where the slot's list had nothing.
+    #[cold]
+    #[inline(never)]
+    fn alloc_slow(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        // SAFETY: the slot is the caller's, just now.
+        let taken = unsafe {
+            self.shared()
+                .take(self.cpus.current(), req.order, req.attempt)
+        };
+        let taken = match taken {
+            Err(AllocError::Exhausted) if req.attempt == Attempt::MayGrow => {
+                self.grow_for(req.order)
+            }
+            other => other,
+        };
+        self.shared().counters.missed(req.attempt, &taken);
+        taken.map(|page| self.frames.hand_out(page, req.order, req.zero))
+    }
+
+    /// Takes a block after growing the zone; if there is nothing to grow by, after draining all lists.
+    fn grow_for(&self, order: Order) -> Result<u32, AllocError> {
+        let take = || {
+            // SAFETY: without a slot there is no debt.
+            unsafe { self.shared().take(None, order, Attempt::NoWait) }
+        };
+        {
+            let _growing = self.shared().growing.lock();
+            loop {
+                // First, for somebody else may have grown the zone while this one waited.
+                if let Ok(page) = take() {
+                    return Ok(page);
+                }
+                if self.grow(order.pages()).is_err() {
+                    break;
+                }
+            }
+        }
+        self.drain_all();
+        take().map_err(|_| AllocError::OutOfMemory)
+    }
+
+    /// Takes up to a chunk of blocks off the slot's list.
+    fn bulk_from_list(&self, order: Order, want: usize) -> Batch {
+        let mut batch = Batch::new();
+        if let (Some(class), Some(slot)) = (Class::of(order), self.cpus.current())
+            // SAFETY: the slot is the caller's, just now.
+            && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
+        {
+            while batch.len() < want.min(CHUNK)
+                && let Some(page) = pcp.pop(class)
+            {
+                batch.push(page);
+            }
+        }
+        batch
+    }
+
+    /// Puts blocks that the caller owns on the slot's list, as far as that goes, and says how many.
+    fn bulk_to_list(&self, order: Order, pages: &[u32]) -> usize {
+        let (Some(class), Some(slot)) = (Class::of(order), self.cpus.current()) else {
+            return 0;
+        };
+        // SAFETY: the slot is the caller's, just now.
+        let Some(mut pcp) = (unsafe { self.slots.enter(slot) }) else {
+            return 0;
+        };
+        let fits = |page: &&u32| pcp.push(class, **page);
+        pages.iter().take_while(fits).count()
+    }
+}
+
+// SAFETY: 1: a block is in one place at a time (`shared` I1), and what comes off a list is the caller's; blocks are
+// aligned by address (`index`), addressed by a pointer to the whole span, and ranges are usable memory (`Source` 3).
+// 2 and 3: the paths of `Shared::take` and `Shared::put`. 4: `meta` I2.
+unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C, S> {
+    #[inline(always)]
+    fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        if let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
+            // SAFETY: the slot is the caller's, just now.
+            && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
+            && let Some(page) = pcp.pop(class)
+        {
+            drop(pcp);
+            return Ok(self.frames.hand_out(page, req.order, req.zero));
+        }
+        self.alloc_slow(req)
+    }
+
+    #[inline(always)]
+    unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
+        let page = self.frames.take_back(block, order);
+        let slot = self.cpus.current();
+        if let (Some(class), Some(slot)) = (Class::of(order), slot)
+            // SAFETY: the slot is the caller's, just now.
+            && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
+            && pcp.push(class, page)
+        {
+            return;
+        }
+        // SAFETY: the slot is the caller's, just now.
+        unsafe { self.shared().put(slot, page, order, attempt) };
+    }
+
+    fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        let (order, mut got, mut lists) = (req.order, 0, true);
+        while got < out.len() {
+            let want = out.len() - got;
+            let before = got;
+            let mut hand_out = |page| {
+                out[got].write(self.frames.hand_out(page, order, req.zero));
+                got += 1;
+            };
+            if lists {
+                let batch = self.bulk_from_list(order, want);
+                lists = !batch.is_empty();
+                batch.into_iter().for_each(&mut hand_out);
+            } else if req.attempt > Attempt::PcpOnly {
+                let mut runs = Runs::new();
+                self.shared()
+                    .take_chunk(order, want, req.attempt, &mut runs);
+                runs::blocks(&runs, order).for_each(&mut hand_out);
+            }
+            if got == before && !lists {
+                // One at a time, with all that a single allocation tries.
+                match self.alloc_slow(req) {
+                    Ok(block) => out[got].write(block),
+                    Err(_) => break,
+                };
+                got += 1;
+            }
+        }
+        got
+    }
+
+    unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
+        for chunk in blocks.chunks(CHUNK) {
+            let mut batch = Batch::new();
+            for &block in chunk {
+                batch.push(self.frames.take_back(block, order));
+            }
+            let listed = self.bulk_to_list(order, &batch);
+            if listed < batch.len() {
+                self.shared().give(&batch[listed..], order);
+            }
+        }
+    }
+
+    unsafe fn set_tag(&self, block: NonNull<u8>, order: Order, tag: PageTag) {
+        self.frames.set_tag(block, order, tag);
+    }
+
+    #[inline]
+    fn tag(&self, address: *const u8) -> Option<PageTag> {
+        self.frames.tag(address)
+    }
+
+    fn order_of(&self, block: *const u8) -> Option<Order> {
+        self.frames.order_of(block)
+    }
+}
+
+impl<C: Cpus, S: Source> Drop for Zone<C, S> {
+    fn drop(&mut self) {
+        // From here on no hook runs, and nobody else refers to the zone: the source may take the memory back.
+        self.cpus.remove_offline_hook(self.shared().hook());
+    }
+}
+
+impl<C: Cpus, S: Source> fmt::Debug for Zone<C, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Zone")
+            .field("frames", &self.frames)
+            .finish_non_exhaustive()
+    }
+}

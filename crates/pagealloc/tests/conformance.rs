@@ -1,0 +1,57 @@
+//! The conformance suite, run by the zone over every source and by a dull twin.
+
+#![cfg(feature = "std")]
+
+mod dull;
+
+use core::mem::MaybeUninit;
+use dull::Dull;
+use pagealloc::{Failing, Fixed, Mmap, Zone, page_alloc_conformance};
+use rcu_core::cpu::{OneCpu, Threads};
+
+fn region(bytes: usize) -> &'static mut [MaybeUninit<u8>] {
+    Vec::leak(vec![MaybeUninit::new(0xa5); bytes])
+}
+
+fn over_mmap() -> Zone<Threads, Mmap> {
+    Zone::new(Threads, Mmap::reserve(256 << 20).unwrap()).unwrap()
+}
+
+/// Lists of full height.
+fn over_large_mmap() -> Zone<Threads, Mmap> {
+    Zone::new(Threads, Mmap::new().unwrap()).unwrap()
+}
+
+fn over_region() -> Zone<Threads, Fixed<'static>> {
+    Zone::new(Threads, Fixed::new(region(40 << 20)).unwrap()).unwrap()
+}
+
+fn over_steps() -> Zone<Threads, Fixed<'static>> {
+    let source = Fixed::new(region(48 << 20)).unwrap().in_steps(1500);
+    Zone::new(Threads, source).unwrap()
+}
+
+fn over_one_failure() -> Zone<Threads, Failing<Mmap>> {
+    // The first growth fails, is reported, and must not matter to the next one.
+    let source = Failing::at(Mmap::reserve(256 << 20).unwrap(), 0);
+    let zone = Zone::new(Threads, source).unwrap();
+    let refused =
+        pagealloc::PageAlloc::alloc(&zone, pagealloc::PageReq::new(pagealloc::Order::MAX));
+    assert_eq!(refused, Err(pagealloc::AllocError::OutOfMemory));
+    zone
+}
+
+fn on_one_cpu() -> Zone<OneCpu, Fixed<'static>> {
+    // SAFETY: each test below uses its zone from its own thread only.
+    let cpu = unsafe { OneCpu::new() };
+    Zone::new(cpu, Fixed::new(region(40 << 20)).unwrap()).unwrap()
+}
+
+page_alloc_conformance!(mmap, over_mmap(), threads);
+page_alloc_conformance!(large_mmap, over_large_mmap(), threads);
+page_alloc_conformance!(static_region, over_region(), threads);
+page_alloc_conformance!(region_in_steps, over_steps(), threads);
+page_alloc_conformance!(failing_once, over_one_failure(), threads);
+page_alloc_conformance!(one_cpu, on_one_cpu());
+page_alloc_conformance!(by_reference, &*Box::leak(Box::new(over_mmap())), threads);
+page_alloc_conformance!(dull_twin, Dull::default(), threads);

@@ -1,0 +1,283 @@
+//! Operation strings against a dull model: the set of blocks that are out.
+
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+use pagealloc::{
+    AllocError, Attempt, Failing, Fixed, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag, Source,
+    Zone,
+};
+use proptest::prelude::*;
+use rcu_core::cpu::{OneCpu, Slot};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Alloc { req: PageReq },
+    AllocBulk { req: PageReq, nr: usize },
+    Free { which: usize, attempt: Attempt },
+    FreeBulk { order: Order, nr: usize },
+    Tag { which: usize, tag: u32 },
+    DrainSlot,
+    DrainAll,
+    Trim,
+}
+
+fn order() -> impl Strategy<Value = Order> {
+    prop_oneof![8 => 0..4_u8, 2 => 4..9_u8, 1 => 9..11_u8].prop_map(|o| Order::new(o).unwrap())
+}
+
+fn attempt() -> impl Strategy<Value = Attempt> {
+    use Attempt::{MayGrow, NoWait, PcpOnly, TryLock};
+    prop_oneof![Just(PcpOnly), Just(TryLock), Just(NoWait), Just(MayGrow)]
+}
+
+fn req() -> impl Strategy<Value = PageReq> {
+    (order(), attempt(), any::<bool>()).prop_map(|(order, attempt, zero)| {
+        let req = PageReq::new(order).attempt(attempt);
+        if zero { req.zeroed() } else { req }
+    })
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        8 => req().prop_map(|req| Op::Alloc { req }),
+        2 => (req(), 0..200_usize).prop_map(|(req, nr)| Op::AllocBulk { req, nr }),
+        7 => (any::<usize>(), attempt()).prop_map(|(which, attempt)| Op::Free { which, attempt }),
+        2 => (order(), 0..200_usize).prop_map(|(order, nr)| Op::FreeBulk { order, nr }),
+        2 => (any::<usize>(), any::<u32>()).prop_map(|(which, tag)| Op::Tag { which, tag }),
+        1 => Just(Op::DrainSlot),
+        1 => Just(Op::DrainAll),
+        1 => Just(Op::Trim),
+    ]
+}
+
+/// A zone and what should be out of it.
+struct Run<S: Source + Send + Sync> {
+    zone: Zone<OneCpu, S>,
+    out: BTreeMap<usize, (NonNull<u8>, Order, u32)>,
+}
+
+impl<S: Source + Send + Sync> Run<S> {
+    fn new(source: S) -> Self {
+        // SAFETY: a run stays in one thread.
+        let cpu = unsafe { OneCpu::new() };
+        Self {
+            zone: Zone::new(cpu, source).unwrap(),
+            out: BTreeMap::new(),
+        }
+    }
+
+    fn pages_out(&self) -> usize {
+        self.out.values().map(|(_, order, _)| order.pages()).sum()
+    }
+
+    /// No overlap, alignment, zeroes; then a mark in the first and the last word.
+    fn came(&mut self, block: NonNull<u8>, req: PageReq) {
+        let (start, size) = (block.addr().get(), req.order.bytes());
+        assert_eq!(start % size, 0);
+        let span = self.zone.span();
+        let offset = start - span.base.addr().get();
+        assert!(offset + size <= span.pages * PAGE_SIZE);
+        if let Some((below, (_, order, _))) = self.out.range(..=start).next_back() {
+            assert!(below + order.bytes() <= start);
+        }
+        if let Some((above, _)) = self.out.range(start..).next() {
+            assert!(start + size <= *above);
+        }
+        if req.zero {
+            // SAFETY: the block is ours, `size` bytes, zeroed.
+            let bytes = unsafe { core::slice::from_raw_parts(block.as_ptr(), size) };
+            assert!(
+                bytes
+                    .iter()
+                    .step_by(509)
+                    .chain(bytes.last())
+                    .all(|&b| b == 0)
+            );
+        }
+        for word in Self::words(block, req.order) {
+            // SAFETY: inside the block.
+            unsafe { word.write(start) };
+        }
+        self.out.insert(start, (block, req.order, 0));
+    }
+
+    fn words(block: NonNull<u8>, order: Order) -> [*mut usize; 2] {
+        let block = block.as_ptr();
+        [0, order.bytes() - size_of::<usize>()].map(|at| block.wrapping_add(at).cast())
+    }
+
+    /// Takes a block out of the model, its mark unharmed.
+    fn going(&mut self, start: usize) -> (NonNull<u8>, Order) {
+        let (block, order, tag) = self.out.remove(&start).unwrap();
+        for word in Self::words(block, order) {
+            // SAFETY: inside the block, written when it came.
+            assert_eq!(unsafe { word.read() }, start);
+        }
+        assert_eq!(self.zone.order_of(block.as_ptr()), Some(order));
+        let last = block.as_ptr().wrapping_add(order.bytes() - 1);
+        assert_eq!(self.zone.tag(last).unwrap().tag, tag);
+        (block, order)
+    }
+
+    fn pick(&self, which: usize) -> Option<usize> {
+        let nr = self.out.len();
+        (nr > 0).then(|| *self.out.keys().nth(which % nr).unwrap())
+    }
+
+    fn free(&mut self, start: usize, attempt: Attempt) {
+        let (block, order) = self.going(start);
+        // SAFETY: the block came from the zone with this order.
+        unsafe { self.zone.free_at(block, order, attempt) };
+    }
+
+    fn step(&mut self, op: &Op) {
+        match *op {
+            Op::Alloc { req } => match self.zone.alloc(req) {
+                Ok(block) => self.came(block, req),
+                Err(error) => self.refused(req, error),
+            },
+            Op::AllocBulk { req, nr } => {
+                let mut places = vec![MaybeUninit::uninit(); nr];
+                let got = self.zone.alloc_bulk(req, &mut places);
+                assert!(got <= nr);
+                for place in &places[..got] {
+                    // SAFETY: filled from the front.
+                    self.came(unsafe { place.assume_init() }, req);
+                }
+            }
+            Op::Free { which, attempt } => {
+                if let Some(start) = self.pick(which) {
+                    self.free(start, attempt);
+                }
+            }
+            Op::FreeBulk { order, nr } => {
+                let starts: Vec<usize> = self
+                    .out
+                    .iter()
+                    .filter_map(|(&start, (_, o, _))| (*o == order).then_some(start))
+                    .take(nr)
+                    .collect();
+                let blocks: Vec<_> = starts.into_iter().map(|s| self.going(s).0).collect();
+                // SAFETY: the blocks came from the zone with this order.
+                unsafe { self.zone.free_bulk(&blocks, order) };
+            }
+            Op::Tag { which, tag } => {
+                if let Some(start) = self.pick(which) {
+                    let entry = self.out.get_mut(&start).unwrap();
+                    entry.2 = tag;
+                    let owner = core::ptr::without_provenance_mut(start);
+                    // SAFETY: the block is out.
+                    unsafe { self.zone.set_tag(entry.0, entry.1, PageTag { owner, tag }) };
+                }
+            }
+            Op::DrainSlot => {
+                self.zone.drain_slot(Slot::new(0));
+                assert_eq!(self.zone.stats().list_pages, 0);
+            }
+            Op::DrainAll => {
+                self.zone.drain_all();
+                let stats = self.zone.stats();
+                assert_eq!((stats.list_pages, stats.stash_pages), (0, 0));
+            }
+            Op::Trim => {
+                self.zone.trim();
+            }
+        }
+        // Conservation.
+        assert_eq!(self.zone.nr_allocated(), self.pages_out());
+    }
+
+    fn refused(&self, req: PageReq, error: AllocError) {
+        match (req.attempt, error) {
+            (Attempt::PcpOnly, AllocError::Empty) => {}
+            (Attempt::TryLock | Attempt::NoWait, AllocError::Exhausted) => {}
+            // Then there really is no page anywhere.
+            (Attempt::MayGrow, AllocError::OutOfMemory) if req.order == Order::ZERO => {
+                assert_eq!(self.zone.total_pages(), self.pages_out());
+            }
+            (Attempt::MayGrow, AllocError::OutOfMemory) => {}
+            _ => panic!("{error:?} for {req:?}"),
+        }
+    }
+
+    /// Frees everything, every other block from the back, and returns how the free pages lie.
+    fn finish(mut self, backwards: bool) -> [usize; 11] {
+        while let Some(start) = self.pick(if backwards { usize::MAX } else { 0 }) {
+            self.free(start, Attempt::NoWait);
+            if let Some(start) = self.pick(self.out.len() / 2) {
+                self.free(start, Attempt::PcpOnly);
+            }
+        }
+        self.zone.drain_all();
+        let stats = self.zone.stats();
+        assert_eq!(stats.nr_allocated(), 0);
+        assert_eq!(stats.free_pages, stats.total_pages);
+        stats.free_blocks
+    }
+}
+
+fn memory(pages: usize) -> Vec<MaybeUninit<u8>> {
+    vec![MaybeUninit::new(0x5a); pages * PAGE_SIZE]
+}
+
+fn cases(n: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases: n,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(96))]
+
+    #[test]
+    fn pages_are_conserved_and_merge_fully(
+        ops in prop::collection::vec(op(), 1..120),
+        pages in 20..4000_usize,
+        backwards in any::<bool>(),
+    ) {
+        let mut memory = memory(pages);
+        let untouched = Run::new(Fixed::new(&mut memory).unwrap()).zone.stats().free_blocks;
+        let mut run = Run::new(Fixed::new(&mut memory).unwrap());
+        ops.iter().for_each(|op| run.step(op));
+        // Free pages lie as if nothing had ever happened, whatever the order of the frees.
+        prop_assert_eq!(run.finish(backwards), untouched);
+    }
+
+    #[test]
+    fn growing_in_steps_is_the_same_as_at_once(
+        ops in prop::collection::vec(op(), 1..60),
+        step in 1..700_usize,
+    ) {
+        let mut memory = memory(2500);
+        let whole = Run::new(Fixed::new(&mut memory).unwrap()).finish(false);
+        let mut run = Run::new(Fixed::new(&mut memory).unwrap().in_steps(step));
+        ops.iter().for_each(|op| run.step(op));
+        // Whatever the source still has, and more than it has.
+        while run.zone.alloc(PageReq::new(Order::ZERO)).map(|block| run.came(block, PageReq::new(Order::ZERO))).is_ok() {}
+        prop_assert_eq!(run.finish(true), whole);
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(12))]
+
+    #[test]
+    fn a_source_may_fail_at_any_point(ops in prop::collection::vec(op(), 1..60)) {
+        let mut memory = memory(1600);
+        let step = 100;
+        for n in 0..18 {
+            for forever in [false, true] {
+                let source = Fixed::new(&mut memory).unwrap().in_steps(step);
+                let source = if forever { Failing::after(source, n) } else { Failing::at(source, n) };
+                let mut run = Run::new(source);
+                ops.iter().for_each(|op| run.step(op));
+                let source = run.zone.source();
+                assert!(source.failures() <= source.calls());
+                run.finish(n % 2 == 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! The barn: sheaves between the slots and the slabs.
+//!
+//! Source: Linux `mm/slub.c` (6.18), `struct node_barn` (facts and constants only).
+//!
+//! # State
+//! | word | meaning | who writes |
+//! |---|---|---|
+//! | `full` | sheaves with objects, free to hand out | under the lock |
+//! | `empty` | sheaves without | under the lock |
+//! | `orphans` | sealed sheaves of slots that went offline, waiting for their cookies | under the lock |
+//! | `left` | sheaves with objects that were left here while the lock was taken | anyone, see [`Inbox`] |
+//!
+//! # Invariants
+//! - I1. Objects in `full` and `left` are free to hand out; objects in `orphans` are not before their sheaf's cookie is done.
+//! - I2. The limits are soft (T18): `left` is taken in whatever its length.
+//!
+//! # Contexts
+//! The lock is taken inside a slot's local lock, and the slabs' lock inside this one. No page is asked for or given
+//! back under it.
+
+use crate::inbox::Inbox;
+use crate::pool::lock;
+use crate::sheaf::{Sheaf, SheafList};
+use pagealloc::Attempt;
+use rcu_core::cpu::{SpinGuard, SpinMutex};
+use rcu_core::{Cookie, GracePeriod};
+
+/// Sheaves with objects that a cache keeps.
+#[doc(alias = "MAX_FULL_SHEAVES")]
+const MAX_FULL: usize = 10;
+/// Sheaves without objects that a cache keeps.
+#[doc(alias = "MAX_EMPTY_SHEAVES")]
+const MAX_EMPTY: usize = 10;
+
+/// What the lock guards.
+#[derive(Debug)]
+pub(crate) struct Stock {
+    full: SheafList,
+    empty: SheafList,
+    pub(crate) orphans: SheafList,
+}
+
+impl Stock {
+    /// Takes a sheaf with objects.
+    pub(crate) fn take_full(&mut self) -> Option<Sheaf> {
+        self.full.pop_front()
+    }
+
+    /// Takes the eldest orphan if its cookie is done.
+    pub(crate) fn take_ripe<G: GracePeriod>(&mut self, gp: &G) -> Option<Sheaf> {
+        let ripe = (self.orphans.first()).is_some_and(|s| gp.poll(s.cookie()));
+        if ripe { self.orphans.pop_front() } else { None }
+    }
+
+    /// Takes a sheaf without objects.
+    pub(crate) fn take_empty(&mut self) -> Option<Sheaf> {
+        self.empty.pop_front()
+    }
+
+    /// Keeps a sheaf without objects, unless there are enough.
+    pub(crate) fn put_empty(&mut self, sheaf: Sheaf) -> Result<(), Sheaf> {
+        // T16: a sheaf that still has objects would lose them here.
+        debug_assert!(sheaf.is_empty(), "T16: objects in an empty sheaf");
+        if self.empty.sheaves() >= MAX_EMPTY {
+            return Err(sheaf);
+        }
+        self.empty.push_front(sheaf);
+        Ok(())
+    }
+
+    /// Keeps a sheaf with objects, unless there are enough.
+    pub(crate) fn put_full(&mut self, sheaf: Sheaf) -> Result<(), Sheaf> {
+        debug_assert!(!sheaf.is_empty(), "I1: no objects in a full sheaf");
+        if self.full.sheaves() >= MAX_FULL {
+            return Err(sheaf);
+        }
+        self.full.push_front(sheaf);
+        Ok(())
+    }
+
+    /// Takes a sheaf with objects in whatever there is already; [`Self::take_surplus`] finds it later.
+    pub(crate) fn add_full(&mut self, sheaf: Sheaf) {
+        debug_assert!(!sheaf.is_empty(), "I1: no objects in a full sheaf");
+        self.full.push_front(sheaf);
+    }
+
+    /// Takes a sheaf with objects if there are more than enough.
+    pub(crate) fn take_surplus(&mut self) -> Option<Sheaf> {
+        if self.full.sheaves() > MAX_FULL {
+            self.full.pop_front()
+        } else {
+            None
+        }
+    }
+
+    /// Takes in every orphan whose cookie is done, and says how many objects that were.
+    pub(crate) fn adopt_ripe<G: GracePeriod>(&mut self, gp: &G) -> usize {
+        let mut objects = 0;
+        // Orphans of several slots: their cookies are in no order, so all are looked at.
+        for _ in 0..self.orphans.sheaves() {
+            let Some(sheaf) = self.orphans.pop_front() else {
+                break;
+            };
+            if gp.poll(sheaf.cookie()) {
+                objects += sheaf.len();
+                self.full.push_front(sheaf);
+            } else {
+                self.orphans.push_back(sheaf);
+            }
+        }
+        objects
+    }
+
+    /// The latest cookie that an orphan waits for.
+    pub(crate) fn latest_orphan(&mut self) -> Option<Cookie> {
+        let mut latest = None;
+        for _ in 0..self.orphans.sheaves() {
+            let Some(sheaf) = self.orphans.pop_front() else {
+                break;
+            };
+            latest = later(latest, Some(sheaf.cookie()));
+            self.orphans.push_back(sheaf);
+        }
+        latest
+    }
+
+    /// How many sheaves with, and without, objects there are.
+    pub(crate) fn sheaves(&self) -> (usize, usize) {
+        (self.full.sheaves(), self.empty.sheaves())
+    }
+
+    /// Objects free to hand out.
+    pub(crate) fn objects(&self) -> usize {
+        self.full.objects()
+    }
+}
+
+/// The cookie of the two that is reached last.
+pub(crate) fn later(a: Option<Cookie>, b: Option<Cookie>) -> Option<Cookie> {
+    match (a, b) {
+        (Some(a), Some(b)) if b.is_no_later_than(a) => Some(a),
+        (a, None) => a,
+        (_, b) => b,
+    }
+}
+
+/// The barn of one cache.
+#[derive(Debug)]
+pub(crate) struct Barn {
+    stock: SpinMutex<Stock>,
+    left: Inbox,
+}
+
+impl Barn {
+    /// An empty barn.
+    pub(crate) const fn new() -> Self {
+        Self {
+            stock: SpinMutex::new(Stock {
+                full: SheafList::new(),
+                empty: SheafList::new(),
+                orphans: SheafList::new(),
+            }),
+            left: Inbox::new(),
+        }
+    }
+
+    /// Goes in, waiting.
+    pub(crate) fn enter(&self) -> SpinGuard<'_, Stock> {
+        self.take_in(self.stock.lock())
+    }
+
+    /// Goes in as `attempt` allows.
+    pub(crate) fn lock(&self, attempt: Attempt) -> Option<SpinGuard<'_, Stock>> {
+        Some(self.take_in(lock(&self.stock, attempt)?))
+    }
+
+    /// Takes in what was left while the lock was taken.
+    fn take_in<'a>(&self, mut stock: SpinGuard<'a, Stock>) -> SpinGuard<'a, Stock> {
+        let mut next = self.left.take_all();
+        while let Some(link) = next {
+            // SAFETY: taken nodes are this call's and begin with a link.
+            next = unsafe { link.as_ref() }.next;
+            // SAFETY: the node came from `leave`, and is off the list.
+            stock.full.push_front(unsafe { Sheaf::from_link(link) });
+        }
+        stock
+    }
+
+    /// Leaves a sheaf with objects for whoever goes in next. Never waits.
+    pub(crate) fn leave(&self, sheaf: Sheaf) {
+        // SAFETY: a sheaf begins with a link, and is the barn's now.
+        unsafe { self.left.push(sheaf.into_link()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::common::Pages;
+    use crate::pool::Pool;
+    use core::ptr::NonNull;
+
+    #[test]
+    fn a_sheaf_left_at_the_door_is_taken_in() {
+        let (pages, mut pool) = (Pages::new(), Pool::new(64));
+        let block = pool.get(&pages, Attempt::MayGrow).unwrap();
+        // SAFETY: the block has room for the header and five pointers.
+        let mut sheaf = unsafe { Sheaf::init(block, 5) };
+        assert!(sheaf.push(NonNull::dangling()));
+        let barn = Barn::new();
+        let held = barn.enter();
+        assert!(barn.lock(Attempt::TryLock).is_none());
+        barn.leave(sheaf);
+        drop(held);
+        let mut stock = barn.enter();
+        assert_eq!((stock.sheaves(), stock.objects()), ((1, 0), 1));
+        let sheaf = stock.take_full().unwrap();
+        // SAFETY: the block came from the pool.
+        unsafe { pool.put(sheaf.into_block()) };
+        pool.release(&pages);
+        assert_eq!(pages.outstanding(), 0);
+    }
+
+    #[test]
+    fn the_later_of_two_cookies_is_kept() {
+        let cookie = |n: usize| Some(Cookie::from_raw(n * 4));
+        assert_eq!(later(cookie(3), cookie(5)), cookie(5));
+        assert_eq!(later(cookie(5), cookie(3)), cookie(5));
+        assert_eq!(later(None, cookie(3)), cookie(3));
+        assert_eq!(later(cookie(3), None), cookie(3));
+        assert_eq!(later(cookie(3), Some(Cookie::COMPLETED)), cookie(3));
+        assert_eq!(later(Some(Cookie::COMPLETED), cookie(3)), cookie(3));
+    }
+}

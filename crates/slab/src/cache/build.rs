@@ -1,0 +1,186 @@
+//! A cache's birth and end.
+
+use super::{Inner, Line, RawCache};
+use crate::barn::Barn;
+use crate::config::CacheConfig;
+use crate::pool::Pool;
+use crate::slabs::{Dying, Slab, Slabs};
+use core::alloc::Layout;
+use core::fmt;
+use core::mem::offset_of;
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicUsize;
+use pagealloc::{AllocError, Attempt, Order, PAGE_SIZE, PageAlloc, PageReq};
+use rcu_core::GracePeriod;
+use rcu_core::cpu::{Cpus, OfflineHook, SpinMutex};
+
+use super::slot::SlotCell;
+
+/// A cache that cannot end because objects of it are out.
+#[derive(Debug)]
+pub struct Busy<T> {
+    /// Objects that users have.
+    pub live: usize,
+    /// Objects that were retired while the cache was to be destroyed, and wait still.
+    pub pending: usize,
+    /// The cache, as good as before.
+    pub cache: T,
+}
+
+impl<T> fmt::Display for Busy<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { live, pending, .. } = self;
+        write!(
+            f,
+            "cache is busy: {live} objects live, {pending} waiting for a grace period"
+        )
+    }
+}
+
+impl<T: fmt::Debug> core::error::Error for Busy<T> {}
+
+impl<C, P, G> RawCache<C, P, G>
+where
+    C: Cpus + Send + Sync,
+    P: PageAlloc,
+    G: GracePeriod + Send + Sync,
+{
+    /// Makes a cache.
+    ///
+    /// # Errors
+    /// [`AllocError::Invalid`] if the objects are larger than [`MAX_OBJECT_BYTES`](crate::MAX_OBJECT_BYTES) or there are too many
+    /// slots; else what `pages` says.
+    #[doc(alias = "kmem_cache_create")]
+    pub fn new(config: CacheConfig, cpus: C, pages: P, gp: G) -> Result<Self, AllocError>
+    where
+        C: 'static,
+        P: 'static,
+        G: 'static,
+    {
+        // SAFETY: what is borrowed for ever outlives a forgotten handle (debt 1).
+        unsafe { Self::new_scoped(config, cpus, pages, gp) }
+    }
+
+    /// Makes a cache of borrowed parts.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    ///
+    /// # Safety
+    /// 1. The handle is dropped or destroyed before anything that `cpus`, `pages` and `gp` borrow ends: it is not forgotten. (The
+    ///    cache's offline hook would go on using them.)
+    pub unsafe fn new_scoped(
+        config: CacheConfig,
+        cpus: C,
+        pages: P,
+        gp: G,
+    ) -> Result<Self, AllocError> {
+        let shape = config.shape().ok_or(AllocError::Invalid)?;
+        let slots_order = Self::slots_order(&cpus)?;
+        let inner_bytes = size_of::<Inner<C, P, G>>();
+        let inner_order = Order::for_size(inner_bytes).ok_or(AllocError::Invalid)?;
+        let slots = pages.alloc(PageReq::new(slots_order).zeroed())?;
+        let block = match pages.alloc(PageReq::new(inner_order)) {
+            Ok(block) => block,
+            Err(error) => {
+                // SAFETY: the block came from `pages` just now.
+                unsafe { pages.free(slots, slots_order) };
+                return Err(error);
+            }
+        };
+        let inner: NonNull<Inner<C, P, G>> = block.cast();
+        // SAFETY: the function takes the pointer for what it is; the hook is removed, and waited for, before the cache ends, and
+        // everything it touches may be touched from any thread (the bounds of this impl).
+        let hook = unsafe { OfflineHook::new(Inner::<C, P, G>::offline, inner.as_ptr().cast()) };
+        let value = Inner {
+            cpus,
+            pages,
+            gp,
+            shape,
+            slots: slots.cast(),
+            slots_order,
+            inner_order,
+            hook,
+            nr_used: AtomicUsize::new(0),
+            waiting: Line(AtomicUsize::new(0)),
+            barn: Line(Barn::new()),
+            slabs: Line(SpinMutex::new(Slabs::new())),
+            sheaves: Line(Pool::new(shape.sheaf_bytes)),
+            descriptors: Line(Pool::new(size_of::<Slab>())),
+        };
+        const {
+            assert!(align_of::<Inner<C, P, G>>() <= PAGE_SIZE);
+        }
+        // SAFETY: the block is this call's, large enough (`inner_bytes`) and aligned to a page.
+        unsafe { inner.write(value) };
+        let this = Self {
+            inner,
+            slots: slots.cast(),
+        };
+        // SAFETY: the hook is pinned in the block until `drop` has removed it, and is on no list.
+        unsafe { this.inner().cpus.add_offline_hook(this.hook()) };
+        Ok(this)
+    }
+
+    /// Destroys the cache and gives every page back. Waits for grace periods; not in a read section.
+    ///
+    /// # Errors
+    /// Gives the cache back if users still have objects of it.
+    #[doc(alias = "kmem_cache_destroy")]
+    pub fn destroy(self) -> Result<(), Busy<Self>> {
+        let live = self.inner().quiesce();
+        if live == 0 {
+            return Ok(());
+        }
+        Err(Busy {
+            live,
+            pending: self.waiting_objects(),
+            cache: self,
+        })
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
+    fn slots_order(cpus: &C) -> Result<Order, AllocError> {
+        let layout =
+            Layout::array::<SlotCell<C::Lock>>(cpus.nr_slots()).map_err(|_| AllocError::Invalid)?;
+        Order::for_size(layout.size()).ok_or(AllocError::Invalid)
+    }
+
+    /// The hook, by way of the block's own pointer.
+    fn hook(&self) -> NonNull<OfflineHook> {
+        // SAFETY: the offset is that of a field.
+        unsafe { self.inner.byte_add(offset_of!(Inner<C, P, G>, hook)) }.cast()
+    }
+
+    /// Brings everything home that is not with a user, and says how many objects are.
+    pub(crate) fn quiesce(&self) -> usize {
+        self.inner().quiesce()
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
+    fn drop(&mut self) {
+        self.inner().quiesce();
+        self.inner().cpus.remove_offline_hook(self.hook());
+        // A thread may have handed its slot over between the two; now none does any more.
+        let live = self.inner().quiesce();
+        if live > 0 {
+            self.inner().forget_used();
+        }
+        // SAFETY: the handle is the only one and ends here; no hook runs (removed above).
+        let inner = unsafe { self.inner.as_mut() };
+        let mut dying = Dying::default();
+        inner.slabs.0.get_mut().take_empty(&mut dying);
+        inner.bury(dying, Attempt::NoWait);
+        inner.sheaves.0.release(&inner.pages);
+        inner.descriptors.0.release(&inner.pages);
+        let (slots, slots_order, inner_order) = (inner.slots, inner.slots_order, inner.inner_order);
+        // SAFETY: the value is initialised, and is not used in place again: its memory goes below.
+        let inner = unsafe { self.inner.read() };
+        // SAFETY: the block came from `pages` with this order, and nothing refers to it any more.
+        unsafe { inner.pages.free(slots.cast(), slots_order) };
+        // SAFETY: the block came from `pages` with this order; the value was moved out.
+        unsafe { inner.pages.free(self.inner.cast(), inner_order) };
+    }
+}

@@ -1,0 +1,332 @@
+//! Caches of objects of one layout.
+//!
+//! Source: Linux `mm/slub.c` (6.18, sheaves and barn; facts and constants only); Bonwick 1994 and 2001 (slabs,
+//! magazines). The recycling of whole arrays of retired objects is this crate's own.
+//!
+//! # State
+//! | word | meaning | who writes |
+//! |---|---|---|
+//! | a slot's `main`, `rcu`, `spare`, `line` | see `slot` | the slot's owner, or a visitor, inside the slot's local lock |
+//! | `barn` | sheaves between slots and slabs, and orphaned ones that wait | under its lock |
+//! | `slabs` | which objects are out of their slabs | under its lock |
+//! | `nr_used` | slots from this number on never held a sheaf | a slot's owner, before it holds one |
+//! | `waiting` | objects in sealed sheaves | whoever seals one, or lets one go |
+//!
+//! # Life of an object
+//! In its slab → (refill) a sheaf → `main` of a slot → its user → (free) a `main` again, or (retire) `rcu` of a slot → with the
+//! sheaf, sealed, in the slot's line → (cookie done) with the very same sheaf `main` of that slot, or through the barn another's,
+//! or back in its slab.
+//!
+//! # Invariants
+//! - I1. An object is in exactly one place: with its user, in one sheaf, or free in its slab. Sheaves that wait are in a slot or
+//!   among the orphans whenever no local lock is held: nobody carries one from place to place in between (T15).
+//! - I2. A slot whose number is `nr_used` or more is all zero.
+//! - I3. Out of their slabs are: what users have, and what is in sheaves. Only objects in `main`, `spare` and the barn's `full`
+//!   are free to hand out.
+//!
+//! # Orderings
+//! - P8. Local lock: the fast paths and the owner's slow paths / visitors.
+//! - P6. Hand-over of an object by free and alloc: local lock (P8) on one slot; barn and slabs locks, and the inbox's Release and
+//!   Acquire, between slots.
+//! - P5, P4. `snapshot` at the seal, `poll` (Acquire) before a sealed sheaf is handed out.
+//!
+//! # Progress
+//! Fast paths: wait-free. `retire`: never waits. `alloc` at `TryLock` and below: never waits. `free`, and `alloc` above: spin locks,
+//! held for at most one sheaf's objects. `barrier`, `destroy`, drop: wait for grace periods. What waits is bounded by the caller:
+//! see [`RawCache::waiting_objects`].
+//!
+//! # Contexts
+//! Lock order: local lock → barn → slabs → pool. Pages are asked for and given back, and grace periods are pushed, with no lock of
+//! ours held. `retire` may come in signal handlers and interrupts; `alloc` at `TryLock` too; `free` may not (its shared path waits
+//! for locks that the interrupted code may hold).
+
+mod alloc;
+mod build;
+mod bulk;
+mod drain;
+mod free;
+mod report;
+mod retire;
+mod slot;
+#[cfg(test)]
+mod tests;
+
+pub use build::Busy;
+
+use crate::barn::Barn;
+use crate::config::Shape;
+use crate::pool::Pool;
+use crate::sheaf::Sheaf;
+use crate::slabs::{Dying, Slabs};
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use pagealloc::{AllocError, Attempt, Order, PageAlloc};
+use rcu_core::GracePeriod;
+use rcu_core::cpu::{Cpus, OfflineHook, Slot, SpinMutex, in_register};
+use slot::SlotCell;
+
+/// Keeps what has its own lock on its own cache lines.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Line<T>(T);
+
+/// What a cache is, pinned in a page block.
+struct Inner<C: Cpus, P: PageAlloc, G: GracePeriod> {
+    cpus: C,
+    pages: P,
+    gp: G,
+    shape: Shape,
+    slots: NonNull<SlotCell<C::Lock>>,
+    slots_order: Order,
+    inner_order: Order,
+    hook: OfflineHook,
+    nr_used: AtomicUsize,
+    waiting: Line<AtomicUsize>,
+    barn: Line<Barn>,
+    slabs: Line<SpinMutex<Slabs>>,
+    sheaves: Line<Pool>,
+    descriptors: Line<Pool>,
+}
+
+/// A cache of objects of one layout.
+///
+/// A movable handle: the cache itself lies in pages of `P`. `C` says who runs where, `G` when retired objects may be reused; all
+/// three are held by value and are usually zero-sized handles or references.
+///
+/// Dropping it waits for the grace periods of what was retired, then gives every page back, save those of slabs with objects that
+/// are still out: they are lost (use [`Self::destroy`] to see that coming). Freeing an object of a dropped cache breaks the contract.
+#[doc(alias = "kmem_cache")]
+pub struct RawCache<C: Cpus, P: PageAlloc, G: GracePeriod> {
+    inner: NonNull<Inner<C, P, G>>,
+    /// The slots' array, beside the pointer that leads to it: one load less on the fast paths.
+    slots: NonNull<SlotCell<C::Lock>>,
+}
+
+// SAFETY: everything behind the handle is behind locks, and `C`, `P`, `G` may be used from anywhere.
+unsafe impl<C: Cpus + Send + Sync, P: PageAlloc, G: GracePeriod + Send + Sync> Send
+    for RawCache<C, P, G>
+{
+}
+// SAFETY: as above.
+unsafe impl<C: Cpus + Send + Sync, P: PageAlloc, G: GracePeriod + Send + Sync> Sync
+    for RawCache<C, P, G>
+{
+}
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
+    #[inline(always)]
+    fn inner(&self) -> &Inner<C, P, G> {
+        // SAFETY: the inner structure lives until the handle is dropped, and is only shared.
+        unsafe { self.inner.as_ref() }
+    }
+
+    /// The caller's slot, if it has one already.
+    #[inline(always)]
+    fn local(&self) -> Option<&SlotCell<C::Lock>> {
+        let slot = self.inner().cpus.current_if_online()?;
+        // SAFETY: slots are below `nr_slots` (guarantee 1 of `Cpus`), as many as the array has.
+        let cell = in_register(unsafe { self.slots.add(slot.index()) });
+        // SAFETY: the array lives until the handle is dropped; its zeroed elements are valid.
+        Some(unsafe { cell.as_ref() })
+    }
+
+    /// The cache's name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.inner().shape.name
+    }
+
+    /// The layout of the objects.
+    #[must_use]
+    #[doc(alias = "kmem_cache_size")]
+    pub fn layout(&self) -> core::alloc::Layout {
+        self.inner().shape.layout
+    }
+
+    /// Bytes from one object to the next: the layout's size, rounded up.
+    #[must_use]
+    pub fn object_bytes(&self) -> usize {
+        self.inner().shape.size
+    }
+
+    /// The slots that this cache runs on.
+    pub fn cpus(&self) -> &C {
+        &self.inner().cpus
+    }
+
+    /// Where this cache's pages come from.
+    pub fn pages(&self) -> &P {
+        &self.inner().pages
+    }
+
+    /// What this cache's retired objects wait for.
+    pub fn gp(&self) -> &G {
+        &self.inner().gp
+    }
+
+    /// Objects in sealed sheaves, waiting for their grace period or for whoever lets them go. At most one sheaf a slot more is
+    /// retired and not sealed yet. One load.
+    #[must_use]
+    pub fn waiting_objects(&self) -> usize {
+        // ORDERING: Relaxed: a number; it may be out of date when it is used anyway.
+        self.inner().waiting.0.load(Ordering::Relaxed)
+    }
+
+    /// The bytes of [`Self::waiting_objects`].
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_objects() * self.inner().shape.size
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> fmt::Debug for RawCache<C, P, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawCache")
+            .field("name", &self.name())
+            .field("layout", &self.layout())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
+    /// What tells this cache from others in its slabs' descriptors.
+    fn identity(&self) -> *const () {
+        (&raw const *self).cast()
+    }
+
+    /// The caller's slot, marked as used.
+    fn local(&self) -> Option<&SlotCell<C::Lock>> {
+        let slot = self.cpus.current()?;
+        self.mark_used(slot);
+        Some(self.slot(slot))
+    }
+
+    fn slot(&self, slot: Slot) -> &SlotCell<C::Lock> {
+        debug_assert!(slot.index() < self.cpus.nr_slots());
+        // SAFETY: slots are below `nr_slots` (guarantee 1 of `Cpus`), as many as the array has.
+        let cell = unsafe { self.slots.add(slot.index()) };
+        // SAFETY: the array lives as long as the cache; its zeroed elements are valid.
+        unsafe { cell.as_ref() }
+    }
+
+    /// Notes that `slot` may hold sheaves (I2).
+    fn mark_used(&self, slot: Slot) {
+        let least = slot.index() + 1;
+        // ORDERING: Relaxed: whoever must find what this slot gets next is ordered after it by
+        // whatever orders the retiring before the barrier, and coherence does the rest.
+        if self.nr_used.load(Ordering::Relaxed) < least {
+            self.nr_used.fetch_max(least, Ordering::Relaxed);
+        }
+    }
+
+    /// Every slot that may hold sheaves: all of them, whether they look empty or not (T15).
+    fn used(&self) -> impl Iterator<Item = &SlotCell<C::Lock>> {
+        // ORDERING: Relaxed: see `mark_used`.
+        let nr = self.nr_used.load(Ordering::Relaxed);
+        (0..nr).map(|i| self.slot(Slot::new(i as u32)))
+    }
+
+    fn count_waiting(&self, objects: usize) {
+        if objects > 0 {
+            // ORDERING: Relaxed: a number for statistics and budgets.
+            self.waiting.0.fetch_add(objects, Ordering::Relaxed);
+        }
+    }
+
+    fn count_let_go(&self, objects: usize) {
+        // ORDERING: Relaxed: a number for statistics and budgets.
+        self.waiting.0.fetch_sub(objects, Ordering::Relaxed);
+    }
+
+    /// Memory for a sheaf, made a sheaf.
+    fn new_sheaf(&self, attempt: Attempt) -> Result<Sheaf, AllocError> {
+        let block = self.sheaves.0.get(&self.pages, attempt)?;
+        // SAFETY: the block is this call's, and `shape` sized the pool's blocks for the capacity.
+        Ok(unsafe { Sheaf::init(block, self.shape.sheaf_cap) })
+    }
+
+    /// Gives a sheaf's memory back. Never waits.
+    fn drop_sheaf(&self, sheaf: Sheaf) {
+        debug_assert!(sheaf.is_empty(), "T16: objects in a dropped sheaf");
+        // SAFETY: every sheaf's block came from this pool, and the handle ends here.
+        unsafe { self.sheaves.0.put(sheaf.into_block()) };
+    }
+
+    /// Puts a sheaf away, with or without objects that are free to hand out: into the barn, else its
+    /// objects into the slabs and its memory into the pool. Never loses one (T16, T17).
+    fn stow(&self, sheaf: Sheaf, attempt: Attempt, dying: &mut Dying) {
+        let Err(sheaf) = self.put_in_barn(sheaf, attempt) else {
+            return;
+        };
+        if sheaf.is_empty() {
+            return self.drop_sheaf(sheaf);
+        }
+        match self.flush(sheaf, attempt, dying) {
+            Ok(emptied) => {
+                if let Err(emptied) = self.put_in_barn(emptied, attempt) {
+                    self.drop_sheaf(emptied);
+                }
+            }
+            Err(sheaf) => self.barn.0.leave(sheaf),
+        }
+    }
+
+    /// Puts a sheaf into the barn, if that wants one and its lock is to be had.
+    fn put_in_barn(&self, sheaf: Sheaf, attempt: Attempt) -> Result<(), Sheaf> {
+        match self.barn.0.lock(attempt) {
+            Some(mut stock) if sheaf.is_empty() => stock.put_empty(sheaf),
+            Some(mut stock) => stock.put_full(sheaf),
+            None => Err(sheaf),
+        }
+    }
+
+    /// Puts a sheaf's objects back into their slabs: all, or none if the lock is not to be had.
+    fn flush(&self, mut sheaf: Sheaf, attempt: Attempt, dying: &mut Dying) -> Result<Sheaf, Sheaf> {
+        let Some(mut slabs) = crate::pool::lock(&self.slabs.0, attempt) else {
+            return Err(sheaf);
+        };
+        let objects = sheaf.as_slice();
+        slabs.put(self.identity(), &self.shape, &self.pages, objects, dying);
+        drop(slabs);
+        sheaf.clear();
+        Ok(sheaf)
+    }
+
+    /// Takes from the barn what it has too much of (I2 of the barn) and puts it back into the slabs.
+    fn trim_barn(&self, attempt: Attempt) {
+        let mut dying = Dying::default();
+        loop {
+            let surplus = match self.barn.0.lock(attempt) {
+                Some(mut stock) => stock.take_surplus(),
+                None => None,
+            };
+            let Some(sheaf) = surplus else {
+                break;
+            };
+            match self.flush(sheaf, attempt, &mut dying) {
+                Ok(emptied) => self.stow(emptied, attempt, &mut dying),
+                Err(sheaf) => {
+                    self.barn.0.leave(sheaf);
+                    break;
+                }
+            }
+        }
+        self.bury(dying, attempt);
+    }
+
+    /// Gives the pages of dead slabs back, and says how many slabs there were. Outside of all locks.
+    fn bury(&self, mut dying: Dying, attempt: Attempt) -> usize {
+        let mut buried = 0;
+        while let Some(slab) = dying.pop() {
+            // SAFETY: a slab among the dying is on no list, so this call has its descriptor alone.
+            let base = unsafe { slab.as_ref() }.base;
+            // SAFETY: the block came from `pages` with this order; no object of it is out.
+            unsafe { self.pages.free_at(base, self.shape.order, attempt) };
+            // SAFETY: the descriptor came from this pool, and nothing leads to it any more.
+            unsafe { self.descriptors.0.put(slab.cast()) };
+            buried += 1;
+        }
+        buried
+    }
+}

@@ -1,0 +1,257 @@
+//! What a cache is to be like, and the arithmetic that follows from it.
+
+use crate::sheaf::HEADER_BYTES;
+use core::alloc::Layout;
+use pagealloc::{Order, PAGE_SIZE};
+
+/// The largest object a cache can have: a slab of the largest order.
+pub const MAX_OBJECT_BYTES: usize = PAGE_SIZE << MAX_SLAB_ORDER;
+
+/// Slabs have at most this order, which a page allocator's per-slot lists still serve.
+#[doc(alias = "PAGE_ALLOC_COSTLY_ORDER")]
+const MAX_SLAB_ORDER: u8 = 3;
+/// As many objects as a slab's bitmap has bits.
+pub(crate) const MAX_OBJECTS: usize = 512;
+/// A slab is made larger until it holds this many objects, so that one page request serves many misses.
+const GOOD_OBJECTS: usize = 32;
+/// A slab may leave this part of its pages unused.
+const WASTE_PART: usize = 8;
+/// Objects in one sheaf together, unless the smallest sheaf holds more.
+const SHEAF_BUDGET_BYTES: usize = 32 << 10;
+const MIN_SHEAF_BYTES: usize = 64;
+/// A grace period is asked for when this many objects, or bytes, wait in one slot.
+const ASK_OBJECTS: usize = 8192;
+const ASK_BYTES: usize = 512 << 10;
+/// Empty slabs that a cache keeps.
+const MIN_PARTIAL: usize = 5;
+/// A page's tag number is this, and the cache's own number below it.
+pub(crate) const TAG_MARK: u32 = 0x51ab_0000;
+const TAG_NUMBER: u32 = 0xffff;
+
+/// The number of caches that were given none.
+const ANONYMOUS: u16 = u16::MAX;
+
+/// What a cache is to be like.
+///
+/// ```
+/// use core::alloc::Layout;
+/// let config = slab::CacheConfig::new("inode", Layout::new::<[u64; 12]>()).min_partial(2);
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+#[doc(alias = "kmem_cache_args")]
+pub struct CacheConfig {
+    name: &'static str,
+    layout: Layout,
+    sheaf_capacity: Option<usize>,
+    ask_objects: Option<usize>,
+    min_partial: usize,
+    number: u16,
+}
+
+impl CacheConfig {
+    /// A cache of objects of `layout`, called `name` in statistics and messages.
+    pub const fn new(name: &'static str, layout: Layout) -> Self {
+        Self {
+            name,
+            layout,
+            sheaf_capacity: None,
+            ask_objects: None,
+            min_partial: MIN_PARTIAL,
+            number: ANONYMOUS,
+        }
+    }
+
+    /// How many objects a sheaf holds: from 1 to 509. By default, 509 or fewer so that they are at most 32 KiB.
+    pub const fn sheaf_capacity(mut self, objects: usize) -> Self {
+        self.sheaf_capacity = Some(objects);
+        self
+    }
+
+    /// How many objects may wait in one slot before a grace period is asked for. By default 8192, or fewer so that
+    /// they are at most 512 KiB.
+    pub const fn ask_after(mut self, objects: usize) -> Self {
+        self.ask_objects = Some(objects);
+        self
+    }
+
+    /// How many empty slabs are kept rather than given back. By default 5.
+    pub const fn min_partial(mut self, slabs: usize) -> Self {
+        self.min_partial = slabs;
+        self
+    }
+
+    /// The cache's number, noted in its pages' tags (a size class, say). By default 65535.
+    pub const fn number(mut self, number: u16) -> Self {
+        self.number = number;
+        self
+    }
+
+    /// The arithmetic, or `None` if objects of this layout do not fit a slab.
+    pub(crate) fn shape(&self) -> Option<Shape> {
+        // Whole words, at least one, and whatever alignment is asked for beyond.
+        let align = self.layout.align().max(size_of::<usize>());
+        let size = self.layout.size().max(1).next_multiple_of(align);
+        if size > MAX_OBJECT_BYTES {
+            return None;
+        }
+        let order = slab_order(size)?;
+        let nr_objects = (order.bytes() / size).min(MAX_OBJECTS);
+        let sheaf_cap = match self.sheaf_capacity {
+            Some(n) => n.clamp(1, (PAGE_SIZE - HEADER_BYTES) / size_of::<usize>()),
+            None => sheaf_cap(size),
+        };
+        let sheaf_bytes = (HEADER_BYTES + sheaf_cap * size_of::<usize>()).next_power_of_two();
+        let ask = ASK_OBJECTS.min(ASK_BYTES / size).max(sheaf_cap);
+        Some(Shape {
+            name: self.name,
+            layout: self.layout,
+            size,
+            reciprocal: (1_u64 << 32).div_ceil(size as u64),
+            nr_objects,
+            order,
+            sheaf_cap: sheaf_cap as u32,
+            sheaf_bytes,
+            ask_objects: self.ask_objects.unwrap_or(ask),
+            min_partial: self.min_partial,
+            tag: TAG_MARK | self.number as u32,
+        })
+    }
+}
+
+/// The number in the tag of a slab's pages; `None` in the tag of other pages.
+pub(crate) const fn number_of(tag: u32) -> Option<u32> {
+    if tag & !TAG_NUMBER == TAG_MARK {
+        Some(tag & TAG_NUMBER)
+    } else {
+        None
+    }
+}
+
+/// The arithmetic of one cache. Constant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) name: &'static str,
+    pub(crate) layout: Layout,
+    /// Bytes from one object to the next.
+    pub(crate) size: usize,
+    reciprocal: u64,
+    pub(crate) nr_objects: usize,
+    pub(crate) order: Order,
+    pub(crate) sheaf_cap: u32,
+    pub(crate) sheaf_bytes: usize,
+    pub(crate) ask_objects: usize,
+    pub(crate) min_partial: usize,
+    /// The number in the tag of this cache's pages.
+    pub(crate) tag: u32,
+}
+
+impl Shape {
+    /// Which object of its slab begins `offset` bytes into it, if one does.
+    ///
+    /// The product with the rounded-up reciprocal is exact: its error is below `offset * size`, and
+    /// offset < 2¹⁵, size ≤ 2¹⁵, so below 2³². (Tested for every offset and size.)
+    pub(crate) fn index_of(&self, offset: usize) -> Option<usize> {
+        let index = ((offset as u64 * self.reciprocal) >> 32) as usize;
+        (index * self.size == offset && index < self.nr_objects).then_some(index)
+    }
+}
+
+/// The smallest order with enough objects and little waste; failing that, the one with least waste.
+fn slab_order(size: usize) -> Option<Order> {
+    let mut best: Option<(usize, Order)> = None;
+    for order in (0..=MAX_SLAB_ORDER).filter_map(Order::new) {
+        let bytes = order.bytes();
+        let fit = bytes / size;
+        let objects = fit.min(MAX_OBJECTS);
+        if objects == 0 {
+            continue;
+        }
+        let waste = bytes - objects * size;
+        let is_thrifty = waste * WASTE_PART <= bytes;
+        if is_thrifty && (objects >= GOOD_OBJECTS) {
+            return Some(order);
+        }
+        // Per byte of slab, in units that compare across orders.
+        let part = waste * (MAX_OBJECT_BYTES / bytes);
+        if is_thrifty || best.is_none_or(|(least, _)| part < least) {
+            best = Some((part, order));
+        }
+    }
+    best.map(|(_, order)| order)
+}
+
+/// The largest sheaf whose objects stay within the budget.
+fn sheaf_cap(size: usize) -> usize {
+    let mut bytes = PAGE_SIZE;
+    loop {
+        let cap = (bytes - HEADER_BYTES) / size_of::<usize>();
+        if cap * size <= SHEAF_BUDGET_BYTES || bytes <= MIN_SHEAF_BYTES {
+            return cap;
+        }
+        bytes /= 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(size: usize, align: usize) -> Option<Shape> {
+        CacheConfig::new("test", Layout::from_size_align(size, align).unwrap()).shape()
+    }
+
+    #[test]
+    fn every_object_is_found_by_its_offset_and_nothing_else_is() {
+        for size in (8..=MAX_OBJECT_BYTES).step_by(8) {
+            let shape = shape(size, 8).unwrap();
+            for offset in (0..shape.order.bytes()).step_by(if size < 512 { 1 } else { 97 }) {
+                let expected = offset / size;
+                let is_object = offset % size == 0 && expected < shape.nr_objects;
+                assert_eq!(shape.index_of(offset), is_object.then_some(expected));
+            }
+            for index in 0..shape.nr_objects {
+                assert_eq!(shape.index_of(index * size), Some(index));
+            }
+        }
+    }
+
+    #[test]
+    fn slabs_waste_little_and_fit_the_bitmap() {
+        for size in 1..=MAX_OBJECT_BYTES {
+            let shape = shape(size, 1).unwrap();
+            assert!((1..=MAX_OBJECTS).contains(&shape.nr_objects));
+            assert!(shape.nr_objects * shape.size <= shape.order.bytes());
+            if shape.size <= 3 << 10 {
+                let waste = shape.order.bytes() - shape.nr_objects * shape.size;
+                assert!(waste * WASTE_PART <= shape.order.bytes(), "{size}: {waste}");
+            }
+        }
+        assert!(shape(MAX_OBJECT_BYTES + 1, 1).is_none());
+        let orders = [8, 64, 128, 192, 256, 1024, 8192].map(|s| shape(s, 8).unwrap().order.get());
+        assert_eq!(orders, [0, 0, 0, 1, 1, 3, 3]);
+    }
+
+    #[test]
+    fn sheaves_are_whole_blocks_within_the_budget() {
+        let caps =
+            [8, 64, 128, 256, 512, 1024, 2048, 4096, 8192].map(|s| shape(s, 8).unwrap().sheaf_cap);
+        assert_eq!(caps, [509, 509, 253, 125, 61, 29, 13, 5, 5]);
+        for size in (8..=MAX_OBJECT_BYTES).step_by(8) {
+            let shape = shape(size, 8).unwrap();
+            assert!(shape.sheaf_bytes.is_power_of_two() && shape.sheaf_bytes <= PAGE_SIZE);
+            assert!(HEADER_BYTES + shape.sheaf_cap as usize * 8 <= shape.sheaf_bytes);
+        }
+    }
+
+    #[test]
+    fn alignment_holds_for_every_object() {
+        for align in [1, 2, 8, 64, 512, 4096, 8192, 32768] {
+            for size in [0, 1, 24, 100, align] {
+                let shape = shape(size, align).unwrap();
+                assert_eq!(shape.size % align, 0);
+                assert!(shape.order.bytes() >= align);
+            }
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The end of a program that broke a contract.
+
+use core::fmt;
+
+/// What was found wrong with a pointer that came back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    /// The object is free in its slab already.
+    DoubleFree,
+    /// The pointer is not into a slab of this cache.
+    Foreign,
+    /// The pointer is into a slab of this cache, but not to the start of an object.
+    Misaligned,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DoubleFree => "object freed twice",
+            Self::Foreign => "pointer is not from this cache",
+            Self::Misaligned => "pointer is not to the start of an object",
+        })
+    }
+}
+
+/// Aborts the program with a message that names the cache, the object and the slab.
+///
+/// Why not a panic: the caller may be inside a lock, and an allocator that goes on after memory was
+/// freed twice hands it to two owners.
+#[cold]
+#[inline(never)]
+pub(crate) fn broken(fault: Fault, cache: &str, object: *const u8, slab: *const u8) -> ! {
+    abort(format_args!(
+        "slab: {fault}: cache {cache}, object {object:p}, slab {slab:p}"
+    ))
+}
+
+#[cfg(feature = "std")]
+fn abort(message: fmt::Arguments<'_>) -> ! {
+    // Standard error is unbuffered, so this allocates nothing.
+    eprintln!("{message}");
+    std::process::abort()
+}
+
+#[cfg(not(feature = "std"))]
+fn abort(message: fmt::Arguments<'_>) -> ! {
+    /// A panic cannot leave a function of this ABI: it ends the program where panics unwind.
+    extern "C" fn end(message: &fmt::Arguments<'_>) -> ! {
+        panic!("{message}")
+    }
+    end(&message)
+}

@@ -1,0 +1,479 @@
+//! Memory by size: a cache for each size class, pages above, and freeing by address alone.
+//!
+//! Source: Linux `mm/slab_common.c`, `kmalloc_info` (facts and constants only).
+
+use crate::cache::{Busy, RawCache};
+use crate::config::{CacheConfig, number_of};
+use crate::fault::{Fault, broken};
+use crate::stats::CacheStats;
+use arrayvec::ArrayVec;
+use core::alloc::{GlobalAlloc, Layout};
+use core::fmt;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicUsize, Ordering};
+use pagealloc::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
+use rcu_core::GracePeriod;
+use rcu_core::cpu::Cpus;
+
+/// How many size classes there are.
+pub const NR_CLASSES: usize = 13;
+
+/// Bytes of the objects of each class. Powers of two are aligned to their size, the others to the largest power of two
+/// that divides it.
+#[doc(alias = "kmalloc_info")]
+pub const CLASS_BYTES: [usize; NR_CLASSES] = [
+    8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192,
+];
+
+/// Larger requests get pages of their own.
+#[doc(alias = "KMALLOC_MAX_CACHE_SIZE")]
+pub const MAX_CLASS_BYTES: usize = CLASS_BYTES[NR_CLASSES - 1];
+
+const NAMES: [&str; NR_CLASSES] = [
+    "kmalloc-8",
+    "kmalloc-16",
+    "kmalloc-32",
+    "kmalloc-64",
+    "kmalloc-96",
+    "kmalloc-128",
+    "kmalloc-192",
+    "kmalloc-256",
+    "kmalloc-512",
+    "kmalloc-1k",
+    "kmalloc-2k",
+    "kmalloc-4k",
+    "kmalloc-8k",
+];
+
+/// Up to this size classes are found in [`SMALL`], above it by logarithm.
+const SMALL_BYTES: usize = 192;
+
+/// The class of each size up to [`SMALL_BYTES`], by words of 8 bytes, rounded up.
+const SMALL: [u8; SMALL_BYTES / 8 + 1] = {
+    let mut table = [0; SMALL_BYTES / 8 + 1];
+    let mut words = 0;
+    while words < table.len() {
+        let mut class = 0;
+        while CLASS_BYTES[class] < words * 8 {
+            class += 1;
+        }
+        table[words] = class as u8;
+        words += 1;
+    }
+    table
+};
+
+/// The largest power of two that divides a class's size.
+const fn class_align(class: usize) -> usize {
+    1 << CLASS_BYTES[class].trailing_zeros()
+}
+
+/// The class for `layout`, if it is not too large.
+#[inline]
+fn class_of(layout: Layout) -> Option<usize> {
+    // With at least its alignment's size, a request is at most one class away from one aligned enough.
+    let size = layout.size().max(layout.align());
+    let class = if size <= SMALL_BYTES {
+        usize::from(SMALL[size.div_ceil(8)])
+    } else if size <= MAX_CLASS_BYTES {
+        // 193…256 → 7, 257…512 → 8, and so on.
+        (size - 1).ilog2() as usize
+    } else {
+        return None;
+    };
+    Some(class + usize::from(class_align(class) < layout.align()))
+}
+
+/// What an address belongs to.
+enum Kind {
+    /// A slab of this class.
+    Class(usize),
+    /// A block of pages.
+    Large,
+    /// A slab of a cache that is none of ours.
+    Foreign,
+}
+
+#[cold]
+#[inline(never)]
+fn foreign(memory: NonNull<u8>) -> ! {
+    broken(Fault::Foreign, "kmalloc", memory.as_ptr(), ptr::null())
+}
+
+/// A general allocator: [`RawCache`]s for [`CLASS_BYTES`], pages above, `kfree` by address.
+///
+/// # Invariants
+/// `caches[i]` has objects of `CLASS_BYTES[i]` bytes, and the number `i` in its pages' tags.
+#[doc(alias = "kmalloc_caches")]
+pub struct Kmalloc<C: Cpus, P: PageAlloc, G: GracePeriod> {
+    caches: [RawCache<C, P, G>; NR_CLASSES],
+    pages: P,
+    large_bytes: AtomicUsize,
+}
+
+impl<C, P, G> Kmalloc<C, P, G>
+where
+    C: Cpus + Clone + Send + Sync,
+    P: PageAlloc + Clone,
+    G: GracePeriod + Clone + Send + Sync,
+{
+    /// Makes the caches.
+    ///
+    /// # Errors
+    /// See [`RawCache::new`].
+    #[doc(alias = "create_kmalloc_caches")]
+    pub fn new(cpus: C, pages: P, gp: G) -> Result<Self, AllocError>
+    where
+        C: 'static,
+        P: 'static,
+        G: 'static,
+    {
+        // SAFETY: what is borrowed for ever outlives a forgotten handle (debt 1).
+        unsafe { Self::new_scoped(cpus, pages, gp) }
+    }
+
+    /// Makes the caches of borrowed parts.
+    ///
+    /// # Errors
+    /// See [`RawCache::new`].
+    ///
+    /// # Safety
+    /// As for [`RawCache::new_scoped`].
+    pub unsafe fn new_scoped(cpus: C, pages: P, gp: G) -> Result<Self, AllocError> {
+        let mut caches = ArrayVec::<_, NR_CLASSES>::new();
+        for (class, (&bytes, name)) in CLASS_BYTES.iter().zip(NAMES).enumerate() {
+            let layout = Layout::from_size_align(bytes, class_align(class))
+                .map_err(|_| AllocError::Invalid)?;
+            let config = CacheConfig::new(name, layout).number(class as u16);
+            let (cpus, pages, gp) = (cpus.clone(), pages.clone(), gp.clone());
+            // SAFETY: the caller's debt.
+            caches.push(unsafe { RawCache::new_scoped(config, cpus, pages, gp) }?);
+        }
+        let Ok(caches) = caches.into_inner() else {
+            return Err(AllocError::Invalid);
+        };
+        Ok(Self {
+            caches,
+            pages,
+            large_bytes: AtomicUsize::new(0),
+        })
+    }
+
+    /// Gives every page back. Waits for grace periods; not in a read section.
+    ///
+    /// # Errors
+    /// Gives the allocator back if users still have memory of it; large blocks count as one each 4 KiB.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the allocator itself is given back, and is as large where it came from"
+    )]
+    pub fn destroy(self) -> Result<(), Busy<Self>> {
+        let small: usize = self.caches.iter().map(RawCache::quiesce).sum();
+        let live = small + self.stats().large_bytes.div_ceil(pagealloc::PAGE_SIZE);
+        if live == 0 {
+            return Ok(());
+        }
+        let pending = self.waiting_objects();
+        Err(Busy {
+            live,
+            pending,
+            cache: self,
+        })
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
+    /// Allocates memory for `layout`; its contents are unspecified. May make system calls for more pages.
+    ///
+    /// # Errors
+    /// If no memory can be had; [`AllocError::Invalid`] for a size or an alignment above the largest block.
+    #[inline]
+    pub fn kmalloc(&self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
+        self.kmalloc_attempt(layout, Attempt::MayGrow)
+    }
+
+    /// Allocates memory for `layout`, going as far as `attempt`.
+    ///
+    /// # Errors
+    /// As for [`Self::kmalloc`], within `attempt`.
+    #[inline]
+    pub fn kmalloc_attempt(
+        &self,
+        layout: Layout,
+        attempt: Attempt,
+    ) -> Result<NonNull<u8>, AllocError> {
+        match class_of(layout) {
+            Some(class) => self.caches[class].alloc_attempt(attempt),
+            None => self.large(layout, attempt, false),
+        }
+    }
+
+    /// Allocates zeroed memory for `layout`. May make system calls for more pages.
+    ///
+    /// # Errors
+    /// As for [`Self::kmalloc`].
+    pub fn kzalloc(&self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
+        let Some(class) = class_of(layout) else {
+            return self.large(layout, Attempt::MayGrow, true);
+        };
+        let memory = self.caches[class].alloc()?;
+        // SAFETY: the class is at least as large as the layout.
+        unsafe { memory.write_bytes(0, layout.size()) };
+        Ok(memory)
+    }
+
+    #[cold]
+    fn large(
+        &self,
+        layout: Layout,
+        attempt: Attempt,
+        zero: bool,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let size = layout.size().max(layout.align());
+        let order = Order::for_size(size).ok_or(AllocError::Invalid)?;
+        let mut req = PageReq::new(order).attempt(attempt);
+        if zero {
+            req = req.zeroed();
+        }
+        let block = self.pages.alloc(req)?;
+        // ORDERING: Relaxed: a number for statistics.
+        self.large_bytes.fetch_add(order.bytes(), Ordering::Relaxed);
+        Ok(block)
+    }
+
+    /// What `memory` belongs to: one look at its page's tag.
+    #[inline]
+    fn kind_of(&self, memory: *const u8) -> Kind {
+        let tag = self.pages.tag(memory).unwrap_or(PageTag::NONE);
+        match number_of(tag.tag) {
+            Some(class) if (class as usize) < NR_CLASSES => Kind::Class(class as usize),
+            Some(_) => Kind::Foreign,
+            None => Kind::Large,
+        }
+    }
+
+    /// Frees memory, whatever its size. Not from signal handlers and interrupts.
+    ///
+    /// # Safety
+    /// 1. `memory` came from this allocator, is not used any more, and was neither freed nor retired since.
+    /// 2. No reader can still find it (else retire it).
+    #[inline]
+    pub unsafe fn kfree(&self, memory: NonNull<u8>) {
+        match self.kind_of(memory.as_ptr()) {
+            // SAFETY: the tag says which cache it came from; debts 1 and 2.
+            Kind::Class(class) => unsafe { self.caches[class].free(memory) },
+            // SAFETY: memory outside of slabs is a large block; debts 1 and 2.
+            Kind::Large => unsafe { self.free_large(memory) },
+            Kind::Foreign => foreign(memory),
+        }
+    }
+
+    /// Frees a large block.
+    ///
+    /// # Safety
+    /// As for [`Self::kfree`], of memory that [`Self::is_large`].
+    #[cold]
+    unsafe fn free_large(&self, block: NonNull<u8>) {
+        let Some(order) = self.pages.order_of(block.as_ptr()) else {
+            foreign(block);
+        };
+        // ORDERING: Relaxed: a number for statistics.
+        self.large_bytes.fetch_sub(order.bytes(), Ordering::Relaxed);
+        // SAFETY: the block is out with this order, as the page allocator itself says; the caller's debts.
+        unsafe { self.pages.free(block, order) };
+    }
+
+    /// Frees memory after a grace period, if it is in a slab. Never waits; see [`RawCache::retire`].
+    ///
+    /// # Errors
+    /// Gives the memory back if it [is large](Self::is_large), or cannot be taken without waiting; it is then still the caller's.
+    ///
+    /// # Safety
+    /// 1. `memory` came from this allocator, and was neither freed nor retired since.
+    /// 2. No *new* reader can find it; readers that have found it stay within their sections.
+    #[inline]
+    #[doc(alias = "kfree_rcu")]
+    pub unsafe fn retire(&self, memory: NonNull<u8>) -> Result<(), NonNull<u8>> {
+        match self.kind_of(memory.as_ptr()) {
+            // SAFETY: the tag says which cache it came from; debts 1 and 2.
+            Kind::Class(class) => unsafe { self.caches[class].retire(memory) },
+            Kind::Large => Err(memory),
+            Kind::Foreign => foreign(memory),
+        }
+    }
+
+    /// Whether memory of this allocator is a block of pages and not in a slab.
+    #[inline]
+    #[must_use]
+    #[doc(alias = "is_vmalloc_addr")]
+    pub fn is_large(&self, memory: *const u8) -> bool {
+        matches!(self.kind_of(memory), Kind::Large)
+    }
+
+    /// The cache whose slab `address` lies in, if it lies in one.
+    #[inline]
+    #[must_use]
+    #[doc(alias = "virt_to_cache")]
+    pub fn cache_of(&self, address: *const u8) -> Option<&RawCache<C, P, G>> {
+        match self.kind_of(address) {
+            Kind::Class(class) => Some(&self.caches[class]),
+            Kind::Large | Kind::Foreign => None,
+        }
+    }
+
+    /// How many bytes of an allocation may be used.
+    ///
+    /// # Safety
+    /// 1. `memory` came from this allocator and was neither freed nor retired since.
+    #[must_use]
+    pub unsafe fn ksize(&self, memory: NonNull<u8>) -> usize {
+        match self.kind_of(memory.as_ptr()) {
+            Kind::Class(class) => CLASS_BYTES[class],
+            Kind::Large => match self.pages.order_of(memory.as_ptr()) {
+                Some(order) => order.bytes(),
+                None => foreign(memory),
+            },
+            Kind::Foreign => foreign(memory),
+        }
+    }
+
+    /// Frees memory of mixed sizes, large blocks too; the array may be reordered.
+    ///
+    /// # Safety
+    /// As for [`Self::kfree`], for each of them; they differ from each other.
+    #[doc(alias = "kfree_bulk")]
+    pub unsafe fn free_bulk(&self, memory: &mut [NonNull<u8>]) {
+        let mut rest = memory;
+        while let Some(&mut first) = rest.first_mut() {
+            let Kind::Class(class) = self.kind_of(first.as_ptr()) else {
+                // SAFETY: the caller's debts. One at a time: large, or foreign and so the end.
+                unsafe { self.kfree(first) };
+                rest = &mut rest[1..];
+                continue;
+            };
+            let is_same =
+                |m: &NonNull<u8>| matches!(self.kind_of(m.as_ptr()), Kind::Class(c) if c == class);
+            let run = 1 + rest[1..].iter().take_while(|m| is_same(m)).count();
+            let (now, later) = rest.split_at_mut(run);
+            // SAFETY: the tags say that they all came from this cache; the caller's debts.
+            unsafe { self.caches[class].free_bulk(now) };
+            rest = later;
+        }
+    }
+
+    /// Waits until everything that was retired before this call, on any slot, is free. Not in a read section.
+    pub fn barrier(&self) {
+        for cache in &self.caches {
+            cache.barrier();
+        }
+    }
+
+    /// Frees what needs no waiting for; see [`RawCache::reap`]. Says how many retired objects still wait.
+    pub fn reap(&self) -> usize {
+        self.caches.iter().map(RawCache::reap).sum()
+    }
+
+    /// Gives unused memory back to the pages; see [`RawCache::shrink`]. Says how many pages that were.
+    pub fn shrink(&self) -> usize {
+        self.caches.iter().map(RawCache::shrink).sum()
+    }
+
+    /// Objects in sealed sheaves; see [`RawCache::waiting_objects`].
+    #[must_use]
+    pub fn waiting_objects(&self) -> usize {
+        self.caches.iter().map(RawCache::waiting_objects).sum()
+    }
+
+    /// The bytes of [`Self::waiting_objects`].
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.caches.iter().map(RawCache::waiting_bytes).sum()
+    }
+
+    /// The caches, in the order of [`CLASS_BYTES`].
+    pub fn caches(&self) -> &[RawCache<C, P, G>; NR_CLASSES] {
+        &self.caches
+    }
+
+    /// Where large blocks come from.
+    pub fn pages(&self) -> &P {
+        &self.pages
+    }
+
+    /// The numbers of all classes.
+    #[must_use]
+    pub fn stats(&self) -> KmallocStats {
+        KmallocStats {
+            classes: core::array::from_fn(|class| self.caches[class].stats()),
+            // ORDERING: Relaxed: a number for statistics.
+            large_bytes: self.large_bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// The numbers of a [`Kmalloc`]. Displayed as a line a class.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct KmallocStats {
+    /// The classes, in the order of [`CLASS_BYTES`].
+    pub classes: [CacheStats; NR_CLASSES],
+    /// Bytes of large blocks.
+    pub large_bytes: usize,
+}
+
+impl fmt::Display for KmallocStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for class in &self.classes {
+            writeln!(f, "{class}")?;
+        }
+        write!(f, "large blocks: {} KiB", self.large_bytes >> 10)
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> fmt::Debug for Kmalloc<C, P, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kmalloc").finish_non_exhaustive()
+    }
+}
+
+// SAFETY: memory is aligned and large enough for its layout (`class_of`; blocks are aligned to their size), overlaps no other
+// (the caches' I1), and nothing here unwinds.
+unsafe impl<C: Cpus, P: PageAlloc, G: GracePeriod> GlobalAlloc for Kmalloc<C, P, G> {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.kmalloc(layout)
+            .map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, memory: *mut u8, _layout: Layout) {
+        if let Some(memory) = NonNull::new(memory) {
+            // SAFETY: the caller's: it came from here and is not used any more; no reader is told of it.
+            unsafe { self.kfree(memory) };
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.kzalloc(layout)
+            .map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_gets_the_smallest_class_that_fits() {
+        for align in (0..14).map(|a| 1 << a) {
+            for size in 0..=MAX_CLASS_BYTES + 1 {
+                let layout = Layout::from_size_align(size, align).unwrap();
+                let fits = |c: &usize| CLASS_BYTES[*c] >= size && class_align(*c) >= align;
+                let expected = (0..NR_CLASSES).find(fits);
+                assert_eq!(class_of(layout), expected, "{layout:?}");
+            }
+        }
+        let huge = Layout::from_size_align(1, 2 * MAX_CLASS_BYTES).unwrap();
+        assert_eq!(class_of(huge), None);
+    }
+}

@@ -1,0 +1,367 @@
+//! Slabs: blocks of pages cut into objects, their state kept outside of them.
+//!
+//! Why a bitmap in a descriptor and not a list through the free objects (as SLUB): a double free is
+//! seen, a free object's memory is never written (its pages need not even exist), readers that still
+//! look at it are not disturbed, and a refill takes a word of objects at a time.
+//!
+//! # State
+//! | word | meaning | who writes |
+//! |---|---|---|
+//! | `Slab.cache`, `base` | whose it is, where its objects are | at birth only |
+//! | `Slab.free`, `inuse`, `list`, links | which objects are out; which list it is on | under the cache's slabs lock |
+//!
+//! # Life
+//! Page block and descriptor are got without a lock; the slab is born `EMPTY`, moves between the lists as its
+//! objects go out and come back, and when more than `min_partial` are empty it is put among the `Dying`, to be
+//! buried after the lock is left.
+//!
+//! # Invariants
+//! - I1. `inuse` is the number of zero bits among the first `nr_objects` of `free`; the other bits are zero.
+//! - I2. A slab is on the list that `list_of(inuse)` names, or among the dying.
+//! - I3. The tag of a slab's pages holds its descriptor and the cache's number.
+//!
+//! # Contexts
+//! Everything here runs under the slabs lock (`&mut Slabs`) and calls nothing but [`PageAlloc::tag`].
+
+use crate::config::{MAX_OBJECTS, Shape};
+use crate::fault::{Fault, broken};
+use core::ptr::NonNull;
+use pagealloc::{PageAlloc, PageTag};
+use static_assertions::const_assert_eq;
+
+const WORDS: usize = MAX_OBJECTS / 64;
+/// The list of slabs with nothing out.
+const EMPTY: u8 = 0;
+/// Lists 1 to 4 are of slabs by quarters of objects out.
+const FULLEST: u8 = 4;
+/// The list of slabs with everything out.
+const FULL: u8 = 5;
+const LISTS: usize = 6;
+
+/// A slab's descriptor.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub(crate) struct Slab {
+    /// The address of the cache's inner structure, to tell caches apart; never followed.
+    cache: *const (),
+    pub(crate) base: NonNull<u8>,
+    next: Option<NonNull<Slab>>,
+    prev: Option<NonNull<Slab>>,
+    /// Bit set: the object is free.
+    free: [u64; WORDS],
+    inuse: u16,
+    list: u8,
+}
+const_assert_eq!(size_of::<Slab>(), 128);
+
+impl Slab {
+    /// Makes the descriptor of a slab with all objects free, on no list.
+    pub(crate) fn new(cache: *const (), base: NonNull<u8>, shape: &Shape) -> Self {
+        let mut free = [0; WORDS];
+        for (i, word) in free.iter_mut().enumerate() {
+            let bits = shape.nr_objects.saturating_sub(i * 64).min(64) as u32;
+            *word = u64::MAX.checked_shr(64 - bits).unwrap_or(0);
+        }
+        Self {
+            cache,
+            base,
+            next: None,
+            prev: None,
+            free,
+            inuse: 0,
+            list: EMPTY,
+        }
+    }
+}
+
+/// The list for a slab with `inuse` objects out.
+fn list_of(inuse: usize, shape: &Shape) -> u8 {
+    match inuse {
+        0 => EMPTY,
+        n if n == shape.nr_objects => FULL,
+        n => 1 + (n * 4 / shape.nr_objects) as u8,
+    }
+}
+
+/// Slabs to be buried, linked by `next`.
+#[derive(Debug, Default)]
+pub(crate) struct Dying {
+    first: Option<NonNull<Slab>>,
+}
+
+impl Dying {
+    pub(crate) fn push(&mut self, slab: NonNull<Slab>) {
+        // SAFETY: the slab is on no list, so this call has it alone.
+        unsafe { &mut *slab.as_ptr() }.next = self.first;
+        self.first = Some(slab);
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<NonNull<Slab>> {
+        let slab = self.first?;
+        // SAFETY: as in `push`.
+        self.first = unsafe { slab.as_ref() }.next;
+        Some(slab)
+    }
+}
+
+/// All slabs of a cache.
+#[derive(Debug)]
+pub(crate) struct Slabs {
+    lists: [Option<NonNull<Slab>>; LISTS],
+    nr_slabs: usize,
+    nr_empty: usize,
+    /// Objects out of their slabs.
+    inuse: usize,
+}
+
+// SAFETY: descriptors belong to the cache and are reached under its slabs lock only.
+unsafe impl Send for Slabs {}
+
+impl Slabs {
+    pub(crate) const fn new() -> Self {
+        Self {
+            lists: [None; LISTS],
+            nr_slabs: 0,
+            nr_empty: 0,
+            inuse: 0,
+        }
+    }
+
+    pub(crate) fn nr_slabs(&self) -> usize {
+        self.nr_slabs
+    }
+
+    /// Objects out of their slabs: with users, in sheaves, or waiting.
+    pub(crate) fn inuse(&self) -> usize {
+        self.inuse
+    }
+
+    fn slab(&mut self, slab: NonNull<Slab>) -> &mut Slab {
+        // SAFETY: descriptors come from `add` and leave with `unlink`; in between they are
+        // initialised and belong to `self`, which is borrowed exclusively.
+        unsafe { &mut *slab.as_ptr() }
+    }
+
+    fn link(&mut self, slab: NonNull<Slab>, list: u8) {
+        let first = self.lists[usize::from(list)].replace(slab);
+        let this = self.slab(slab);
+        this.list = list;
+        this.prev = None;
+        this.next = first;
+        if let Some(first) = first {
+            self.slab(first).prev = Some(slab);
+        }
+        self.nr_empty += usize::from(list == EMPTY);
+    }
+
+    fn unlink(&mut self, slab: NonNull<Slab>) {
+        let this = self.slab(slab);
+        let (list, prev, next) = (this.list, this.prev, this.next);
+        match prev {
+            Some(prev) => self.slab(prev).next = next,
+            None => self.lists[usize::from(list)] = next,
+        }
+        if let Some(next) = next {
+            self.slab(next).prev = prev;
+        }
+        self.nr_empty -= usize::from(list == EMPTY);
+    }
+
+    /// Puts the slab on the list that its `inuse` asks for (I2), or among the dying.
+    fn settle(&mut self, slab: NonNull<Slab>, shape: &Shape, dying: &mut Dying) {
+        let this = self.slab(slab);
+        let (from, inuse) = (this.list, usize::from(this.inuse));
+        let to = list_of(inuse, shape);
+        if from == to {
+            return;
+        }
+        self.unlink(slab);
+        if to == EMPTY && self.nr_empty >= shape.min_partial {
+            self.nr_slabs -= 1;
+            dying.push(slab);
+        } else {
+            self.link(slab, to);
+        }
+    }
+
+    /// Takes in a new slab.
+    ///
+    /// # Safety
+    /// 1. `slab` is an initialised descriptor ([`Slab::new`]) of a block tagged with it, and is the list's from now on.
+    pub(crate) unsafe fn add(&mut self, slab: NonNull<Slab>) {
+        self.nr_slabs += 1;
+        self.link(slab, EMPTY);
+    }
+
+    /// Hands at most `want` free objects to `take`, from the fullest slabs first.
+    pub(crate) fn refill(
+        &mut self,
+        shape: &Shape,
+        mut want: usize,
+        mut take: impl FnMut(NonNull<u8>),
+    ) {
+        // Partial slabs from the fullest down, then empty ones.
+        for list in (EMPTY..=FULLEST).rev() {
+            while want > 0
+                && let Some(slab) = self.lists[usize::from(list)]
+            {
+                let got = self.take_from(slab, shape, want, &mut take);
+                want -= got;
+                self.inuse += got;
+                // No slab dies of giving objects out.
+                self.settle(slab, shape, &mut Dying::default());
+            }
+        }
+    }
+
+    fn take_from(
+        &mut self,
+        slab: NonNull<Slab>,
+        shape: &Shape,
+        want: usize,
+        take: &mut impl FnMut(NonNull<u8>),
+    ) -> usize {
+        let this = self.slab(slab);
+        let mut got = 0;
+        for (i, word) in this.free.iter_mut().enumerate() {
+            while *word != 0 && got < want {
+                let index = i * 64 + word.trailing_zeros() as usize;
+                *word &= *word - 1;
+                // SAFETY: bits are set for the slab's objects only (I1), which are inside the block.
+                take(unsafe { this.base.add(index * shape.size) });
+                got += 1;
+            }
+        }
+        this.inuse += got as u16;
+        got
+    }
+
+    /// Takes objects back into their slabs. Aborts on one that is not out.
+    pub(crate) fn put<P: PageAlloc>(
+        &mut self,
+        cache: *const (),
+        shape: &Shape,
+        pages: &P,
+        objects: &[NonNull<u8>],
+        dying: &mut Dying,
+    ) {
+        let mut current: Option<NonNull<Slab>> = None;
+        let mut base = 0;
+        for &object in objects {
+            let mut offset = object.addr().get().wrapping_sub(base);
+            // Neighbours in a sheaf are often neighbours in a slab: one look at the tag for all.
+            let slab = match current {
+                Some(slab) if offset < shape.order.bytes() => slab,
+                _ => {
+                    if let Some(done) = current {
+                        self.settle(done, shape, dying);
+                    }
+                    let slab = find(cache, shape, pages, object);
+                    base = self.slab(slab).base.addr().get();
+                    offset = object.addr().get().wrapping_sub(base);
+                    current = Some(slab);
+                    slab
+                }
+            };
+            let this = self.slab(slab);
+            let Some(index) = shape.index_of(offset) else {
+                broken(
+                    Fault::Misaligned,
+                    shape.name,
+                    object.as_ptr(),
+                    this.base.as_ptr(),
+                );
+            };
+            let (word, bit) = (&mut this.free[index / 64], 1 << (index % 64));
+            if *word & bit != 0 {
+                broken(
+                    Fault::DoubleFree,
+                    shape.name,
+                    object.as_ptr(),
+                    this.base.as_ptr(),
+                );
+            }
+            *word |= bit;
+            this.inuse -= 1;
+            self.inuse -= 1;
+        }
+        if let Some(done) = current {
+            self.settle(done, shape, dying);
+        }
+    }
+
+    /// Takes all empty slabs out.
+    pub(crate) fn take_empty(&mut self, dying: &mut Dying) {
+        while let Some(slab) = self.lists[usize::from(EMPTY)] {
+            self.unlink(slab);
+            self.nr_slabs -= 1;
+            dying.push(slab);
+        }
+    }
+
+    /// Takes all slabs with objects out of the lists: they are lost.
+    pub(crate) fn take_used(&mut self, lost: &mut Dying) {
+        for list in EMPTY + 1..=FULL {
+            while let Some(slab) = self.lists[usize::from(list)] {
+                self.unlink(slab);
+                self.nr_slabs -= 1;
+                lost.push(slab);
+            }
+        }
+    }
+}
+
+/// The slab that `object` lies in. Aborts if that is none of this cache's.
+fn find<P: PageAlloc>(
+    cache: *const (),
+    shape: &Shape,
+    pages: &P,
+    object: NonNull<u8>,
+) -> NonNull<Slab> {
+    let tag = pages.tag(object.as_ptr()).unwrap_or(PageTag::NONE);
+    let slab = tag.owner.cast::<Slab>();
+    match NonNull::new(slab) {
+        // The mark in the tag says that the owner is a slab's descriptor, though perhaps another cache's.
+        Some(found) if tag.tag == shape.tag => {
+            // SAFETY: I3: a descriptor lives for as long as its pages are tagged with it.
+            let owner = unsafe { &raw const (*slab).cache };
+            // SAFETY: as above; `cache` is written at birth only.
+            if unsafe { owner.read() } == cache {
+                return found;
+            }
+        }
+        _ => {}
+    }
+    broken(Fault::Foreign, shape.name, object.as_ptr(), slab.cast())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CacheConfig;
+    use core::alloc::Layout;
+
+    #[test]
+    fn a_new_slab_has_its_objects_free_and_no_more() {
+        for size in [8, 16, 24, 64, 1000, 4096, 32768] {
+            let layout = Layout::from_size_align(size, 8).unwrap();
+            let shape = CacheConfig::new("test", layout).shape().unwrap();
+            let slab = Slab::new(core::ptr::null(), NonNull::dangling(), &shape);
+            let free: u32 = slab.free.iter().map(|w| w.count_ones()).sum();
+            assert_eq!(free as usize, shape.nr_objects);
+            let last = slab.free.iter().rposition(|&w| w != 0).unwrap();
+            let top = 64 * last + 64 - slab.free[last].leading_zeros() as usize;
+            assert_eq!(top, shape.nr_objects);
+        }
+    }
+
+    #[test]
+    fn lists_go_by_quarters() {
+        let shape = CacheConfig::new("test", Layout::new::<[u64; 8]>())
+            .shape()
+            .unwrap();
+        assert_eq!(shape.nr_objects, 64);
+        let lists = [0, 1, 15, 16, 31, 32, 47, 48, 63, 64].map(|n| list_of(n, &shape));
+        assert_eq!(lists, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]);
+    }
+}

@@ -1,0 +1,212 @@
+//! Caches of values of one type.
+
+use crate::cache::{Busy, RawCache};
+use crate::config::CacheConfig;
+use core::alloc::Layout;
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::needs_drop;
+use core::ptr::NonNull;
+use pagealloc::{AllocError, PageAlloc};
+use rcu_core::GracePeriod;
+use rcu_core::cpu::Cpus;
+
+/// A value that found no memory, and why.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct AllocFailed<T> {
+    /// Why.
+    pub error: AllocError,
+    /// The value, given back.
+    pub value: T,
+}
+
+impl<T> fmt::Debug for AllocFailed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AllocFailed")
+            .field("error", &self.error)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Display for AllocFailed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)
+    }
+}
+
+impl<T> core::error::Error for AllocFailed<T> {}
+
+/// A cache of `T`s: a typed face over [`RawCache`].
+pub struct Cache<T, C: Cpus, P: PageAlloc, G: GracePeriod> {
+    raw: RawCache<C, P, G>,
+    /// The cache takes and gives values of `T`, and stores none of its own.
+    _values: PhantomData<fn(T) -> T>,
+}
+
+impl<T, C, P, G> Cache<T, C, P, G>
+where
+    C: Cpus + Send + Sync,
+    P: PageAlloc,
+    G: GracePeriod + Send + Sync,
+{
+    /// The configuration of a cache of `T`s, to be adjusted and passed to [`Self::with_config`].
+    pub const fn config(name: &'static str) -> CacheConfig {
+        CacheConfig::new(name, Layout::new::<T>())
+    }
+
+    /// Makes a cache.
+    ///
+    /// # Errors
+    /// See [`RawCache::new`].
+    pub fn new(name: &'static str, cpus: C, pages: P, gp: G) -> Result<Self, AllocError>
+    where
+        C: 'static,
+        P: 'static,
+        G: 'static,
+    {
+        Self::with_config(Self::config(name), cpus, pages, gp)
+    }
+
+    /// Makes a cache after a configuration from [`Self::config`].
+    ///
+    /// # Errors
+    /// See [`RawCache::new`]; [`AllocError::Invalid`] if the configuration's layout is not that of `T`.
+    pub fn with_config(config: CacheConfig, cpus: C, pages: P, gp: G) -> Result<Self, AllocError>
+    where
+        C: 'static,
+        P: 'static,
+        G: 'static,
+    {
+        // SAFETY: what is borrowed for ever outlives a forgotten handle (debt 1).
+        unsafe { Self::new_scoped(config, cpus, pages, gp) }
+    }
+
+    /// Makes a cache of borrowed parts.
+    ///
+    /// # Errors
+    /// As for [`Self::with_config`].
+    ///
+    /// # Safety
+    /// As for [`RawCache::new_scoped`].
+    pub unsafe fn new_scoped(
+        config: CacheConfig,
+        cpus: C,
+        pages: P,
+        gp: G,
+    ) -> Result<Self, AllocError> {
+        // SAFETY: the caller's debt.
+        let raw = unsafe { RawCache::new_scoped(config, cpus, pages, gp) }?;
+        if raw.layout() != Layout::new::<T>() {
+            return Err(AllocError::Invalid);
+        }
+        // INVARIANT: objects of `raw` have the layout of `T`.
+        Ok(Self {
+            raw,
+            _values: PhantomData,
+        })
+    }
+
+    /// Destroys the cache and gives every page back. Waits for grace periods; not in a read section.
+    ///
+    /// # Errors
+    /// Gives the cache back if users still have objects of it.
+    pub fn destroy(self) -> Result<(), Busy<Self>> {
+        self.raw.destroy().map_err(|busy| Busy {
+            live: busy.live,
+            pending: busy.pending,
+            cache: Self {
+                raw: busy.cache,
+                _values: PhantomData,
+            },
+        })
+    }
+}
+
+impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
+    /// Allocates an object that holds `value`. May make system calls for more pages.
+    ///
+    /// # Errors
+    /// Gives the value back if there is no memory.
+    #[inline]
+    pub fn alloc(&self, value: T) -> Result<NonNull<T>, AllocFailed<T>> {
+        match self.raw.alloc() {
+            Ok(object) => {
+                let object = object.cast::<T>();
+                // SAFETY: the object is this call's, of `T`'s layout.
+                unsafe { object.write(value) };
+                Ok(object)
+            }
+            Err(error) => Err(AllocFailed { error, value }),
+        }
+    }
+
+    /// Drops the value and frees its object for reuse at once. Not from signal handlers and interrupts.
+    ///
+    /// # Safety
+    /// 1. `object` came from [`Self::alloc`] of this cache, is not used any more, and was neither freed nor retired since.
+    /// 2. No reader can still find it (else retire it).
+    #[inline]
+    pub unsafe fn free(&self, object: NonNull<T>) {
+        // SAFETY: debt 1: initialised and not used any more. No lock of ours is held.
+        unsafe { object.drop_in_place() };
+        // SAFETY: debts 1 and 2.
+        unsafe { self.raw.free(object.cast()) };
+    }
+
+    /// Frees an object for reuse after a grace period. Never waits; see [`RawCache::retire`].
+    ///
+    /// The value is forgotten, not dropped, so `T` must need no dropping: this fails to compile with `String` for `u64`.
+    ///
+    /// ```
+    /// use rcu_core::{NoReaders, cpu::Threads};
+    /// use slab::Cache;
+    ///
+    /// fn forget<P: pagealloc::PageAlloc>(hits: &Cache<u64, Threads, P, NoReaders>) {
+    ///     let counter = hits.alloc(0).unwrap();
+    ///     // SAFETY: the object came from this cache, and nobody else knows it.
+    ///     if let Err(counter) = unsafe { hits.retire(counter) } {
+    ///         // SAFETY: as above; it was given back.
+    ///         unsafe { hits.free(counter) };
+    ///     }
+    /// }
+    /// # use pagealloc::{Mmap, Zone};
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # forget(&Cache::new("hits", Threads, zone, NoReaders).unwrap());
+    /// ```
+    ///
+    /// ```compile_fail,E0080
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::Cache;
+    /// fn forget<P: pagealloc::PageAlloc>(names: &Cache<String, Threads, P, NoReaders>) {
+    ///     let name = names.alloc(String::new()).unwrap();
+    ///     let _ = unsafe { names.retire(name) };
+    /// }
+    /// # use pagealloc::{Mmap, Zone};
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # forget(&Cache::new("names", Threads, zone, NoReaders).unwrap());
+    /// ```
+    ///
+    /// # Errors
+    /// Gives the object back if it cannot be taken without waiting; it is then still the caller's.
+    ///
+    /// # Safety
+    /// 1. `object` came from [`Self::alloc`] of this cache, and was neither freed nor retired since.
+    /// 2. No *new* reader can find it; readers that have found it stay within their sections.
+    #[inline]
+    pub unsafe fn retire(&self, object: NonNull<T>) -> Result<(), NonNull<T>> {
+        const { assert!(!needs_drop::<T>(), "a retired value is not dropped") };
+        // SAFETY: debts 1 and 2.
+        unsafe { self.raw.retire(object.cast()) }.map_err(NonNull::cast)
+    }
+
+    /// The cache below, which allocates memory without values.
+    pub fn raw(&self) -> &RawCache<C, P, G> {
+        &self.raw
+    }
+}
+
+impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> fmt::Debug for Cache<T, C, P, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cache").field(&self.raw).finish()
+    }
+}
