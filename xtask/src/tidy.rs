@@ -47,6 +47,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
     let mut complaints = layers::edges(workspace.packages());
     complaints.extend(layers::dependencies(workspace.packages()));
     for source in &sources {
+        if source.path == "Cargo.lock" {
+            complaints.extend(layers::ambiguous(&source.text));
+        }
         complaints.extend(text::absolute_paths(source));
         if source.is_rust() {
             complaints.extend(text::length(source));

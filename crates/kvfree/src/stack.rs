@@ -20,7 +20,7 @@ use std::sync::OnceLock;
 
 rcu_tree::static_tree! {
     /// The domain of the default stack: its readers are all readers of this process's [`read_lock`].
-    pub struct Global, free = free_object;
+    pub struct Global, unsafe free = free_object;
 }
 
 /// The default stack's pages.
@@ -70,7 +70,7 @@ pub fn objects() -> &'static Objs {
 #[cold]
 fn make_objects() -> &'static Objs {
     OBJECTS.get_or_init(|| {
-        Kmalloc::new(Threads, pages(), Global)
+        Kmalloc::new_watched(Threads, pages(), Global, |soon| MONITOR.watch(soon))
             .unwrap_or_else(|e| panic!("no memory for the stack: {e}"))
     })
 }

@@ -48,6 +48,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use rcu_core::cpu::{
     LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex, ZeroInit,
+    in_register,
 };
 
 /// A slot's lists and their lock, in lines of their own (two, for the prefetcher fetches pairs).
@@ -99,7 +100,7 @@ impl<L: LocalLock> Slots<L> {
     unsafe fn get_unchecked(&self, slot: Slot) -> &LocalCell<L, Pcp> {
         debug_assert!(slot.index() < self.len);
         // SAFETY: inside the array (debt 1).
-        let cell = unsafe { self.first.add(slot.index()) };
+        let cell = in_register(unsafe { self.first.add(slot.index()) });
         // SAFETY: zeroed `ZeroInit` (debt of `from_zeroed`), valid for as long as `self` is used.
         let cell = unsafe { cell.as_ref() };
         &cell.0

@@ -210,9 +210,21 @@ unsafe impl<R: Rcu> Rcu for &R {
 /// Makes a domain: a zero-sized type that stands for a static RCU.
 ///
 /// ```ignore
+/// static ROUTES: Tree<'static, Threads> = …;
+///
 /// rcu_core::domain! {
 ///     /// Readers of the routing table.
-///     pub struct Routes = ROUTES: rcu_tree::Tree<Threads>;
+///     pub struct Routes = ROUTES: Tree<'static, Threads>;
+/// }
+/// ```
+///
+/// It has to be a `static`: each use of a constant would be another RCU.
+///
+/// ```compile_fail
+/// use rcu_core::manual::ManualGp;
+/// const EACH_TIME_ANOTHER: ManualGp = ManualGp::new();
+/// fn named() -> &'static ManualGp {
+///     &EACH_TIME_ANOTHER // what the macro expands to
 /// }
 /// ```
 #[macro_export]
@@ -222,37 +234,51 @@ macro_rules! domain {
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
         $vis struct $name;
 
+        $crate::__domain!($name, $rcu, $t);
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __domain {
+    ($name:ident, $rcu:path, $t:ty) => {
         const _: () = {
             use $crate::{Callback, Cookie, GracePeriod, Head, Rcu};
+
+            /// The static behind the domain. A constant does not pass: what has inner state is not promoted.
+            #[inline(always)]
+            fn rcu() -> &'static $t {
+                &$rcu
+            }
 
             // SAFETY: every method is that of one static RCU.
             unsafe impl GracePeriod for $name {
                 #[inline(always)]
                 fn snapshot(&self) -> Cookie {
-                    $rcu.snapshot()
+                    rcu().snapshot()
                 }
                 #[inline(always)]
                 fn start(&self) -> Cookie {
-                    $rcu.start()
+                    rcu().start()
                 }
                 #[inline(always)]
                 fn poll(&self, cookie: Cookie) -> bool {
-                    $rcu.poll(cookie)
+                    rcu().poll(cookie)
                 }
                 fn wait(&self, cookie: Cookie) {
-                    $rcu.wait(cookie);
+                    rcu().wait(cookie);
                 }
                 fn drive(&self) -> bool {
-                    $rcu.drive()
+                    rcu().drive()
                 }
                 fn synchronize(&self) {
-                    $rcu.synchronize();
+                    rcu().synchronize();
                 }
                 fn synchronize_expedited(&self) {
-                    $rcu.synchronize_expedited();
+                    rcu().synchronize_expedited();
                 }
                 fn grace_periods(&self) -> usize {
-                    $rcu.grace_periods()
+                    rcu().grace_periods()
                 }
             }
 
@@ -262,19 +288,19 @@ macro_rules! domain {
 
                 #[inline(always)]
                 fn enter(&self) -> Self::Token {
-                    $rcu.enter()
+                    rcu().enter()
                 }
                 #[inline(always)]
                 unsafe fn exit(&self, token: Self::Token) {
                     // SAFETY: the caller's debt 1, for the same static.
-                    unsafe { $rcu.exit(token) };
+                    unsafe { rcu().exit(token) };
                 }
                 unsafe fn call(&self, head: ::core::ptr::NonNull<Head>, callback: Callback) {
                     // SAFETY: the caller's debts.
-                    unsafe { $rcu.call(head, callback) };
+                    unsafe { rcu().call(head, callback) };
                 }
                 fn barrier(&self) {
-                    $rcu.barrier();
+                    rcu().barrier();
                 }
             }
 

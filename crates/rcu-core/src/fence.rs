@@ -116,11 +116,13 @@ mod imp {
 
     #[inline(always)]
     pub(super) fn light() {
+        // ORDERING: A2, the compiler's half: the caller's store stays above the load of the mode (I2).
         compiler_fence(Ordering::SeqCst);
         // ORDERING: Relaxed: I2; the axiom A2 is the kernel's in mode 0 and `full`'s otherwise.
         if MODE.load(Ordering::Relaxed) != MEMBARRIER {
             light_slow();
         }
+        // ORDERING: A2, the compiler's half: the caller's later accesses stay below.
         compiler_fence(Ordering::SeqCst);
     }
 

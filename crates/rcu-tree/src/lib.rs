@@ -36,62 +36,46 @@ pub use rcu_core;
 /// Routes.synchronize();
 /// ```
 ///
-/// A second argument gives it a way to free objects for offset callbacks: `struct Routes, free = path::to::kfree;`
+/// A second argument gives it a way to free objects for offset callbacks: `struct Routes, unsafe free = path::to::kfree;`
 /// (the expansion then owes the debt of [`Tree::with_free`]).
 #[cfg(all(feature = "std", not(loom)))]
 #[macro_export]
 macro_rules! static_tree {
-    ($(#[$m:meta])* $vis:vis struct $name:ident $(, free = $free:path)?;) => {
-        $crate::rcu_core::domain! {
-            $(#[$m])*
-            $vis struct $name = $name::TREE: $crate::Tree<'static, $crate::rcu_core::cpu::Threads>;
-        }
+    ($(#[$m:meta])* $vis:vis struct $name:ident $(, unsafe free = $free:path)?;) => {
+        $(#[$m])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+        $vis struct $name;
 
-        impl $name {
-            /// The tree behind the domain.
-            #[allow(dead_code)]
-            #[must_use]
-            $vis fn tree() -> &'static $crate::Tree<'static, $crate::rcu_core::cpu::Threads> {
-                &$name::TREE
-            }
+        const _: () = {
+            use $crate::rcu_core::cpu::{BiasedLock, MAX_THREAD_SLOTS, PerSlot, Threads};
 
-            #[doc(hidden)]
-            const TREE: $crate::StaticTree = {
-                use $crate::rcu_core::cpu::{BiasedLock, MAX_THREAD_SLOTS, PerSlot, Threads};
-                const GEOMETRY: $crate::Geometry = $crate::Geometry::new(MAX_THREAD_SLOTS);
-                static SLOTS: [$crate::TreeSlot<BiasedLock>; MAX_THREAD_SLOTS] =
-                    [const { $crate::TreeSlot::new(BiasedLock::new()) }; MAX_THREAD_SLOTS];
-                static NODES: [$crate::Node; GEOMETRY.nr_nodes()] =
-                    [const { $crate::Node::new() }; GEOMETRY.nr_nodes()];
-                static TREE: $crate::Tree<'static, Threads> = {
-                    let slots = PerSlot::from_slice(&SLOTS);
-                    // SAFETY: a static stays in place for ever.
-                    let tree = unsafe { $crate::Tree::new(Threads, slots, GEOMETRY, &NODES) };
-                    let tree = tree.with_worker(|| TREE.work());
-                    $(
-                        // SAFETY: whoever wrote the macro's second argument vouches for it.
-                        let tree = unsafe { tree.with_free($free) };
-                    )?
-                    tree
-                };
-                $crate::StaticTree(&TREE)
+            const GEOMETRY: $crate::Geometry = $crate::Geometry::new(MAX_THREAD_SLOTS);
+            static SLOTS: [$crate::TreeSlot<BiasedLock>; MAX_THREAD_SLOTS] =
+                [const { $crate::TreeSlot::new(BiasedLock::new()) }; MAX_THREAD_SLOTS];
+            static NODES: [$crate::Node; GEOMETRY.nr_nodes()] =
+                [const { $crate::Node::new() }; GEOMETRY.nr_nodes()];
+            static TREE: $crate::Tree<'static, Threads> = {
+                let slots = PerSlot::from_slice(&SLOTS);
+                // SAFETY: a static stays in place for ever.
+                let tree = unsafe { $crate::Tree::new(Threads, slots, GEOMETRY, &NODES) };
+                let tree = tree.with_worker(|| TREE.work());
+                $(
+                    // SAFETY: whoever wrote the macro's second argument vouches for it.
+                    let tree = unsafe { tree.with_free($free) };
+                )?
+                tree
             };
-        }
+
+            $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>);
+
+            impl $name {
+                /// The tree behind the domain.
+                #[allow(dead_code)]
+                #[must_use]
+                $vis fn tree() -> &'static $crate::Tree<'static, Threads> {
+                    &TREE
+                }
+            }
+        };
     };
-}
-
-/// A static tree, as [`static_tree!`] names it.
-#[doc(hidden)]
-#[cfg(all(feature = "std", not(loom)))]
-#[derive(Clone, Copy, Debug)]
-pub struct StaticTree(pub &'static Tree<'static, rcu_core::cpu::Threads>);
-
-#[cfg(all(feature = "std", not(loom)))]
-impl core::ops::Deref for StaticTree {
-    type Target = Tree<'static, rcu_core::cpu::Threads>;
-
-    #[inline(always)]
-    fn deref(&self) -> &Self::Target {
-        self.0
-    }
 }

@@ -30,8 +30,8 @@
 //!
 //! # Progress and contexts
 //! Enter and exit are wait-free, allocate nothing, and may come in signal handlers.
-//! On x86-64 an outermost pair is 4 loads (slot number, slot base, word twice, fence mode: 5), 2 stores, 4 predicted
-//! branches; no locked instruction, no fence.
+//! On x86-64 an outermost pair is 6 loads (slot number, slots' base, the word twice, the fence mode and its address),
+//! 2 stores, 5 predicted branches; no locked instruction, no fence.
 
 use core::fmt;
 use rcu_core::fence;

@@ -24,7 +24,9 @@ pub struct TreeSlot<L> {
 }
 
 #[cfg(not(loom))]
-static_assertions::const_assert!(size_of::<TreeSlot<rcu_core::cpu::BiasedLock>>().is_power_of_two());
+static_assertions::const_assert!(
+    size_of::<TreeSlot<rcu_core::cpu::BiasedLock>>().is_power_of_two()
+);
 
 impl<L: LocalLock> TreeSlot<L> {
     rcu_core::const_fn! {

@@ -47,6 +47,7 @@ pub struct CacheConfig {
     ask_objects: Option<usize>,
     min_partial: usize,
     number: u16,
+    watch: Option<fn(bool)>,
 }
 
 impl CacheConfig {
@@ -59,6 +60,7 @@ impl CacheConfig {
             ask_objects: None,
             min_partial: MIN_PARTIAL,
             number: ANONYMOUS,
+            watch: None,
         }
     }
 
@@ -84,6 +86,14 @@ impl CacheConfig {
     /// The cache's number, noted in its pages' tags (a size class, say). By default 65535.
     pub const fn number(mut self, number: u16) -> Self {
         self.number = number;
+        self
+    }
+
+    /// Whom to tell that retired objects wait from now on, so that [`RawCache::reap`](crate::RawCache::reap) has to be
+    /// called until it returns zero: soon if the argument is true. Called outside of locks, at most once a sheaf, from
+    /// any context that retires; must not block.
+    pub const fn watched_by(mut self, watch: fn(bool)) -> Self {
+        self.watch = Some(watch);
         self
     }
 
@@ -115,6 +125,7 @@ impl CacheConfig {
             ask_objects: self.ask_objects.unwrap_or(ask),
             min_partial: self.min_partial,
             tag: TAG_MARK | self.number as u32,
+            watch: self.watch,
         })
     }
 }
@@ -144,6 +155,8 @@ pub(crate) struct Shape {
     pub(crate) min_partial: usize,
     /// The number in the tag of this cache's pages.
     pub(crate) tag: u32,
+    /// Whom to tell that something waits.
+    pub(crate) watch: Option<fn(bool)>,
 }
 
 impl Shape {

@@ -129,7 +129,22 @@ where
         G: 'static,
     {
         // SAFETY: what is borrowed for ever outlives a forgotten handle (debt 1).
-        unsafe { Self::new_scoped(cpus, pages, gp) }
+        unsafe { Self::build(cpus, pages, gp, None) }
+    }
+
+    /// Makes the caches, and tells `watch` when retired objects wait from now on: see
+    /// [`CacheConfig::watched_by`](crate::CacheConfig::watched_by).
+    ///
+    /// # Errors
+    /// See [`RawCache::new`].
+    pub fn new_watched(cpus: C, pages: P, gp: G, watch: fn(bool)) -> Result<Self, AllocError>
+    where
+        C: 'static,
+        P: 'static,
+        G: 'static,
+    {
+        // SAFETY: what is borrowed for ever outlives a forgotten handle (debt 1).
+        unsafe { Self::build(cpus, pages, gp, Some(watch)) }
     }
 
     /// Makes the caches of borrowed parts.
@@ -140,11 +155,21 @@ where
     /// # Safety
     /// As for [`RawCache::new_scoped`].
     pub unsafe fn new_scoped(cpus: C, pages: P, gp: G) -> Result<Self, AllocError> {
+        // SAFETY: the caller's debt.
+        unsafe { Self::build(cpus, pages, gp, None) }
+    }
+
+    /// # Safety
+    /// As for [`RawCache::new_scoped`].
+    unsafe fn build(cpus: C, pages: P, gp: G, watch: Option<fn(bool)>) -> Result<Self, AllocError> {
         let mut caches = ArrayVec::<_, NR_CLASSES>::new();
         for (class, (&bytes, name)) in CLASS_BYTES.iter().zip(NAMES).enumerate() {
             let layout = Layout::from_size_align(bytes, class_align(class))
                 .map_err(|_| AllocError::Invalid)?;
-            let config = CacheConfig::new(name, layout).number(class as u16);
+            let mut config = CacheConfig::new(name, layout).number(class as u16);
+            if let Some(watch) = watch {
+                config = config.watched_by(watch);
+            }
             let (cpus, pages, gp) = (cpus.clone(), pages.clone(), gp.clone());
             // SAFETY: the caller's debt.
             caches.push(unsafe { RawCache::new_scoped(config, cpus, pages, gp) }?);

@@ -28,13 +28,14 @@ const NORMAL: [&str; 8] = [
 ];
 
 /// What their tests and benches may use besides.
-const DEV: [&str; 6] = [
+const DEV: [&str; 7] = [
     "criterion",
     "critical-section",
     "crossbeam-epoch",
     "kovan",
     "loom",
     "proptest",
+    "serde_json",
 ];
 
 /// What this program may use.
@@ -107,6 +108,21 @@ pub(super) fn dependencies(packages: &[Value]) -> Vec<String> {
         }
     }
     complaints
+}
+
+/// (b') No package from outside is called as one of ours: `cargo test -p NAME` would be refused as ambiguous.
+pub(super) fn ambiguous(lock: &str) -> Vec<String> {
+    let named = |name: &str| {
+        let line = format!("name = \"{name}\"");
+        lock.lines().filter(|l| l.trim() == line).count()
+    };
+    crate::cargo::CRATES
+        .iter()
+        .filter(|name| named(name) > 1)
+        .map(|name| {
+            format!("Cargo.lock: another package is called {name} too, so `-p {name}` is ambiguous")
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -190,6 +206,15 @@ mod tests {
             dependencies(&with(package("xtask", &[normal("clap")]))),
             [""; 0]
         );
+    }
+
+    #[test]
+    fn a_second_package_of_the_same_name_is_reported() {
+        let one = "[[package]]\nname = \"slab\"\nversion = \"0.1.0\"\n";
+        let other = "[[package]]\nname = \"sharded-slab\"\nversion = \"0.1.7\"\n";
+        assert_eq!(ambiguous(&format!("{one}{other}")), [""; 0]);
+        let found = ambiguous(&format!("{one}{other}{one}"));
+        assert!(found.len() == 1 && found[0].contains("slab"), "{found:?}");
     }
 
     #[test]

@@ -87,6 +87,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         } else {
             self.retire_with_new_sheaf(object)
         };
+        if result.is_ok()
+            && let Some(watch) = self.shape.watch
+        {
+            watch(ask);
+        }
         if ask {
             local.set_asked(self.gp.start());
             self.gp.drive();
