@@ -1,4 +1,8 @@
-#![doc = include_str!("../README.md")]
+#![cfg_attr(feature = "std", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "std"),
+    doc = "Grace periods on many CPUs, without `std`: the embedder brings `Cpus` and memory, and drives. See `README.md`."
+)]
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod callbacks;

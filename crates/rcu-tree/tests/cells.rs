@@ -1,5 +1,5 @@
 //! `RcuCell`, `RcuBox`, `Retired` and `Owned` over a real tree.
-#![cfg(not(loom))]
+#![cfg(all(feature = "std", not(loom)))]
 
 use rcu_core::{Callback, Head, Rcu, RcuBox, RcuCell, Reclaimer, read_lock};
 use std::ptr::NonNull;

@@ -32,6 +32,7 @@ grace_period_conformance!(one_cpu_gp, one_cpu());
 rcu_conformance!(one_cpu_rcu, one_cpu());
 
 /// Trees with a worker: one static for each test, so that the worker's main can name it.
+#[cfg(feature = "std")]
 macro_rules! with_worker {
     () => {{
         rcu_tree::static_tree! { struct Domain; }
@@ -39,6 +40,11 @@ macro_rules! with_worker {
     }};
 }
 
-grace_period_conformance!(worker_gp, with_worker!());
-rcu_conformance!(worker_rcu, with_worker!());
-rcu_conformance!(worker_threads, threads: with_worker!());
+#[cfg(feature = "std")]
+mod worker {
+    use rcu_core::{grace_period_conformance, rcu_conformance};
+
+    grace_period_conformance!(gp, with_worker!());
+    rcu_conformance!(rcu, with_worker!());
+    rcu_conformance!(threads, threads: with_worker!());
+}

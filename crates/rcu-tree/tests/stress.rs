@@ -1,5 +1,5 @@
 //! Threads that come and go, read, retire and wait: no grace period too short, no callback lost.
-#![cfg(not(loom))]
+#![cfg(all(feature = "std", not(loom)))]
 
 mod common;
 
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 /// Sizes, smaller where a checker runs.
 mod cfg {
-    pub(crate) const ROUNDS: usize = if cfg!(miri) { 20 } else { 3_000 };
+    pub(crate) const ROUNDS: usize = if cfg!(miri) { 20 } else { 1_000 };
     pub(crate) const CHURN: usize = if cfg!(miri) { 5 } else { 300 };
 }
 

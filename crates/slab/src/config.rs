@@ -47,7 +47,7 @@ pub struct CacheConfig {
     ask_objects: Option<usize>,
     min_partial: usize,
     number: u16,
-    watch: Option<fn(bool)>,
+    watch: Option<fn()>,
 }
 
 impl CacheConfig {
@@ -90,9 +90,9 @@ impl CacheConfig {
     }
 
     /// Whom to tell that retired objects wait from now on, so that [`RawCache::reap`](crate::RawCache::reap) has to be
-    /// called until it returns zero: soon if the argument is true. Called outside of locks, at most once a sheaf, from
-    /// any context that retires; must not block.
-    pub const fn watched_by(mut self, watch: fn(bool)) -> Self {
+    /// called now and then until it returns zero. Called outside of locks, at most once a sheaf, from any context that
+    /// retires; must not block.
+    pub const fn watched_by(mut self, watch: fn()) -> Self {
         self.watch = Some(watch);
         self
     }
@@ -156,7 +156,7 @@ pub(crate) struct Shape {
     /// The number in the tag of this cache's pages.
     pub(crate) tag: u32,
     /// Whom to tell that something waits.
-    pub(crate) watch: Option<fn(bool)>,
+    pub(crate) watch: Option<fn()>,
 }
 
 impl Shape {

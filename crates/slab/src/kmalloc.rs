@@ -137,7 +137,7 @@ where
     ///
     /// # Errors
     /// See [`RawCache::new`].
-    pub fn new_watched(cpus: C, pages: P, gp: G, watch: fn(bool)) -> Result<Self, AllocError>
+    pub fn new_watched(cpus: C, pages: P, gp: G, watch: fn()) -> Result<Self, AllocError>
     where
         C: 'static,
         P: 'static,
@@ -161,7 +161,7 @@ where
 
     /// # Safety
     /// As for [`RawCache::new_scoped`].
-    unsafe fn build(cpus: C, pages: P, gp: G, watch: Option<fn(bool)>) -> Result<Self, AllocError> {
+    unsafe fn build(cpus: C, pages: P, gp: G, watch: Option<fn()>) -> Result<Self, AllocError> {
         let mut caches = ArrayVec::<_, NR_CLASSES>::new();
         for (class, (&bytes, name)) in CLASS_BYTES.iter().zip(NAMES).enumerate() {
             let layout = Layout::from_size_align(bytes, class_align(class))

@@ -175,16 +175,8 @@ impl fmt::Display for Verdict {
 /// Judges the rows. A target whose rows were not run has no line.
 pub(crate) fn verdicts(rows: &[Row]) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    for row in rows {
-        let batched = match row.engine {
-            Engine::Kvfree => true,
-            // On a trace there is no typed cache.
-            Engine::KvfreeHeadless => row.is_trace,
-            _ => false,
-        };
-        if batched {
-            verdicts.extend(fewer_grace_periods(rows, row));
-        }
+    for row in rows.iter().filter(|row| row.engine == Engine::Kvfree) {
+        verdicts.extend(fewer_grace_periods(rows, row));
     }
     for row in rows.iter().filter(|row| row.engine == Engine::Kvfree) {
         let group = row.group_label();

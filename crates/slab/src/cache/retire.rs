@@ -90,7 +90,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         if result.is_ok()
             && let Some(watch) = self.shape.watch
         {
-            watch(ask);
+            watch();
         }
         if ask {
             local.set_asked(self.gp.start());
