@@ -7,11 +7,22 @@
 //! rcu_core::grace_period_conformance!(no_readers, rcu_core::NoReaders);
 //! ```
 
+mod cpus;
 mod locks;
+mod reclaimers;
 
 #[doc(hidden)]
+#[doc(hidden)]
+pub use cpus::{
+    hooks_run_once_on_the_owner, no_two_threads_share_a_slot, slots_are_in_range_and_stay,
+};
 pub use locks::{
     owner_and_visitors_never_meet, reentrance_fails_and_harms_nothing, zeroed_is_unlocked,
+};
+#[doc(hidden)]
+pub use reclaimers::{
+    objects_of_all_sizes_are_whole, owned_objects_are_freed_at_once,
+    retired_objects_outlive_their_readers,
 };
 
 use crate::contract::{GracePeriod, Rcu};

@@ -199,3 +199,5 @@ fn formatting_looks_at_no_object_without_a_guard() {
     assert_eq!(format!("{cell:?}"), "RcuCell { is_none: false }");
     assert_eq!(format!("{:?} {}", Bx::new(3u8), Bx::new(4u8)), "3 4");
 }
+
+rcu_core::reclaimer_conformance!(boxes, Boxes, || ());
