@@ -87,3 +87,6 @@ macro_rules! page_alloc_conformance {
 
 #[doc(hidden)]
 pub mod checks;
+#[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod sources;

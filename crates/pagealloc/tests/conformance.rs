@@ -6,7 +6,7 @@ mod dull;
 
 use core::mem::MaybeUninit;
 use dull::Dull;
-use pagealloc::{Failing, Fixed, Mmap, Zone, page_alloc_conformance};
+use pagealloc::{Failing, Fixed, Mmap, Zone, page_alloc_conformance, source_conformance};
 use rcu_core::cpu::{OneCpu, Threads};
 
 fn region(bytes: usize) -> &'static mut [MaybeUninit<u8>] {
@@ -55,3 +55,14 @@ page_alloc_conformance!(failing_once, over_one_failure(), threads);
 page_alloc_conformance!(one_cpu, on_one_cpu());
 page_alloc_conformance!(by_reference, &*Box::leak(Box::new(over_mmap())), threads);
 page_alloc_conformance!(dull_twin, Dull::default(), threads);
+
+source_conformance!(mmap_source, Mmap::reserve(64 << 20).unwrap());
+source_conformance!(fixed_source, Fixed::new(region(8 << 20)).unwrap());
+source_conformance!(
+    fixed_in_steps,
+    Fixed::new(region(8 << 20)).unwrap().in_steps(100)
+);
+source_conformance!(
+    failing_once_source,
+    Failing::at(Mmap::reserve(64 << 20).unwrap(), 0)
+);
