@@ -209,7 +209,7 @@ unsafe impl<R: Rcu> Rcu for &R {
 
 /// Makes a domain: a zero-sized type that stands for a static RCU.
 ///
-/// ```ignore
+/// ```text
 /// static ROUTES: Tree<'static, Threads> = …;
 ///
 /// rcu_core::domain! {

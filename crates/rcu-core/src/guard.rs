@@ -64,7 +64,7 @@ impl<R: Rcu> fmt::Debug for Guard<R> {
 
 /// Enters a section of the domain `D`.
 ///
-/// ```ignore
+/// ```text
 /// let guard = rcu_core::read_lock::<Routes>();
 /// ```
 #[inline(always)]
