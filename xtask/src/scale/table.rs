@@ -6,7 +6,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use super::Machine;
-use super::options::{self, Case, Engine, Workload};
+use super::options::{self, Case, Engine};
 use super::runner::Run;
 
 /// Batching must need at least this many times fewer grace periods: the figure of the 2019 kfree_rcu batching post.
@@ -19,7 +19,6 @@ const SHARE_OF_CROSSBEAM: f64 = 0.5;
 pub(crate) struct Row {
     pub(crate) workload: String,
     pub(crate) engine: Engine,
-    pub(crate) is_trace: bool,
     pub(crate) run: Run,
 }
 
@@ -35,7 +34,6 @@ impl Row {
         Some(Self {
             workload: case.workload.label(),
             engine: case.engine,
-            is_trace: matches!(case.workload, Workload::Trace(_)),
             run,
         })
     }
@@ -261,7 +259,6 @@ pub(crate) mod tests {
         Row {
             workload: workload.to_owned(),
             engine,
-            is_trace: workload.starts_with("trace"),
             run: Run {
                 threads,
                 objects: 1000,

@@ -33,8 +33,8 @@ pub(crate) unsafe trait Engine: Sync {
     /// Blocks until everything retired is free: `retired` objects by now.
     fn finish(&self, retired: usize);
 
-    /// Objects that were retired and are not free, given how many were retired and how many are still in use.
-    fn outstanding(&self, retired: usize, in_use: usize) -> Option<usize>;
+    /// Objects that were retired and are not free, given how many were retired and what is still in use.
+    fn outstanding(&self, retired: usize, in_use: &[NonNull<u8>]) -> Option<usize>;
 
     /// Bytes retired and not free at this moment, roughly.
     fn waiting_bytes(&self, retired: usize, size: usize) -> usize;
@@ -102,8 +102,8 @@ unsafe impl Engine for Typed {
         self.0.barrier();
     }
 
-    fn outstanding(&self, _retired: usize, in_use: usize) -> Option<usize> {
-        Some(self.0.stats().live.saturating_sub(in_use))
+    fn outstanding(&self, _retired: usize, in_use: &[NonNull<u8>]) -> Option<usize> {
+        Some(self.0.stats().live.saturating_sub(in_use.len()))
     }
 
     fn waiting_bytes(&self, _retired: usize, _size: usize) -> usize {
@@ -120,10 +120,16 @@ unsafe impl Engine for Typed {
     }
 }
 
-fn live_objects() -> usize {
-    let stats = kvfree::objects().stats();
-    let large = stats.large_bytes.div_ceil(pagealloc::PAGE_SIZE);
-    stats.classes.iter().map(|c| c.live).sum::<usize>() + large
+/// What `Kmalloc` has given out beyond `in_use`: objects in slabs one by one, large blocks by pages.
+fn not_in_use(in_use: &[NonNull<u8>]) -> usize {
+    let objects = kvfree::objects();
+    let stats = objects.stats();
+    let large = in_use.iter().filter(|o| objects.is_large(o.as_ptr()));
+    // SAFETY: in use, so allocated and not given up.
+    let large_bytes: usize = large.clone().map(|&o| unsafe { objects.ksize(o) }).sum();
+    let small = in_use.len() - large.count();
+    let lost_pages = (stats.large_bytes - large_bytes) / pagealloc::PAGE_SIZE;
+    stats.classes.iter().map(|c| c.live).sum::<usize>() - small + lost_pages
 }
 
 /// `kvfree` without heads, over `Kmalloc`.
@@ -153,8 +159,8 @@ unsafe impl Engine for Headless {
         kvfree::barrier();
     }
 
-    fn outstanding(&self, _retired: usize, in_use: usize) -> Option<usize> {
-        Some(live_objects().saturating_sub(in_use))
+    fn outstanding(&self, _retired: usize, in_use: &[NonNull<u8>]) -> Option<usize> {
+        Some(not_in_use(in_use))
     }
 
     fn waiting_bytes(&self, _retired: usize, _size: usize) -> usize {
@@ -202,8 +208,8 @@ unsafe impl Engine for NotBatched {
         self.0.barrier();
     }
 
-    fn outstanding(&self, _retired: usize, in_use: usize) -> Option<usize> {
-        Some(live_objects().saturating_sub(in_use))
+    fn outstanding(&self, _retired: usize, in_use: &[NonNull<u8>]) -> Option<usize> {
+        Some(not_in_use(in_use))
     }
 
     fn waiting_bytes(&self, retired: usize, size: usize) -> usize {
@@ -243,7 +249,7 @@ unsafe impl Engine for Malloc {
 
     fn finish(&self, _retired: usize) {}
 
-    fn outstanding(&self, _retired: usize, _in_use: usize) -> Option<usize> {
+    fn outstanding(&self, _retired: usize, _in_use: &[NonNull<u8>]) -> Option<usize> {
         Some(0)
     }
 
@@ -290,7 +296,7 @@ unsafe impl Engine for Crossbeam {
         }
     }
 
-    fn outstanding(&self, retired: usize, _in_use: usize) -> Option<usize> {
+    fn outstanding(&self, retired: usize, _in_use: &[NonNull<u8>]) -> Option<usize> {
         Some(not_freed(retired))
     }
 
@@ -418,7 +424,7 @@ unsafe impl Engine for Kovan {
         }
     }
 
-    fn outstanding(&self, retired: usize, _in_use: usize) -> Option<usize> {
+    fn outstanding(&self, retired: usize, _in_use: &[NonNull<u8>]) -> Option<usize> {
         Some(not_freed(retired))
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Objects between two looks at the shared counters.
 const STRIDE: usize = 1024;
 /// How often memory is sampled, and progress told.
-const SAMPLE: Duration = Duration::from_millis(5);
+const SAMPLE: Duration = Duration::from_millis(1);
 /// Objects that warm the engine up, out of the time but not out of the memory.
 const WARM_UP: usize = 100_000;
 
@@ -54,7 +54,9 @@ pub(crate) fn run<E: Engine>(engine: &E, args: &Args) -> Result<(), String> {
             .map(|done| {
                 s.spawn(|| {
                     start.wait();
+                    let began = Instant::now();
                     flood(engine, share, args.size, &done.0);
+                    began
                 })
             })
             .collect();
@@ -73,10 +75,12 @@ pub(crate) fn run<E: Engine>(engine: &E, args: &Args) -> Result<(), String> {
             .collect();
         s.spawn(|| watch(engine, &done, total, args.size, &stop_sampler));
         start.wait();
-        let began = Instant::now();
-        floods
+        // By the flooding threads' own clocks: this one may not get to run before they are done.
+        let began = floods
             .into_iter()
-            .for_each(|f| f.join().expect("a flooding thread"));
+            .map(|f| f.join().expect("a flooding thread"))
+            .min();
+        let began = began.expect("at least one thread");
         // Readers stop before the tail: an engine without a barrier may need their threads' end to free the last objects.
         stop_readers.store(true, Ordering::Relaxed);
         let reads: usize = readers
@@ -100,7 +104,7 @@ pub(crate) fn run<E: Engine>(engine: &E, args: &Args) -> Result<(), String> {
             .zip(periods)
             .map(|(now, then)| now - then),
         peak_extra_kib: mark.peak_extra_kib(),
-        outstanding: engine.outstanding(WARM_UP.min(args.objects) + total, 0),
+        outstanding: engine.outstanding(WARM_UP.min(args.objects) + total, &[]),
         reads_per_second: (args.readers > 0).then_some(reads),
     }
     .print();

@@ -121,23 +121,27 @@ pub(crate) fn run<E: Engine>(engine: &E, trace: &Trace) -> Result<(), String> {
                 let (objects, start) = (&objects, &start);
                 s.spawn(move || {
                     start.wait();
+                    let began = Instant::now();
                     replay(engine, trace, events, objects, done);
+                    began
                 })
             })
             .collect();
         start.wait();
-        let began = Instant::now();
-        threads
+        // By the replaying threads' own clocks: this one may not get to run before they are done.
+        let began = threads
             .into_iter()
-            .for_each(|t| t.join().expect("a replaying thread"));
+            .map(|t| t.join().expect("a replaying thread"))
+            .min();
+        let began = began.expect("at least one thread");
         engine.finish(trace.frees);
         began.elapsed()
     });
     report::progress(1.0);
-    let in_use = objects
+    let in_use: Vec<_> = objects
         .iter()
-        .filter(|o| !o.load(Ordering::Relaxed).is_null())
-        .count();
+        .filter_map(|o| NonNull::new(o.load(Ordering::Relaxed)))
+        .collect();
     Outcome {
         threads: trace.threads.len(),
         objects: trace.objects,
@@ -147,7 +151,7 @@ pub(crate) fn run<E: Engine>(engine: &E, trace: &Trace) -> Result<(), String> {
             .zip(periods)
             .map(|(now, then)| now - then),
         peak_extra_kib: mark.peak_extra_kib(),
-        outstanding: engine.outstanding(trace.frees, in_use),
+        outstanding: engine.outstanding(trace.frees, &in_use),
         reads_per_second: None,
     }
     .print();

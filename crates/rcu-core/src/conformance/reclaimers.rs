@@ -61,17 +61,20 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.number();
+        // ORDERING: Relaxed: a test's count; the waits around it order more.
         self.drops.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Waits until `drops` objects were dropped; a reclaimer frees them on its own, or in its domain's barrier.
 fn await_drops<R: Reclaimer>(settle: &impl Fn(), drops: &AtomicUsize, expected: usize) {
+    // ORDERING: Relaxed: a test's count; the waits around it order more.
     while drops.load(Ordering::Relaxed) < expected {
         settle();
         R::Domain::default().barrier();
         std::thread::yield_now();
     }
+    // ORDERING: Relaxed: a test's count; the waits around it order more.
     assert_eq!(drops.load(Ordering::Relaxed), expected, "dropped twice");
 }
 
@@ -94,6 +97,7 @@ pub fn retired_objects_outlive_their_readers<R: Reclaimer>(settle: impl Fn()) {
     for (i, counted) in seen.iter().enumerate() {
         assert_eq!(counted.number(), i);
     }
+    // ORDERING: Relaxed: a test's count; the waits around it order more.
     assert_eq!(drops.load(Ordering::Relaxed), 0, "dropped under a reader");
     drop(guard);
     await_drops::<R>(&settle, &drops, n);
@@ -137,8 +141,10 @@ pub fn owned_objects_are_freed_at_once<R: Reclaimer>(settle: impl Fn()) {
         let owned = cell.take().expect("it was just put there").wait();
         assert_eq!(owned.number(), i);
         drop(owned);
+        // ORDERING: Relaxed: a test's count; the waits around it order more.
         assert_eq!(drops.load(Ordering::Relaxed), i + 1);
     }
     settle();
+    // ORDERING: Relaxed: a test's count; the waits around it order more.
     assert_eq!(drops.load(Ordering::Relaxed), 100);
 }
