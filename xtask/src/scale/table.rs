@@ -254,6 +254,7 @@ fn row_json(row: &Row) -> Value {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::scale::options::Workload;
 
     pub(crate) fn row(workload: &str, threads: u32, engine: Engine, ns: f64, gps: u64) -> Row {
         Row {
