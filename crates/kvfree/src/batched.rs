@@ -35,6 +35,7 @@
 //! code may hold. `retire_mightsleep` frees what has become ripe on the spot, and like `barrier` may block. Lock order: `barrier_lock`, a slot's local lock, `orphans`, then
 //! the page allocator's.
 
+mod hand_over;
 mod reclaim;
 
 use crate::block::{Kind, Line, contained};
@@ -50,7 +51,7 @@ use pagealloc::{AllocError, Order, PageAlloc, PageReq};
 use rcu_core::cpu::{Cpus, LocalCell, OfflineHook, PerSlot, Slot, SpinMutex, ZeroInit};
 use rcu_core::sync::Backoff;
 use rcu_core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-use rcu_core::{Callback, CbList, Head, HeadOffset, Rcu};
+use rcu_core::{Callback, Head, HeadOffset, Rcu};
 use reclaim::{Round, Taken};
 
 /// Objects linked by heads in one slot before a grace period is asked for: as many as [`Config`]'s blocks hold.
@@ -279,13 +280,20 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let ask = inner.wants_to_ask(&mut waiting, pushed);
         inner.note(number, slot, pushed.first);
         drop(waiting);
-        self.after_push(slot, pushed, ask, context);
+        self.after_push(slot, entry.kind, pushed, ask, context);
         Some(())
     }
 
     /// Outside the lock: watch, ask, and free what has become ripe meanwhile.
     #[inline]
-    fn after_push(&self, slot: &KvSlot<C::Lock>, pushed: Pushed, ask: bool, context: Context) {
+    fn after_push(
+        &self,
+        slot: &KvSlot<C::Lock>,
+        kind: Kind,
+        pushed: Pushed,
+        ask: bool,
+        context: Context,
+    ) {
         let inner = self.inner();
         if pushed.first {
             inner.config.watch(false);
@@ -293,12 +301,16 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         if !pushed.sealed {
             return;
         }
+        // Only who may sleep frees here, and no foreign code: the rest is the monitor's, soon.
+        let frees_here = context == Context::MaySleep && kind != Kind::Glue;
         if ask {
             inner.rcu.start();
-            inner.config.watch(true);
+            if !frees_here {
+                inner.config.watch(true);
+            }
         }
         inner.rcu.drive();
-        if context == Context::Any {
+        if !frees_here {
             return;
         }
         if let Some(round) = Round::begin(slot) {
@@ -437,25 +449,6 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         stats.add(&inner.orphans.lock());
         stats
     }
-
-    /// # Safety
-    /// 1. `data` is the `Inner` that listed the hook; the caller owns `slot`.
-    unsafe fn offline_hook(data: *const (), slot: Slot) -> bool {
-        // SAFETY: the hook is taken off before `Inner` goes (1).
-        let inner = unsafe { &*data.cast::<Inner<C, P, R, O>>() };
-        // ORDERING: Relaxed: the owner raised it itself.
-        if slot.index() < inner.used.load(Ordering::Relaxed) {
-            let slot = inner.slot(slot);
-            let mut waiting = slot.waiting.visit();
-            inner.orphans.lock().merge(&mut waiting, &inner.rcu);
-            let stock = waiting.take_stock();
-            slot.note_nonempty(false);
-            drop(waiting);
-            inner.free_blocks(stock);
-            inner.config.watch(false);
-        }
-        true
-    }
 }
 
 // SAFETY: 1: each way out is a batch with its own cookie (I1 of `waiting`) or a `synchronize`, taken out once;
@@ -561,39 +554,6 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
         waiting.asked = waiting.blocks_in_line() >= self.config.ask_blocks
             || waiting.bytes() >= self.config.ask_bytes;
         waiting.asked
-    }
-
-    /// A lock-free push; true if the list was empty.
-    fn push_shared(&self, head: NonNull<Head>) -> bool {
-        // ORDERING: Relaxed: only compared and linked to, not followed.
-        let mut first = self.shared.load(Ordering::Relaxed);
-        loop {
-            // SAFETY: the retiring caller handed over a valid head.
-            unsafe { head.as_ref() }.set_next(first);
-            // ORDERING: P8 (shared list): Release hands the object over.
-            match self.shared.compare_exchange_weak(
-                first,
-                head.as_ptr(),
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return first.is_null(),
-                Err(now) => first = now,
-            }
-        }
-    }
-
-    fn take_shared(&self, orphans: &mut Waiting) {
-        // ORDERING: P8 (shared list): Acquire meets the pushes' Releases.
-        let mut next = self.shared.swap(ptr::null_mut(), Ordering::Acquire);
-        let mut heads = CbList::new();
-        while let Some(head) = NonNull::new(next) {
-            // SAFETY: heads on the shared list are valid, and this thread took them all.
-            next = unsafe { head.as_ref() }.next();
-            // SAFETY: valid, and just taken off the shared list.
-            unsafe { heads.push_back(head) };
-        }
-        orphans.push_heads(heads);
     }
 }
 

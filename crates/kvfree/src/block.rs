@@ -30,6 +30,16 @@ pub(crate) enum Kind {
     Glue,
 }
 
+impl Kind {
+    /// Words of an object's entry.
+    const fn words(self) -> usize {
+        match self {
+            Self::Small | Self::Large => 1,
+            Self::Glue => 2,
+        }
+    }
+}
+
 pub(crate) const NR_KINDS: usize = 3;
 
 /// One page: a header and pointers.
@@ -67,9 +77,9 @@ impl Block {
         block
     }
 
-    /// How many words of a push still fit.
-    pub(crate) const fn room(&self) -> usize {
-        ENTRIES - self.len as usize
+    /// Whether one more object of the block's kind fits.
+    pub(crate) const fn has_room(&self) -> bool {
+        ENTRIES - self.len as usize >= self.kind.words()
     }
 
     pub(crate) const fn bytes(&self) -> usize {
@@ -96,7 +106,7 @@ impl Block {
         bytes: usize,
         cookie: Cookie,
     ) {
-        debug_assert!(self.room() >= 2 && drop.is_some() == (self.kind == Kind::Glue));
+        debug_assert!(self.has_room() && drop.is_some() == (self.kind == Kind::Glue));
         let at = self.len as usize;
         self.entries[at].write(object.as_ptr().cast());
         self.len += 1;
@@ -231,5 +241,114 @@ impl Line {
         while let Some(block) = other.pop() {
             self.push(block);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::RefCell;
+    use std::vec::Vec;
+
+    #[derive(Default)]
+    struct Freed(RefCell<Vec<usize>>);
+
+    // SAFETY: objects are numbers here.
+    unsafe impl Objects for Freed {
+        unsafe fn try_defer(&self, _object: NonNull<u8>) -> bool {
+            false
+        }
+        fn is_large(&self, _object: NonNull<u8>) -> bool {
+            false
+        }
+        fn size_bytes(&self, _object: NonNull<u8>) -> usize {
+            0
+        }
+        unsafe fn free_bulk(&self, objects: &mut [NonNull<u8>]) {
+            let numbers = objects.iter().map(|o| o.addr().get());
+            self.0.borrow_mut().extend(numbers);
+        }
+        fn barrier(&self) {}
+        fn reap(&self) -> usize {
+            0
+        }
+    }
+
+    fn number(n: usize) -> NonNull<u8> {
+        NonNull::new(ptr::without_provenance_mut(n)).unwrap()
+    }
+
+    fn page() -> NonNull<u8> {
+        NonNull::from(Box::leak(Box::new(MaybeUninit::<Block>::uninit()))).cast()
+    }
+
+    fn give_back(block: NonNull<Block>) {
+        // SAFETY: made by `page`, and used by nobody.
+        drop(unsafe { Box::from_raw(block.cast::<MaybeUninit<Block>>().as_ptr()) });
+    }
+
+    #[test]
+    fn k5_a_block_holds_what_a_page_can() {
+        let freed = Freed::default();
+        // SAFETY: a page's worth of memory.
+        let mut at = unsafe { Block::init(page(), Kind::Small) };
+        // SAFETY: this test's own.
+        let block = unsafe { at.as_mut() };
+        let mut n = 0;
+        while block.has_room() {
+            n += 1;
+            block.push(number(n), None, 3, Cookie::COMPLETED);
+            assert_eq!((block.nr_objects(), block.bytes()), (n, 3 * n));
+        }
+        assert_eq!(n, ENTRIES);
+        // SAFETY: numbers may be freed at any time.
+        assert_eq!(unsafe { block.free_all(&freed) }, 0);
+        assert_eq!(freed.0.take(), (1..=n).collect::<Vec<_>>());
+        assert_eq!((block.nr_objects(), block.bytes()), (0, 0));
+        give_back(at);
+    }
+
+    #[test]
+    fn pairs_are_called_once_each() {
+        std::thread_local! {
+            static CALLED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+        }
+        unsafe fn call(object: NonNull<u8>) {
+            CALLED.with_borrow_mut(|c| c.push(object.addr().get()));
+        }
+        // SAFETY: a page's worth of memory.
+        let mut at = unsafe { Block::init(page(), Kind::Glue) };
+        // SAFETY: this test's own.
+        let block = unsafe { at.as_mut() };
+        let mut n = 0;
+        while block.has_room() {
+            n += 1;
+            block.push(number(n), Some(call), 8, Cookie::COMPLETED);
+        }
+        assert_eq!((n, block.nr_objects()), (ENTRIES / 2, ENTRIES / 2));
+        // SAFETY: the function may be called at any time.
+        assert_eq!(unsafe { block.free_all(&Freed::default()) }, 0);
+        assert_eq!(CALLED.take(), (1..=n).collect::<Vec<_>>());
+        give_back(at);
+    }
+
+    #[test]
+    fn lines_keep_their_order() {
+        let (mut first, mut second) = (Line::new(), Line::new());
+        let blocks: Vec<_> = (0..5)
+            // SAFETY: a page's worth of memory.
+            .map(|_| unsafe { Block::init(page(), Kind::Large) })
+            .collect();
+        blocks[..2].iter().for_each(|&b| first.push(b));
+        blocks[2..].iter().for_each(|&b| second.push(b));
+        first.append(second.take());
+        first.append(second);
+        assert_eq!((first.len(), first.iter().count()), (5, 5));
+        let popped: Vec<_> = core::iter::from_fn(|| first.pop()).collect();
+        assert_eq!(popped, blocks);
+        assert!(first.is_empty() && first.first().is_none());
+        first.push(blocks[3]);
+        assert_eq!(first.take().pop(), Some(blocks[3]));
+        blocks.into_iter().for_each(give_back);
     }
 }

@@ -1,7 +1,7 @@
 //! RCU-protected boxes in the default stack: no `unsafe` for who publishes, reads, replaces and retires.
 
 use crate::objects::DeferFree;
-use crate::stack::{Global, front, objects, touch_monitor};
+use crate::stack::{Global, front, objects};
 use core::alloc::Layout;
 use core::mem::offset_of;
 use core::ptr::NonNull;
@@ -98,7 +98,6 @@ unsafe impl Reclaimer for Heap {
         } else {
             // SAFETY: the caller's debts; nothing to drop.
             unsafe { front().retire(head, Headed::<T>::HEAD) };
-            touch_monitor();
         }
     }
 

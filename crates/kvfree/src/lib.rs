@@ -4,6 +4,8 @@
 mod batched;
 mod block;
 mod config;
+#[cfg(feature = "std")]
+pub mod conformance;
 #[cfg(feature = "slab")]
 mod kmalloc;
 mod objects;

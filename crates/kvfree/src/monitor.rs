@@ -11,8 +11,8 @@
 //! | `ASLEEP` | nothing waits; it sleeps until told | [`Monitor::watch`] |
 //!
 //! # Invariants
-//! - I1. Who retires notes its object, runs a full fence ([`Monitor::watch`]) or a light one ([`Monitor::touch`]), then
-//!   reads `state`; the monitor stores `ASLEEP`, runs a heavy fence, then looks: one of them sees the other's store.
+//! - I1. Who retires notes its object, runs a full fence, then reads `state`; the monitor stores `ASLEEP`, runs a full
+//!   fence, then looks: one of them sees the other's store.
 
 use core::fmt;
 use core::time::Duration;
@@ -74,21 +74,6 @@ impl Monitor {
         }
     }
 
-    /// Something may wait from now on that no [`watch`](Self::watch) told of: an object in a sheaf. One load.
-    #[inline(always)]
-    pub(crate) fn touch(&self) {
-        fence::light();
-        // ORDERING: Relaxed: I1, by the light fence above.
-        if self.state.load(Ordering::Relaxed) == ASLEEP {
-            self.wake();
-        }
-    }
-
-    #[cold]
-    fn wake(&self) {
-        self.watch(false);
-    }
-
     fn run(&self, tick: impl Fn() -> usize) {
         let _ = self.thread.set(std::thread::current());
         let mut idle = 0;
@@ -98,9 +83,9 @@ impl Monitor {
                 std::thread::park_timeout(STEP);
                 continue;
             }
-            // ORDERING: Relaxed: I1, by the heavy fence below.
+            // ORDERING: Relaxed: I1, by the full fence below.
             self.state.store(ASLEEP, Ordering::Relaxed);
-            fence::heavy();
+            fence::full();
             if tick() == 0 {
                 // ORDERING: Relaxed: an early wake-up only looks again.
                 while self.state.load(Ordering::Relaxed) == ASLEEP {
@@ -125,5 +110,34 @@ impl fmt::Debug for Monitor {
         f.debug_struct("Monitor")
             .field("state", &state)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::sync::atomic::AtomicUsize;
+
+    /// I1: work noted at any moment is found, whether the monitor is awake, falling asleep or asleep.
+    #[test]
+    fn work_is_found_asleep_or_awake() {
+        static MONITOR: Monitor = Monitor::new();
+        static WORK: AtomicUsize = AtomicUsize::new(0);
+        fn add_and_wait(soon: bool) {
+            WORK.fetch_add(1, Ordering::Relaxed);
+            MONITOR.watch(soon);
+            while WORK.load(Ordering::Relaxed) > 0 {
+                std::thread::yield_now();
+            }
+        }
+        MONITOR.start(|| WORK.swap(0, Ordering::Relaxed));
+        add_and_wait(false);
+        add_and_wait(true);
+        for _ in 0..2 {
+            while MONITOR.state.load(Ordering::Relaxed) != ASLEEP {
+                std::thread::yield_now();
+            }
+            add_and_wait(false);
+        }
     }
 }

@@ -34,12 +34,6 @@ pub type TypedCache<T> = Cache<T, Threads, Pages, Global>;
 
 static MONITOR: Monitor = Monitor::new();
 
-/// Sees to it that the monitor finds an object that went to a sheaf.
-#[inline(always)]
-pub(crate) fn touch_monitor() {
-    MONITOR.touch();
-}
-
 /// The default stack's page allocator.
 ///
 /// # Panics
@@ -70,7 +64,7 @@ pub fn objects() -> &'static Objs {
 #[cold]
 fn make_objects() -> &'static Objs {
     OBJECTS.get_or_init(|| {
-        Kmalloc::new_watched(Threads, pages(), Global, |soon| MONITOR.watch(soon))
+        Kmalloc::new_watched(Threads, pages(), Global, || MONITOR.watch(false))
             .unwrap_or_else(|e| panic!("no memory for the stack: {e}"))
     })
 }
@@ -216,7 +210,6 @@ pub unsafe fn retire<T: HasHead>(object: NonNull<T>) {
     let head = unsafe { T::head_of(object) };
     // SAFETY: the caller's debts 1 and 2.
     unsafe { front().retire(head, T::OFFSET) };
-    touch_monitor();
 }
 
 /// Retires an object without a head. May sleep; not inside a section.
@@ -228,7 +221,6 @@ pub unsafe fn retire<T: HasHead>(object: NonNull<T>) {
 pub unsafe fn retire_mightsleep(object: NonNull<u8>) {
     // SAFETY: the caller's debts.
     unsafe { front().retire_mightsleep(object) };
-    touch_monitor();
 }
 
 /// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made: after a grace period

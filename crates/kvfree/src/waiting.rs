@@ -131,7 +131,7 @@ impl Waiting {
         let open = self.open[entry.kind as usize];
         // SAFETY: an open block is owned by this slot.
         let block = match unsafe { open.as_mut() } {
-            Some(block) if block.room() >= 2 => block,
+            Some(block) if block.has_room() => block,
             full => {
                 pushed.first = full.is_none();
                 let mut fresh = self.fresh_block(entry.kind, pages, spare)?;

@@ -14,12 +14,17 @@ pub(crate) struct Hand {
 
 impl Hand {
     pub(crate) const fn new(nr: usize) -> Self {
-        Self { current: AtomicU32::new(0), nr, hooks: HookList::new() }
+        Self {
+            current: AtomicU32::new(0),
+            nr,
+            hooks: HookList::new(),
+        }
     }
 
     /// Goes on on `slot`; `None` is a thread without one.
     pub(crate) fn go(&self, slot: Option<u32>) {
-        self.current.store(slot.unwrap_or(NOWHERE), Ordering::Relaxed);
+        self.current
+            .store(slot.unwrap_or(NOWHERE), Ordering::Relaxed);
     }
 
     /// Takes the current slot offline and online again.

@@ -50,7 +50,12 @@ impl Pages {
     pub(crate) const fn failing(failure: Failure) -> Self {
         let blocks = BTreeMap::new();
         Self {
-            state: Mutex::new(State { blocks, calls: 0, refused: 0, failure }),
+            state: Mutex::new(State {
+                blocks,
+                calls: 0,
+                refused: 0,
+                failure,
+            }),
             meanwhile: Mutex::new(None),
         }
     }
@@ -116,7 +121,11 @@ unsafe impl PageAlloc for Pages {
             // SAFETY: freshly allocated, this long.
             unsafe { memory.write_bytes(0xa5, req.order.bytes()) };
         }
-        let block = Block { memory, order: req.order, tag: PageTag::NONE };
+        let block = Block {
+            memory,
+            order: req.order,
+            tag: PageTag::NONE,
+        };
         state.blocks.insert(memory.addr().get(), block);
         Ok(memory)
     }

@@ -6,28 +6,28 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ptr::NonNull;
 
-type Free<'a> = Box<dyn Fn(NonNull<u8>) + 'a>;
+type Free = unsafe fn(NonNull<u8>);
 
 /// A grace period in progress cannot end inside a section that began before it did. Waiting outside of sections ends
 /// what it waits for; so does driving, if the test wants that.
-pub(crate) struct ManualRcu<'a> {
+pub(crate) struct ManualRcu {
     gp: ManualGp,
     nesting: Cell<usize>,
     /// The sequence when the section began.
     entered: Cell<Seq>,
     callbacks: RefCell<VecDeque<(NonNull<Head>, Cookie)>>,
-    free: RefCell<Option<Free<'a>>>,
+    free: Cell<Option<Free>>,
     drives: Cell<bool>,
 }
 
-impl<'a> ManualRcu<'a> {
+impl ManualRcu {
     pub(crate) fn new() -> Self {
         Self {
             gp: ManualGp::new(),
             nesting: Cell::new(0),
             entered: Cell::new(Seq::INITIAL),
             callbacks: RefCell::default(),
-            free: RefCell::default(),
+            free: Cell::new(None),
             drives: Cell::new(false),
         }
     }
@@ -39,8 +39,9 @@ impl<'a> ManualRcu<'a> {
         rcu
     }
 
-    pub(crate) fn set_free(&self, free: impl Fn(NonNull<u8>) + 'a) {
-        *self.free.borrow_mut() = Some(Box::new(free));
+    /// How offsets free their objects, which must come from there.
+    pub(crate) fn set_free(&self, free: Free) {
+        self.free.set(Some(free));
     }
 
     pub(crate) fn is_in_section(&self) -> bool {
@@ -68,7 +69,9 @@ impl<'a> ManualRcu<'a> {
         let mut ran = 0;
         loop {
             let next = self.callbacks.borrow().front().copied();
-            let Some((head, cookie)) = next else { return ran };
+            let Some((head, cookie)) = next else {
+                return ran;
+            };
             if self.is_in_section() || !self.poll(cookie) {
                 return ran;
             }
@@ -80,7 +83,9 @@ impl<'a> ManualRcu<'a> {
                 Callback::Free(offset) => {
                     // SAFETY: the offset was queued with the head.
                     let object = unsafe { offset.object(head) };
-                    (self.free.borrow().as_ref().unwrap())(object);
+                    let free = self.free.get().expect("no way to free objects");
+                    // SAFETY: the object came from where `free` frees it, as the test promised.
+                    unsafe { free(object) };
                 }
                 _ => unreachable!(),
             }
@@ -91,7 +96,7 @@ impl<'a> ManualRcu<'a> {
 
 // SAFETY: 1: one thread, and a grace period that is in progress while a section is entered from before does not end
 // (`step`); 2 and 4: as for `ManualGp`; 3: `wait` steps (`drive` as the test says).
-unsafe impl GracePeriod for ManualRcu<'_> {
+unsafe impl GracePeriod for ManualRcu {
     fn snapshot(&self) -> Cookie {
         self.gp.snapshot()
     }
@@ -124,7 +129,7 @@ unsafe impl GracePeriod for ManualRcu<'_> {
 }
 
 // SAFETY: 5: a count; 6: `run_callbacks`; 7: `barrier` runs all that is queued.
-unsafe impl Rcu for ManualRcu<'_> {
+unsafe impl Rcu for ManualRcu {
     type Token = ();
 
     fn enter(&self) {
@@ -135,7 +140,8 @@ unsafe impl Rcu for ManualRcu<'_> {
     }
 
     unsafe fn exit(&self, _token: ()) {
-        self.nesting.set(self.nesting.get().checked_sub(1).expect("not entered"));
+        self.nesting
+            .set(self.nesting.get().checked_sub(1).expect("not entered"));
     }
 
     unsafe fn call(&self, head: NonNull<Head>, callback: Callback) {

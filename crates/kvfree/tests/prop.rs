@@ -1,0 +1,320 @@
+//! Operation strings against books that know when each object may be freed, over pages that work, that are refused, and that fail
+//! at every call there is.
+
+mod common;
+
+use common::{Defer, Failure, Hand, Item, Ledger, ManualRcu, Pages, Random};
+use kvfree::{Config, DeferFree, Kvfree};
+use pagealloc::Attempt;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use rcu_core::Rcu;
+use std::mem::ManuallyDrop;
+
+mod cfg {
+    //! Sizes, in one place.
+    pub(crate) const CASES: u32 = if cfg!(miri) { 4 } else { 300 };
+    pub(crate) const OPS: usize = if cfg!(miri) { 30 } else { 120 };
+    /// Objects of a burst: more than a block holds.
+    pub(crate) const BURST: usize = if cfg!(miri) { 20 } else { 560 };
+    /// Strings that are run once for each call to the pages.
+    pub(crate) const SWEEPS: u64 = if cfg!(miri) { 1 } else { 12 };
+    pub(crate) const SWEEP_OPS: usize = if cfg!(miri) { 20 } else { 70 };
+}
+
+const SLOTS: usize = 3;
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Alloc {
+        large: bool,
+    },
+    /// Two arguments.
+    Retire(usize),
+    RetireMightsleep(usize),
+    TryRetire(usize),
+    /// With a function that drops it.
+    RetireWith(usize),
+    /// By its head, with a function of its own.
+    RetireHead(usize),
+    /// Allocates so many and retires them with two arguments.
+    Burst {
+        objects: usize,
+        large: bool,
+    },
+    Tick,
+    /// Half a grace period.
+    Step,
+    Advance,
+    Enter,
+    Exit,
+    Barrier,
+    /// The thread of this slot ends.
+    Offline,
+    /// Goes on on another slot, or without one.
+    Go(Option<u32>),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        12 => any::<bool>().prop_map(|large| Op::Alloc { large }),
+        6 => any::<usize>().prop_map(Op::Retire),
+        3 => any::<usize>().prop_map(Op::RetireMightsleep),
+        3 => any::<usize>().prop_map(Op::TryRetire),
+        2 => any::<usize>().prop_map(Op::RetireWith),
+        2 => any::<usize>().prop_map(Op::RetireHead),
+        1 => (1..=cfg::BURST, any::<bool>()).prop_map(|(objects, large)| Op::Burst { objects, large }),
+        4 => Just(Op::Tick),
+        4 => Just(Op::Step),
+        2 => Just(Op::Advance),
+        2 => Just(Op::Enter),
+        2 => Just(Op::Exit),
+        1 => Just(Op::Barrier),
+        1 => Just(Op::Offline),
+        2 => prop::option::weighted(0.8, 0..SLOTS as u32).prop_map(Op::Go),
+    ]
+}
+
+/// The same by a plain generator, so that a sweep runs one string again and again.
+fn string(seed: u64, len: usize) -> Vec<Op> {
+    let mut random = Random::new(seed);
+    let mut next = || {
+        let n = random.below(1000);
+        match random.below(24) {
+            0..6 => Op::Alloc {
+                large: n.is_multiple_of(3),
+            },
+            6..9 => Op::Retire(n),
+            9..11 => Op::RetireMightsleep(n),
+            11 => Op::TryRetire(n),
+            12 => Op::RetireWith(n),
+            13 => Op::RetireHead(n),
+            14 => Op::Burst {
+                objects: 1 + n % cfg::BURST,
+                large: n.is_multiple_of(4),
+            },
+            15..17 => Op::Tick,
+            17 => Op::Step,
+            18 => Op::Advance,
+            19 => Op::Enter,
+            20 => Op::Exit,
+            21 => Op::Barrier,
+            22 => Op::Offline,
+            _ => Op::Go((!n.is_multiple_of(5)).then_some((n % SLOTS) as u32)),
+        }
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+type Front<'a> = Kvfree<&'a Hand, &'a Pages, &'a ManualRcu, &'a Ledger<&'a ManualRcu>>;
+
+struct World<'w, 'a> {
+    hand: &'a Hand,
+    rcu: &'a ManualRcu,
+    ledger: &'a Ledger<&'a ManualRcu>,
+    front: &'w Front<'a>,
+    items: Vec<Item>,
+    /// Retired inside the section that is on: nobody may touch them.
+    seen: Vec<Item>,
+}
+
+impl World<'_, '_> {
+    fn pick(&mut self, n: usize) -> Option<Item> {
+        if self.items.is_empty() {
+            return None;
+        }
+        let item = self.items.swap_remove(n % self.items.len());
+        self.ledger.retiring(item);
+        if self.rcu.is_in_section() {
+            self.seen.push(item);
+        }
+        Some(item)
+    }
+
+    fn retire(&self, item: Item) {
+        self.ledger.without_freeing(|| {
+            // SAFETY: the ledger's object, with its head, which the test gives up; readers only look.
+            unsafe { self.front.retire(item.head(), Item::OFFSET) };
+        });
+    }
+
+    fn run(&mut self, op: Op) {
+        let outside = !self.rcu.is_in_section();
+        match op {
+            Op::Alloc { large } => self.items.push(self.ledger.alloc(large)),
+            Op::Retire(n) => {
+                if let Some(item) = self.pick(n) {
+                    self.retire(item);
+                }
+            }
+            Op::Burst { objects, large } => {
+                for _ in 0..objects {
+                    let item = self.ledger.alloc(large);
+                    self.ledger.retiring(item);
+                    self.retire(item);
+                }
+            }
+            Op::TryRetire(n) => {
+                if let Some(item) = self.pick(n) {
+                    let result = self.ledger.without_freeing(|| {
+                        // SAFETY: as in `retire`.
+                        unsafe { self.front.try_retire(item.at) }
+                    });
+                    if let Err(object) = result {
+                        assert_eq!(object, item.at);
+                        self.ledger.refused(item);
+                        self.items.push(item);
+                        self.seen.retain(|&seen| seen != item);
+                    }
+                }
+            }
+            Op::RetireHead(n) => {
+                if let Some(item) = self.pick(n) {
+                    self.ledger.without_freeing(|| {
+                        // SAFETY: as in `retire`; the function is for objects of this ledger.
+                        unsafe {
+                            self.front
+                                .retire_head(item.head(), Ledger::<&ManualRcu>::CALLBACK)
+                        };
+                    });
+                }
+            }
+            Op::RetireMightsleep(n) if outside => {
+                if let Some(item) = self.pick(n) {
+                    self.ledger.without_calling(|| {
+                        // SAFETY: as in `retire`.
+                        unsafe { self.front.retire_mightsleep(item.at) };
+                    });
+                }
+            }
+            Op::RetireWith(n) if outside => {
+                if let Some(item) = self.pick(n) {
+                    let drop = Ledger::<&ManualRcu>::DROP;
+                    // SAFETY: as in `retire`; the function is for objects of this ledger.
+                    unsafe { self.front.retire_with_mightsleep(item.at, drop, 100) };
+                }
+            }
+            Op::Barrier if outside => {
+                self.front.barrier();
+                assert_eq!(self.ledger.waiting(), 0, "lost, or late");
+                assert_eq!(self.front.stats().objects_waiting, 0);
+                assert_eq!(self.front.stats().bytes_waiting, 0);
+            }
+            Op::Tick if outside => {
+                let left = self.front.tick();
+                assert!(
+                    left > 0 || self.ledger.waiting() == 0,
+                    "the monitor would sleep"
+                );
+            }
+            Op::Step => self.rcu.step(),
+            Op::Advance => self.rcu.advance(),
+            Op::Enter => self.rcu.enter(),
+            Op::Exit if !outside => {
+                self.seen.iter().for_each(|&item| self.ledger.check(item));
+                // SAFETY: entered.
+                unsafe { self.rcu.exit(()) };
+                if !self.rcu.is_in_section() {
+                    self.seen.clear();
+                }
+            }
+            Op::Offline => self.hand.bounce(),
+            Op::Go(slot) => self.hand.go(slot),
+            _ => {}
+        }
+        self.ledger.assert_no_faults();
+    }
+}
+
+/// Runs a string and says how often pages were asked for.
+fn run(ops: &[Op], failure: Failure, defer: Defer) -> usize {
+    let (hand, pages, rcu) = (Hand::new(SLOTS), Pages::new(), ManualRcu::new());
+    let ledger = Ledger::new(&rcu, defer);
+    let config = Config::new().ask_after_blocks(2).ask_after_bytes(1 << 20);
+    // SAFETY: the ledger waits for the grace periods of `rcu`; all of them outlive the front end.
+    let made = unsafe { Kvfree::new(&hand, &pages, &rcu, &ledger, config) };
+    // Not dropped by a panic, for a section may be on.
+    let front: ManuallyDrop<Front<'_>> = ManuallyDrop::new(made.unwrap());
+    pages.set_failure(failure);
+    let mut world = World {
+        hand: &hand,
+        rcu: &rcu,
+        ledger: &ledger,
+        front: &front,
+        items: Vec::new(),
+        seen: Vec::new(),
+    };
+    for &op in ops {
+        world.run(op);
+    }
+    while rcu.is_in_section() {
+        world.run(Op::Exit);
+    }
+    let live = std::mem::take(&mut world.items);
+    world.run(Op::Barrier);
+    assert_eq!(ledger.outstanding(), live.len());
+    for item in live {
+        ledger.check(item);
+        ledger.retiring(item);
+        // SAFETY: the ledger's object, given up.
+        unsafe { front.retire(item.head(), Item::OFFSET) };
+    }
+    let calls = pages.calls();
+    drop(ManuallyDrop::into_inner(front));
+    ledger.assert_no_faults();
+    assert_eq!(ledger.outstanding(), 0, "dropping waits for everything");
+    assert_eq!(pages.outstanding(), 0, "pages are lost");
+    calls
+}
+
+fn defer() -> impl Strategy<Value = Defer> {
+    prop_oneof![
+        3 => Just(Defer::Never),
+        1 => Just(Defer::Always),
+        2 => Just(Defer::Sometimes),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: cfg::CASES,
+        failure_persistence: None,
+        max_shrink_iters: 1000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn every_object_is_freed_once_after_its_grace_period(ops in vec(op(), 0..cfg::OPS), defer in defer()) {
+        run(&ops, Failure::Never, defer);
+    }
+
+    /// K3, K4: two arguments go by the head, one waits.
+    #[test]
+    fn without_a_single_page(ops in vec(op(), 0..cfg::OPS), defer in defer()) {
+        run(&ops, Failure::From(0), defer);
+    }
+
+    /// K6: only callers that may sleep get pages.
+    #[test]
+    fn with_pages_for_those_who_wait_only(ops in vec(op(), 0..cfg::OPS), defer in defer()) {
+        run(&ops, Failure::Below(Attempt::MayGrow), defer);
+    }
+
+    #[test]
+    fn with_pages_that_run_out(ops in vec(op(), 0..cfg::OPS), defer in defer(), n in 0..40_usize) {
+        run(&ops, Failure::From(n), defer);
+    }
+}
+
+#[test]
+fn pages_that_fail_at_each_call_there_is() {
+    for seed in 0..cfg::SWEEPS {
+        let ops = string(seed, cfg::SWEEP_OPS);
+        let defer = [Defer::Never, Defer::Never, Defer::Sometimes][seed as usize % 3];
+        let calls = run(&ops, Failure::Never, defer);
+        for n in 0..=calls {
+            run(&ops, Failure::Once(n), defer);
+            run(&ops, Failure::From(n), defer);
+        }
+    }
+}
