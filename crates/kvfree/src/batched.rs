@@ -270,15 +270,16 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let slot = inner.slot(number);
         // SAFETY: the caller's own slot.
         let mut waiting = unsafe { slot.waiting.try_enter() }?;
-        let pushed = waiting.push(
-            entry,
-            inner.config.ask_bytes,
-            &inner.rcu,
-            &inner.pages,
-            spare,
-        )?;
+        let seal_bytes = inner.config.ask_bytes;
+        let pushed = waiting.push(entry, seal_bytes, &inner.rcu, &inner.pages, spare);
+        // A starved slot has the monitor come by too, which brings blocks (K7).
+        inner.note(number, slot, pushed.is_none_or(|p| p.first));
+        let Some(pushed) = pushed else {
+            drop(waiting);
+            inner.config.watch(false);
+            return None;
+        };
         let ask = inner.wants_to_ask(&mut waiting, pushed);
-        inner.note(number, slot, pushed.first);
         drop(waiting);
         self.after_push(slot, entry.kind, pushed, ask, context);
         Some(())
@@ -352,7 +353,6 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
 
     unsafe fn queue_head(&self, head: NonNull<Head>) {
         let inner = self.inner();
-        inner.counters.by_head();
         if let Some(number) = inner.cpus.current() {
             let slot = inner.slot(number);
             // SAFETY: the caller's own slot.
@@ -372,6 +372,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
                 return;
             }
         }
+        inner.counters.by_head();
         if inner.push_shared(head) {
             inner.config.watch(false);
         }

@@ -33,3 +33,8 @@ pub use stack::{
     Global, StackStats, barrier, cache, front, objects, pages, read_lock, retire, retire_box,
     retire_in_mightsleep, retire_mightsleep, stats, synchronize, unbatched,
 };
+
+/// Tests the example of the workspace's README.
+#[cfg(all(doctest, feature = "std"))]
+#[doc = include_str!("../../../README.md")]
+struct WorkspaceReadme;

@@ -28,6 +28,7 @@ impl KvfreeStats {
     pub(crate) fn add(&mut self, waiting: &Waiting) {
         self.objects_waiting += waiting.nr_objects();
         self.bytes_waiting += waiting.bytes();
+        self.by_head += waiting.by_head();
     }
 }
 
@@ -68,6 +69,7 @@ impl Counters {
         add(&self.objects_in_blocks, objects);
     }
 
+    /// One object was linked by its head without a slot; slots count their own.
     pub(crate) fn by_head(&self) {
         add(&self.by_head, 1);
     }

@@ -40,6 +40,8 @@ pub(crate) struct Waiting {
     sealed_cookie: Cookie,
     /// Bytes in the open blocks and in line.
     bytes: usize,
+    /// How many objects were ever linked by their heads here.
+    by_head: usize,
     /// Whether a grace period was asked for what is in line.
     pub(crate) asked: bool,
     /// No block was to be had since the monitor last came by.
@@ -110,6 +112,7 @@ impl Waiting {
             sealed: CbList::new(),
             sealed_cookie: Cookie::COMPLETED,
             bytes: 0,
+            by_head: 0,
             asked: false,
             starved: false,
         }
@@ -190,6 +193,7 @@ impl Waiting {
     /// 1. `head` is on no list and valid until popped.
     pub(crate) unsafe fn push_head(&mut self, head: NonNull<Head>) -> bool {
         let first = self.heads.is_empty() && self.sealed.is_empty();
+        self.by_head = self.by_head.wrapping_add(1);
         // SAFETY: the caller's debt 1.
         unsafe { self.heads.push_back(head) };
         first
@@ -198,6 +202,11 @@ impl Waiting {
     /// Links objects by their heads, oldest first.
     pub(crate) fn push_heads(&mut self, heads: CbList) {
         self.heads.append(heads);
+    }
+
+    /// How many objects were ever linked by their heads here.
+    pub(crate) const fn by_head(&self) -> usize {
+        self.by_head
     }
 
     /// How many objects linked by their heads are not sealed yet.
@@ -308,6 +317,9 @@ impl Waiting {
         self.heads.append(other.sealed.take());
         self.heads.append(other.heads.take());
         self.bytes += core::mem::take(&mut other.bytes);
+        self.by_head = self
+            .by_head
+            .wrapping_add(core::mem::take(&mut other.by_head));
         other.asked = false;
     }
 

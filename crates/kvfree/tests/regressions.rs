@@ -148,6 +148,25 @@ fn t3_a_starved_slot_is_refilled() {
     assert_eq!((ledger.outstanding(), pages.outstanding()), (0, 0));
 }
 
+/// K7: who got its object back finds room after the monitor came by, though nothing waits.
+#[test]
+fn t3_what_was_refused_can_be_retried() {
+    let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::auto());
+    let ledger = Ledger::new(&rcu, Defer::Never);
+    let front = front(&hand, &pages, &rcu, &ledger);
+    pages.set_failure(Failure::Below(Attempt::NoWait));
+    let item = ledger.alloc(false);
+    // SAFETY: the ledger's object, still the test's if it comes back.
+    assert_eq!(unsafe { front.try_retire(item.at) }, Err(item.at));
+    assert_eq!(front.tick(), 0);
+    ledger.retiring(item);
+    // SAFETY: as above.
+    assert_eq!(unsafe { front.try_retire(item.at) }, Ok(()));
+    front.barrier();
+    assert!(ledger.is_freed(item));
+    ledger.assert_no_faults();
+}
+
 #[test]
 fn t6_counts_match_what_waits() {
     let (hand, pages, rcu) = (Hand::new(2), Pages::new(), ManualRcu::new());

@@ -6,14 +6,17 @@
 //! # State
 //! | state | sequence | left when |
 //! |---|---|---|
-//! | idle | phase 0 | somebody asked for a later cookie: start, `heavy`, arm the tree |
+//! | idle | phase 0 | somebody asked for a later cookie: start, fence, arm the tree |
 //! | first scan | phase 1 | right away: slots outside are credited, words of the others noted |
 //! | scanning | phase 1 | the tree and the shared readers are clear: end |
 //!
 //! # Invariants
 //! - I1. One driver at a time: the machine's lock.
-//! - I2. The tree is armed after the `heavy` that follows the start, so every slot that is not waited for registers
+//! - I2. The tree is armed after the fence that follows the start, so every slot that is not waited for registers
 //!   after that fence and sees what was unlinked before the start (P2, newcomer).
+//! - I4. The fence is `heavy`, unless no slot but the driver's own takes part: then nobody's `light` has to be met. A
+//!   newcomer runs a full fence before it enters, as the driver does before it looks; one of them sees the other. So a
+//!   process with one reading thread, or none, pays no system call for a grace period.
 //! - I3. Whoever asks and finds the lock taken leaves; the driver looks again after it has let go, and both run a full
 //!   fence between their store and their load, so one of them sees the other's (T36).
 //!
@@ -25,7 +28,7 @@ use crate::node::Nodes;
 use crate::reader::Seen;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
-use rcu_core::cpu::{LocalLock, PerSlot, SpinMutex};
+use rcu_core::cpu::{LocalLock, PerSlot, Slot, SpinMutex};
 use rcu_core::fence;
 use rcu_core::sync::atomic::Ordering;
 
@@ -50,6 +53,8 @@ pub(crate) struct World<'t, 'a, L> {
     pub(crate) nodes: &'t Nodes<'a>,
     pub(crate) slots: &'t PerSlot<'a, TreeSlot<L>>,
     pub(crate) shared: &'t SharedReaders,
+    /// The slot that the driver owns and nobody else can be on.
+    pub(crate) own: Option<Slot>,
 }
 
 impl Machine {
@@ -84,7 +89,10 @@ fn step<L: LocalLock>(state: &mut State, world: &World<'_, '_, L>) -> bool {
             return true;
         }
         world.gp.start();
-        fence::heavy();
+        fence::full();
+        if world.nodes.any_online_but(world.own) {
+            fence::heavy();
+        }
         world.nodes.arm();
         *state = State::FirstScan;
     }

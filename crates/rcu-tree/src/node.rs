@@ -290,6 +290,25 @@ impl<'a> Nodes<'a> {
         }
     }
 
+    /// Whether a slot other than `own` takes part. Call after a full fence that follows the start: a slot that is not
+    /// seen here registers after that fence (P2, newcomer).
+    pub(crate) fn any_online_but(&self, own: Option<Slot>) -> bool {
+        self.any_below(0, 0, own)
+    }
+
+    fn any_below(&self, level: usize, index: usize, own: Option<Slot>) -> bool {
+        // ORDERING: P2 (driver's read of the registry, after its full fence).
+        let online = self.node(level, index).online.load(Ordering::Acquire);
+        bits(online).any(|bit| {
+            if self.geometry.is_leaf_level(level) {
+                let slot = Slot::new((index * self.geometry.fanout_leaf + bit) as u32);
+                Some(slot) != own
+            } else {
+                self.any_below(level + 1, index * self.geometry.fanout + bit, own)
+            }
+        })
+    }
+
     /// Every slot that takes part now.
     pub(crate) fn for_each_online(&self, mut f: impl FnMut(Slot)) {
         self.online_below(0, 0, &mut f);
@@ -355,6 +374,19 @@ mod tests {
                 assert!(tree.is_clear());
             }
         }
+    }
+
+    #[test]
+    fn only_other_slots_count_as_others() {
+        let tree = nodes(Geometry::with_fanout(16, 2, 2));
+        assert!(!tree.any_online_but(None));
+        tree.set_online(Slot::new(5));
+        assert!(tree.any_online_but(None) && tree.any_online_but(Some(Slot::new(4))));
+        assert!(!tree.any_online_but(Some(Slot::new(5))));
+        tree.set_online(Slot::new(12));
+        assert!(tree.any_online_but(Some(Slot::new(5))));
+        tree.set_offline(Slot::new(12));
+        assert!(!tree.any_online_but(Some(Slot::new(5))));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use crossbeam_utils::CachePadded;
-use rcu_core::cpu::{Cpus, OfflineHook, PerSlot, Slot, SpinMutex};
+use rcu_core::cpu::{Cpus, LocalLock, OfflineHook, PerSlot, Slot, SpinMutex};
 use rcu_core::sync::Backoff;
 use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 use rcu_core::{Callback, Cookie, GracePeriod, Head, Rcu};
@@ -217,11 +217,18 @@ impl<'a, C: Cpus> Tree<'a, C> {
     }
 
     fn world(&self) -> World<'_, 'a, C::Lock> {
+        // A slot that is only a hint may be somebody else's by now.
+        let owned = <C::Lock as LocalLock>::NEEDS_OWNER;
         World {
             gp: &self.gp,
             nodes: &self.nodes,
             slots: &self.slots,
             shared: &self.shared,
+            own: if owned {
+                self.cpus.current_if_online()
+            } else {
+                None
+            },
         }
     }
 

@@ -159,3 +159,34 @@ fn p2_newcomer_vs_driver() {
         reader.join().unwrap();
     });
 }
+
+/// I4 of the machine: the driver that sees nobody takes part runs no `heavy`, only a full fence; a newcomer runs one too.
+/// Its `light` is left out here, so that nothing else orders it.
+#[test]
+fn p2_newcomer_vs_driver_without_heavy() {
+    model(|| {
+        let world = World::new();
+        let online = Arc::new(AtomicBool::new(false));
+        let reader = thread::spawn({
+            let (world, online) = (world.clone(), online.clone());
+            move || {
+                online.store(true, Ordering::Release);
+                fence::full();
+                let which = world.which.load(Ordering::Acquire);
+                // SAFETY: what the model checks: nobody destroys the version a reader found.
+                world.versions[which].with(|v| assert_ne!(unsafe { *v }, DESTROYED));
+            }
+        });
+        world.which.store(1, Ordering::Release);
+        let cookie = world.gp.snapshot();
+        world.gp.start();
+        fence::full();
+        if !online.load(Ordering::Acquire) {
+            world.gp.end();
+            assert!(world.gp.poll(cookie));
+            // The newcomer, who is not waited for, must not find version 0.
+            world.destroy();
+        }
+        reader.join().unwrap();
+    });
+}
