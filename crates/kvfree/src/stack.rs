@@ -11,7 +11,7 @@ use crate::stats::KvfreeStats;
 use crate::unbatched::Unbatched;
 use core::fmt;
 use core::ptr::NonNull;
-use pagealloc::{AllocError, Mmap, Zone};
+use pagealloc::{AllocError, Attempt, Mmap, Zone};
 use rcu_core::cpu::Threads;
 use rcu_core::{GracePeriod, Guard, HasHead, Rcu};
 use rcu_tree::TreeStats;
@@ -134,7 +134,7 @@ pub fn cache<T>(name: &'static str) -> Result<TypedCache<T>, AllocError> {
 #[doc(alias = "kfree_rcu")]
 pub unsafe fn retire_in_mightsleep<T>(cache: &TypedCache<T>, object: NonNull<T>) {
     // SAFETY: the caller's debts.
-    if let Err(object) = unsafe { cache.retire(object) } {
+    if let Err(object) = unsafe { cache.retire_attempt(object, Attempt::MayGrow) } {
         retire_in_slow(cache, object);
     }
 }

@@ -7,7 +7,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::mem::needs_drop;
 use core::ptr::NonNull;
-use pagealloc::{AllocError, PageAlloc};
+use pagealloc::{AllocError, Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
 
@@ -197,6 +197,25 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
         const { assert!(!needs_drop::<T>(), "a retired value is not dropped") };
         // SAFETY: debts 1 and 2.
         unsafe { self.raw.retire(object.cast()) }.map_err(NonNull::cast)
+    }
+
+    /// Frees an object for reuse after a grace period, going as far as `attempt` for a sheaf; see
+    /// [`RawCache::retire_attempt`]. The value is forgotten, not dropped, as by [`Self::retire`].
+    ///
+    /// # Errors
+    /// As for [`Self::retire`], within `attempt`.
+    ///
+    /// # Safety
+    /// As for [`Self::retire`]. Above [`Attempt::TryLock`], not from signal handlers and interrupts.
+    #[inline]
+    pub unsafe fn retire_attempt(
+        &self,
+        object: NonNull<T>,
+        attempt: Attempt,
+    ) -> Result<(), NonNull<T>> {
+        const { assert!(!needs_drop::<T>(), "a retired value is not dropped") };
+        // SAFETY: the caller's debts.
+        unsafe { self.raw.retire_attempt(object.cast(), attempt) }.map_err(NonNull::cast)
     }
 
     /// The cache below, which allocates memory without values.

@@ -4,6 +4,7 @@ use crate::count::{FREED, freed};
 use crossbeam_epoch as epoch;
 use kvfree::stack::{Objs, Pages};
 use kvfree::{DeferFree, Global, Unbatched};
+use pagealloc::Attempt;
 use rcu_core::cpu::Threads;
 use rcu_core::{GracePeriod, Head, HeadOffset};
 use slab::{CacheConfig, RawCache};
@@ -91,7 +92,7 @@ unsafe impl Engine for Typed {
     #[inline]
     unsafe fn retire(&self, object: NonNull<u8>, _size: usize) {
         // SAFETY: as the caller owes.
-        if let Err(object) = unsafe { self.0.retire(object) } {
+        if let Err(object) = unsafe { self.0.retire_attempt(object, Attempt::MayGrow) } {
             Global.synchronize();
             // SAFETY: given up, and a grace period has passed.
             unsafe { self.0.free(object) };

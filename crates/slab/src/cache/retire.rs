@@ -17,7 +17,7 @@ use pagealloc::{Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
 
-/// How far a retiring thread goes for memory and locks: it waits for nobody.
+/// How far a retiring thread goes for memory and locks unless it says otherwise: it waits for nobody.
 const ATTEMPT: Attempt = Attempt::TryLock;
 
 /// Ripe sheaves let go with each one sealed, above twice the threshold.
@@ -37,6 +37,24 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     #[doc(alias = "kfree_rcu")]
     #[doc(alias = "__kfree_rcu_sheaf")]
     pub unsafe fn retire(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
+        // SAFETY: the caller's debts.
+        unsafe { self.retire_attempt(object, ATTEMPT) }
+    }
+
+    /// Frees an object for reuse after a grace period, going as far as `attempt` for a sheaf when the slot needs one: above
+    /// [`Attempt::TryLock`] it waits for spin locks, and so fails only without a slot or without memory.
+    ///
+    /// # Errors
+    /// As for [`Self::retire`], within `attempt`.
+    ///
+    /// # Safety
+    /// As for [`Self::retire`]. Above `TryLock`, not from signal handlers and interrupts.
+    #[inline]
+    pub unsafe fn retire_attempt(
+        &self,
+        object: NonNull<u8>,
+        attempt: Attempt,
+    ) -> Result<(), NonNull<u8>> {
         if let Some(local) = self.local() {
             // SAFETY: the slot is the caller's, from `current` just now.
             if let Some(mut slot) = unsafe { local.cell.try_enter() }
@@ -45,14 +63,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
                 return Ok(());
             }
         }
-        self.inner().retire_slow(object)
+        self.inner().retire_slow(object, attempt)
     }
 }
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[cold]
     #[inline(never)]
-    fn retire_slow(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
+    fn retire_slow(&self, object: NonNull<u8>, attempt: Attempt) -> Result<(), NonNull<u8>> {
         let Some(local) = self.local() else {
             return Err(object);
         };
@@ -69,7 +87,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             let has_let_go = self.let_go(&mut slot);
             let vessel = slot
                 .take_empty()
-                .or_else(|| self.barn.0.lock(ATTEMPT)?.take_empty());
+                .or_else(|| self.barn.0.lock(attempt)?.take_empty());
             let mut placed = false;
             if let Some(vessel) = vessel {
                 let old = slot.rcu.install(vessel);
@@ -85,7 +103,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let result = if placed {
             Ok(())
         } else {
-            self.retire_with_new_sheaf(object)
+            self.retire_with_new_sheaf(object, attempt)
         };
         if result.is_ok()
             && let Some(watch) = self.shape.watch
@@ -102,8 +120,12 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     /// Gets memory for a sheaf, with the local lock left meanwhile, and tries again (H8).
-    fn retire_with_new_sheaf(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
-        let Ok(vessel) = self.new_sheaf(ATTEMPT) else {
+    fn retire_with_new_sheaf(
+        &self,
+        object: NonNull<u8>,
+        attempt: Attempt,
+    ) -> Result<(), NonNull<u8>> {
+        let Ok(vessel) = self.new_sheaf(attempt) else {
             return Err(object);
         };
         let mut vessel = Some(vessel);
@@ -124,7 +146,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
         if let Some(vessel) = vessel {
             // Somebody else brought one meanwhile, or the slot is busy.
-            self.stow(vessel, ATTEMPT, &mut Dying::default());
+            self.stow(vessel, attempt, &mut Dying::default());
         }
         if retired { Ok(()) } else { Err(object) }
     }
