@@ -46,12 +46,12 @@ use crate::waiting::{Batch, Entry, Pushed, Waiting};
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::mem::MaybeUninit;
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 use pagealloc::{AllocError, Order, PageAlloc, PageReq};
 use rcu_core::cpu::{Cpus, LocalCell, OfflineHook, PerSlot, Slot, SpinMutex, ZeroInit};
 use rcu_core::sync::Backoff;
-use rcu_core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-use rcu_core::{Callback, Head, HeadOffset, Rcu};
+use rcu_core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use rcu_core::{Callback, Head, HeadOffset, HeadStack, Rcu};
 use reclaim::{Round, Taken};
 
 /// Objects linked by heads in one slot before a grace period is asked for: as many as [`Config`]'s blocks hold.
@@ -87,7 +87,7 @@ struct Inner<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
     config: Config,
     slots: PerSlot<'static, KvSlot<C::Lock>>,
     used: AtomicUsize,
-    shared: AtomicPtr<Head>,
+    shared: HeadStack,
     orphans: SpinMutex<Waiting>,
     barrier_lock: SpinMutex<()>,
     counters: Counters,
@@ -155,7 +155,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             config,
             slots,
             used: AtomicUsize::new(0),
-            shared: AtomicPtr::new(ptr::null_mut()),
+            shared: HeadStack::new(),
             orphans: SpinMutex::new(Waiting::new()),
             barrier_lock: SpinMutex::new(()),
             counters: Counters::default(),
@@ -373,7 +373,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             }
         }
         inner.counters.by_head();
-        if inner.push_shared(head) {
+        // SAFETY: valid until freed and on no list, as the caller of `retire` owes; any thread may free it.
+        if unsafe { inner.shared.push(head) } {
             inner.config.watch(false);
         }
     }

@@ -1,14 +1,17 @@
 //! Models of this crate's ordering pairs. Each runs the real code, on loom's words.
 //!
-//! Mutants: `--cfg weaken="p8"`, `"p8_busy"`, `"p8_revoked"` must each make `p8_owner_vs_visitor` fail.
+//! Mutants: `--cfg weaken="p8"`, `"p8_busy"`, `"p8_revoked"` must each make `p8_owner_vs_visitor` fail, and `"p8_push"`
+//! `p8_head_stack_hand_over`.
 //! Not shown: the asymmetry of `light` and `heavy`, which are full fences on both sides here.
 
 #![cfg(loom)]
 
+use core::ptr::NonNull;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use rcu_core::cpu::{BiasedLock, LocalLock, SpinLock};
+use rcu_core::{Head, HeadStack};
 
 /// A lock and what it guards, which loom watches.
 struct Cell<L> {
@@ -135,5 +138,59 @@ fn p8_spin_lock_hand_over() {
         let first = unsafe { cell.own() };
         let inside = first + cell.try_visit() + visitor.join().unwrap();
         assert_eq!(total(&cell), inside);
+    });
+}
+
+/// An object with its head in front, which loom watches.
+#[repr(C)]
+struct Object {
+    head: Head,
+    value: UnsafeCell<usize>,
+}
+
+// SAFETY: the value is touched by whoever has the object, which is what is tested.
+unsafe impl Sync for Object {}
+// SAFETY: as above.
+unsafe impl Send for Object {}
+
+/// P8 (hand-over): what two pushers did to their objects is seen by the taker, and each is taken once.
+#[test]
+fn p8_head_stack_hand_over() {
+    model(|| {
+        let objects: Arc<[Object; 2]> = Arc::new(core::array::from_fn(|_| Object {
+            head: Head::new(),
+            value: UnsafeCell::new(0),
+        }));
+        let stack = Arc::new(HeadStack::new());
+        let pushers: Vec<_> = (0..2)
+            .map(|i| {
+                let (objects, stack) = (objects.clone(), stack.clone());
+                thread::spawn(move || {
+                    let object = &objects[i];
+                    // SAFETY: this thread's own until it is pushed; loom fails if it is not so.
+                    object.value.with_mut(|value| unsafe { *value = i + 1 });
+                    // SAFETY: valid until the model's end, pushed once.
+                    unsafe { stack.push(NonNull::from(object).cast()) };
+                })
+            })
+            .collect();
+        let (mut taken, mut sum) = (0, 0);
+        // Taken before the pushers are joined, so that nothing but the stack orders the hand-over.
+        while taken < 2 {
+            let mut list = stack.take();
+            while let Some(head) = list.pop_front() {
+                // SAFETY: the head is the first field of an object that lives until the model's end.
+                let object = unsafe { head.cast::<Object>().as_ref() };
+                // SAFETY: handed over; loom fails if it is not so.
+                sum += object.value.with(|value| unsafe { *value });
+                taken += 1;
+            }
+            thread::yield_now();
+        }
+        for pusher in pushers {
+            pusher.join().unwrap();
+        }
+        assert!(stack.take().is_empty());
+        assert_eq!(sum, 3);
     });
 }

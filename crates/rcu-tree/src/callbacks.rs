@@ -24,12 +24,12 @@
 use crate::gp_seq::GpSeq;
 use crate::node::Nodes;
 use crate::slot::{BarrierHead, TreeSlot};
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 use crossbeam_utils::CachePadded;
 use rcu_core::cpu::{LocalLock, PerSlot, SpinMutex};
 use rcu_core::sync::Backoff;
-use rcu_core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use rcu_core::{Callback, CbList, Head, SegList};
+use rcu_core::sync::atomic::{AtomicUsize, Ordering};
+use rcu_core::{Callback, CbList, Head, HeadStack, SegList};
 
 /// Callbacks that are queued, or run, between two pushes of the grace-period machine: enough to make its heavy fence a
 /// small part of their cost, few enough that little waits unnumbered, or behind a long batch.
@@ -49,7 +49,7 @@ struct Orphans {
 /// The callback side of one tree.
 #[derive(Debug)]
 pub(crate) struct Callbacks {
-    shared: CachePadded<AtomicPtr<Head>>,
+    shared: CachePadded<HeadStack>,
     orphans: SpinMutex<Orphans>,
     running: SpinMutex<()>,
     barrier: SpinMutex<BarrierState>,
@@ -87,7 +87,7 @@ impl Callbacks {
     rcu_core::const_fn! {
         pub(crate) const fn new() -> Self {
             Self {
-                shared: CachePadded::new(AtomicPtr::new(ptr::null_mut())),
+                shared: CachePadded::new(HeadStack::new()),
                 orphans: SpinMutex::new(Orphans { list: SegList::new(), last: CbList::new() }),
                 running: SpinMutex::new(()),
                 barrier: SpinMutex::new(BarrierState {
@@ -144,48 +144,18 @@ impl Callbacks {
                 return Queued::Behind;
             }
         }
-        if self.push_shared(head) {
+        // SAFETY: valid until invoked, on no list, may move to another thread (1).
+        if unsafe { self.shared.push(head) } {
             Queued::First
         } else {
             Queued::Behind
         }
     }
 
-    /// A lock-free push; the take-all on the other side makes reuse of a head harmless.
-    fn push_shared(&self, head: NonNull<Head>) -> bool {
-        // ORDERING: Relaxed: only compared and linked to, not followed.
-        let mut first = self.shared.load(Ordering::Relaxed);
-        loop {
-            // SAFETY: the caller of `queue` handed over a valid head.
-            unsafe { head.as_ref() }.set_next(first);
-            // ORDERING: P8 (shared list): Release hands the head and its object's state over.
-            match self.shared.compare_exchange_weak(
-                first,
-                head.as_ptr(),
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return first.is_null(),
-                Err(now) => first = now,
-            }
-        }
-    }
-
     /// Moves what is on the shared list to the orphans, oldest first.
     fn take_shared(&self, orphans: &mut Orphans) {
-        // ORDERING: P8 (shared list): Acquire meets the pushes' Releases.
-        let mut next = self.shared.swap(ptr::null_mut(), Ordering::Acquire);
-        let mut reversed: *mut Head = ptr::null_mut();
-        while let Some(head) = NonNull::new(next) {
-            // SAFETY: heads on the shared list are valid, and this thread took them all.
-            let h = unsafe { head.as_ref() };
-            next = h.next();
-            h.set_next(reversed);
-            reversed = head.as_ptr();
-        }
-        while let Some(head) = NonNull::new(reversed) {
-            // SAFETY: as above.
-            reversed = unsafe { head.as_ref() }.next();
+        let mut taken = self.shared.take();
+        while let Some(head) = taken.pop_front() {
             // SAFETY: taken off the shared list, so on no list; valid until invoked.
             unsafe { orphans.list.enqueue(head) };
         }
@@ -202,8 +172,7 @@ impl Callbacks {
 
     /// Whether any callback is queued anywhere. A hint.
     pub(crate) fn has_work<L: LocalLock>(&self, lists: &Lists<'_, '_, L>) -> bool {
-        // ORDERING: Relaxed: a hint; the worker's full fence orders it.
-        if !self.shared.load(Ordering::Relaxed).is_null() {
+        if !self.shared.is_empty() {
             return true;
         }
         let orphans = self.orphans.lock();
