@@ -460,7 +460,7 @@ pub fn calls_inside_a_section_wait_for_its_end<R: Rcu>(rcu: &R) {
 /// R1.
 #[doc(hidden)]
 pub fn never_done_while_another_thread_reads<R: Rcu + Sync>(rcu: &R) {
-    let (inside, seen) = (Barrier::new(2), Barrier::new(2));
+    let (inside, seen, outside) = (Barrier::new(2), Barrier::new(2), Barrier::new(2));
     std::thread::scope(|s| {
         s.spawn(|| {
             for _ in 0..20 {
@@ -468,6 +468,8 @@ pub fn never_done_while_another_thread_reads<R: Rcu + Sync>(rcu: &R) {
                 inside.wait();
                 seen.wait();
                 drop(guard);
+                // The grace period may start as late as now, and would have to wait for the next section.
+                outside.wait();
             }
         });
         for _ in 0..20 {
@@ -480,6 +482,7 @@ pub fn never_done_while_another_thread_reads<R: Rcu + Sync>(rcu: &R) {
             seen.wait();
             assert!(!early, "done while a section of another thread lasts");
             drive_until_done(rcu, cookie);
+            outside.wait();
         }
     });
 }

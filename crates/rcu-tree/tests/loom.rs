@@ -160,8 +160,8 @@ fn p2_newcomer_vs_driver() {
     });
 }
 
-/// I4 of the machine: the driver that sees nobody takes part runs no `heavy`, only a full fence; a newcomer runs one too.
-/// Its `light` is left out here, so that nothing else orders it.
+/// I4 of the machine: a driver that sees that nobody takes part runs no `heavy`, only a full fence; a newcomer runs one
+/// too. The newcomer's `light` is left out, and the driver is not who unlinks, so that nothing else orders them.
 #[test]
 fn p2_newcomer_vs_driver_without_heavy() {
     model(|| {
@@ -177,14 +177,26 @@ fn p2_newcomer_vs_driver_without_heavy() {
                 world.versions[which].with(|v| assert_ne!(unsafe { *v }, DESTROYED));
             }
         });
+        let driver = thread::spawn({
+            let world = world.clone();
+            move || {
+                world.gp.start();
+                if cfg!(not(weaken = "p2")) {
+                    fence::full();
+                }
+                if !online.load(Ordering::Acquire) {
+                    world.gp.end();
+                }
+            }
+        });
         world.which.store(1, Ordering::Release);
         let cookie = world.gp.snapshot();
-        world.gp.start();
-        fence::full();
-        if !online.load(Ordering::Acquire) {
-            world.gp.end();
-            assert!(world.gp.poll(cookie));
+        if world.gp.poll(cookie) {
             // The newcomer, who is not waited for, must not find version 0.
+            world.destroy();
+        }
+        driver.join().unwrap();
+        if world.gp.poll(cookie) {
             world.destroy();
         }
         reader.join().unwrap();
