@@ -30,7 +30,8 @@ use core::ptr::NonNull;
 /// 3. *Progress.* If no section lasts for ever, `wait` returns, and `drive` called again and again
 ///    makes every cookie of `start` done.
 /// 4. `snapshot`, `start`, `poll` and `drive` never block, never allocate and run no callback; they
-///    may be called inside a section. `wait` and `synchronize` may block and may not.
+///    may be called inside a section. `wait` and `synchronize` may block and may not. (What an implementation does once,
+///    at its first use, such as starting a thread, it documents.)
 pub unsafe trait GracePeriod {
     /// A cookie for now. Asks for nothing: somebody else's grace period may make it done.
     #[doc(alias = "get_state_synchronize_rcu")]

@@ -27,6 +27,9 @@ pub use rcu_core;
 
 /// Makes a static tree over the process's threads, with its worker and a [domain](rcu_core::Domain) type.
 ///
+/// The first `start` or `call` starts the worker, a thread, which allocates: if signal handlers are to retire, make one
+/// `start` before.
+///
 /// ```
 /// use rcu_core::{GracePeriod, read_lock};
 ///
