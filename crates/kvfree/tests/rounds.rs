@@ -126,6 +126,38 @@ fn t15_a_barrier_waits_for_what_the_monitor_has_taken() {
     });
 }
 
+/// Somebody who finds a round on must not end it.
+#[test]
+fn t15_a_barrier_waits_though_a_second_monitor_came_by() {
+    with_front(|front, gate| {
+        retire(front, 3);
+        Waited.synchronize();
+        std::thread::scope(|s| {
+            let freeing = s.spawn(|| front.tick());
+            gate.wait_for_arrival();
+            // So that the slot is looked at again.
+            retire(front, 1);
+            assert!(front.tick() > 0);
+            let returned = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    front.barrier();
+                    assert_eq!(gate.freed.load(Ordering::Relaxed), 4);
+                    returned.store(true, Ordering::Relaxed);
+                });
+                // Had the barrier not waited for the round, it would come to the gate too, with the fourth object.
+                let waits = (0..2000).all(|_| {
+                    std::thread::yield_now();
+                    gate.state.lock().unwrap().0 == 1 && !returned.load(Ordering::Relaxed)
+                });
+                gate.open();
+                assert!(waits, "the barrier did not wait for the round");
+            });
+            freeing.join().unwrap();
+        });
+    });
+}
+
 #[test]
 fn t15_a_barrier_waits_for_what_a_retiring_thread_has_taken() {
     with_front(|front, gate| {

@@ -26,7 +26,8 @@ impl<'s> Round<'s> {
         slot.reaping
             .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
-            .then_some(Self {
+            // Made only now: dropping one ends a round, somebody else's too.
+            .then(|| Self {
                 reaping: &slot.reaping,
                 reaps: &slot.reaps,
             })
