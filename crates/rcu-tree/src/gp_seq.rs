@@ -9,8 +9,8 @@
 //! # Orderings
 //! - P4. `end`'s Release / `poll`'s Acquire: what follows a true poll comes after every reader that the
 //!   grace period waited for (the driver acquired their exits, P3).
-//! - P5. The caller's unlinking, `snapshot`'s full fence, its load of `seq` / `start`'s store of `seq`, `heavy`: a
-//!   cookie that counts on a grace period was taken before that grace period's `heavy`.
+//! - P5. The caller's unlinking, `snapshot`'s full fence, its load of `seq` / `start`'s store of `seq`, the
+//!   driver's fence: a cookie that counts on a grace period was taken before that grace period's fence.
 //!
 //! # Progress
 //! Wait-free, but for `request`, which is lock-free.

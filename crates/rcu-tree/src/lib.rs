@@ -63,7 +63,7 @@ macro_rules! static_tree {
                 [const { $crate::Node::new() }; GEOMETRY.nr_nodes()];
             static TREE: $crate::Tree<'static, Threads> = {
                 let slots = PerSlot::from_slice(&SLOTS);
-                // SAFETY: a static stays in place for ever.
+                // SAFETY: a static stays in place for ever, and a thread keeps its slot.
                 let tree = unsafe { $crate::Tree::new(Threads, slots, GEOMETRY, &NODES) };
                 let tree = tree.with_worker(|| TREE.work());
                 $(

@@ -14,11 +14,11 @@
 //! - I1. One driver at a time: the machine's lock.
 //! - I2. The tree is armed after the fence that follows the start, so every slot that is not waited for registers
 //!   after that fence and sees what was unlinked before the start (P2, newcomer).
+//! - I3. Whoever asks and finds the lock taken leaves; the driver looks again after it has let go, and both run a full
+//!   fence between their store and their load, so one of them sees the other's (T36).
 //! - I4. The fence is `heavy`, unless no slot but the driver's own takes part: then nobody's `light` has to be met. A
 //!   newcomer runs a full fence before it enters, as the driver does before it looks; one of them sees the other. So a
 //!   process with one reading thread, or none, pays no system call for a grace period.
-//! - I3. Whoever asks and finds the lock taken leaves; the driver looks again after it has let go, and both run a full
-//!   fence between their store and their load, so one of them sees the other's (T36).
 //!
 //! # Progress
 //! `drive` never waits: one pass at a time. A reader inside holds up the end, nothing else.

@@ -40,7 +40,7 @@ use rcu_core::{Callback, Cookie, GracePeriod, Head, Rcu};
 /// let slots: Vec<_> = (0..Threads.nr_slots()).map(|_| TreeSlot::new(BiasedLock::new())).collect();
 /// let geometry = Geometry::new(slots.len());
 /// let nodes: Vec<_> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
-/// // SAFETY: the tree is neither moved nor forgotten below.
+/// // SAFETY: the tree is neither moved nor forgotten below; a thread keeps its slot.
 /// let tree = unsafe { Tree::new(Threads, PerSlot::from_slice(&slots), geometry, &nodes) };
 ///
 /// let guard = tree.read_lock();
@@ -125,6 +125,8 @@ impl<'a, C: Cpus> Tree<'a, C> {
         /// 1. From its first use until it has been dropped, the tree stays in place: the list of offline hooks
         ///    points into it. A static does; so does a local that is not moved or forgotten after its first use.
         ///    [`static_tree!`](crate::static_tree) needs no `unsafe`.
+        /// 2. Guarantee 2 of [`Cpus`] holds whatever the lock asks for, and nobody leaves its slot inside a section (in a
+        ///    kernel: preemption is off from enter to exit). The reader's word has one owner, who does not lock it.
         #[must_use]
         pub const unsafe fn new(
             cpus: C,

@@ -13,6 +13,7 @@ use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::{Duration, Instant};
 
 /// One way to allocate, retire and read.
 ///
@@ -269,6 +270,20 @@ fn not_freed(retired: usize) -> usize {
     retired.saturating_sub(FREED.sum())
 }
 
+/// Pushes a peer, which has no barrier, until it has freed everything; gives up when nothing is freed for long, and
+/// what is left then shows as outstanding.
+fn drain(retired: usize, push: impl Fn()) {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let (mut left, mut since) = (not_freed(retired), Instant::now());
+    while left > 0 && since.elapsed() < PATIENCE {
+        push();
+        let now = not_freed(retired);
+        if now < left {
+            (left, since) = (now, Instant::now());
+        }
+    }
+}
+
 /// `crossbeam-epoch` over `malloc`.
 pub(crate) struct Crossbeam;
 
@@ -292,9 +307,7 @@ unsafe impl Engine for Crossbeam {
     }
 
     fn finish(&self, retired: usize) {
-        while not_freed(retired) > 0 {
-            epoch::pin().flush();
-        }
+        drain(retired, || epoch::pin().flush());
     }
 
     fn outstanding(&self, retired: usize, _in_use: &[NonNull<u8>]) -> Option<usize> {
@@ -419,10 +432,10 @@ unsafe impl Engine for Kovan {
     }
 
     fn finish(&self, retired: usize) {
-        while not_freed(retired) > 0 {
+        drain(retired, || {
             drop(kovan::pin());
             kovan::flush();
-        }
+        });
     }
 
     fn outstanding(&self, retired: usize, _in_use: &[NonNull<u8>]) -> Option<usize> {

@@ -25,7 +25,7 @@ fn build(fanout_leaf: usize, fanout: usize) -> Tree<'static, Threads> {
     let geometry = Geometry::with_fanout(nr_slots, fanout_leaf, fanout);
     let nodes: Vec<_> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
     let slots = PerSlot::from_slice(Box::leak(slots.into_boxed_slice()));
-    // SAFETY: the caller leaks the tree before its first use.
+    // SAFETY: the caller leaks the tree before its first use; a thread keeps its slot.
     unsafe {
         Tree::new(
             Threads,
