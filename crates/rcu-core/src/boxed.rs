@@ -1,7 +1,7 @@
 //! A box whose object outlives it by a grace period.
 
 use crate::cell::RcuPointer;
-use crate::guard::Guard;
+use crate::section::Section;
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
@@ -85,7 +85,7 @@ impl<T: Send + Sync + 'static, R: Reclaimer> RcuBox<T, R> {
 
     /// The object, for as long as the guard's section lasts, even if the box is dropped meanwhile.
     #[must_use]
-    pub fn rcu_ref<'g>(&self, guard: &'g Guard<R::Domain>) -> &'g T {
+    pub fn rcu_ref<'g>(&self, guard: &'g impl Section<R::Domain>) -> &'g T {
         let _ = guard;
         // SAFETY: the object is valid while the box is, and for a grace period afterwards, which cannot end
         // before the guard's section does.

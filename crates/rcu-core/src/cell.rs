@@ -11,8 +11,8 @@
 //! `load` is one load. Replacing is one locked instruction, and retires; it may be done inside a section.
 
 use crate::contract::{Domain, GracePeriod};
-use crate::guard::Guard;
 use crate::retired::Retired;
+use crate::section::Section;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use core::fmt;
 use core::marker::PhantomData;
@@ -139,7 +139,7 @@ impl<P: RcuPointer> RcuCell<P> {
     #[inline(always)]
     #[must_use]
     #[doc(alias = "rcu_dereference")]
-    pub fn load<'g>(&'g self, guard: &'g Guard<P::Domain>) -> Option<&'g P::Target> {
+    pub fn load<'g>(&'g self, guard: &'g impl Section<P::Domain>) -> Option<&'g P::Target> {
         let _ = guard;
         // ORDERING: P1 (load side).
         let raw = self.pointer.load(Ordering::Acquire);
@@ -190,7 +190,7 @@ impl<P: RcuPointer> RcuCell<P> {
         &'g self,
         current: Option<&'g P::Target>,
         new: Option<P>,
-        guard: &'g Guard<P::Domain>,
+        guard: &'g impl Section<P::Domain>,
     ) -> Result<Option<Retired<P>>, CompareExchangeError<'g, P>> {
         let _ = guard;
         let expected = current.map_or(ptr::null_mut(), |c| ptr::from_ref(c).cast_mut());
@@ -219,7 +219,7 @@ impl<P: RcuPointer> RcuCell<P> {
     /// An empty cell is left alone; returns what was replaced.
     pub fn update(
         &self,
-        guard: &Guard<P::Domain>,
+        guard: &impl Section<P::Domain>,
         mut f: impl FnMut(&P::Target) -> P,
     ) -> Option<Retired<P>> {
         loop {

@@ -12,7 +12,7 @@
 
 use crate::guard::Guard;
 use crate::head::{Callback, Head};
-use crate::seq::Cookie;
+use crate::seq::{Cookie, FullCookie};
 use core::ptr::NonNull;
 
 /// Something whose grace periods can be asked for, polled and waited for.
@@ -30,8 +30,12 @@ use core::ptr::NonNull;
 /// 3. *Progress.* If no section lasts for ever, `wait` returns, and `drive` called again and again
 ///    makes every cookie of `start` done.
 /// 4. `snapshot`, `start`, `poll` and `drive` never block, never allocate and run no callback; they
-///    may be called inside a section. `wait` and `synchronize` may block and may not. (What an implementation does once,
-///    at its first use, such as starting a thread, it documents.)
+///    may be called inside a section, and so may their full and expedited forms. `wait` and `synchronize`, in any form,
+///    may block and may not. (What an implementation does once, at its first use, such as starting a thread, it
+///    documents.)
+/// 5. *A full cookie never misses.* `poll_full(c)` is never early (1), and true once any whole grace period, normal or
+///    expedited, has run since `c` was taken: after `let c = snapshot_full(); synchronize();` it is true (R8). A small
+///    cookie may need a second one where two kinds overlap (R7).
 pub unsafe trait GracePeriod {
     /// A cookie for now. Asks for nothing: somebody else's grace period may make it done.
     #[doc(alias = "get_state_synchronize_rcu")]
@@ -63,7 +67,63 @@ pub unsafe trait GracePeriod {
     /// Blocks for a whole grace period, for as short a time as the implementation can make it.
     #[doc(alias = "synchronize_rcu_expedited")]
     fn synchronize_expedited(&self) {
-        self.synchronize();
+        self.wait_expedited(self.start_expedited());
+    }
+
+    /// As [`Self::start`], asking for a grace period of the quick kind.
+    #[doc(alias = "start_poll_synchronize_rcu_expedited")]
+    fn start_expedited(&self) -> Cookie {
+        self.start()
+    }
+
+    /// As [`Self::wait`], by grace periods of the quick kind.
+    #[doc(alias = "cond_synchronize_rcu_expedited")]
+    fn wait_expedited(&self, cookie: Cookie) {
+        self.wait(cookie);
+    }
+
+    /// A cookie that no grace period escapes, twice the size of a small one. Asks for nothing.
+    #[doc(alias = "get_state_synchronize_rcu_full")]
+    fn snapshot_full(&self) -> FullCookie {
+        FullCookie::of_one_sequence(self.snapshot())
+    }
+
+    /// Whether `cookie` is done.
+    #[doc(alias = "poll_state_synchronize_rcu_full")]
+    fn poll_full(&self, cookie: FullCookie) -> bool {
+        self.poll(cookie.normal())
+    }
+
+    /// A full cookie for now, and the request that grace periods run until it is done.
+    #[doc(alias = "start_poll_synchronize_rcu_full")]
+    fn start_full(&self) -> FullCookie {
+        let cookie = self.snapshot_full();
+        self.start();
+        cookie
+    }
+
+    /// As [`Self::start_full`], asking for a grace period of the quick kind.
+    #[doc(alias = "start_poll_synchronize_rcu_expedited_full")]
+    fn start_full_expedited(&self) -> FullCookie {
+        let cookie = self.snapshot_full();
+        self.start_expedited();
+        cookie
+    }
+
+    /// Blocks until `cookie` is done, making it so.
+    #[doc(alias = "cond_synchronize_rcu_full")]
+    fn wait_full(&self, cookie: FullCookie) {
+        if !self.poll_full(cookie) {
+            self.synchronize();
+        }
+    }
+
+    /// As [`Self::wait_full`], by a grace period of the quick kind.
+    #[doc(alias = "cond_synchronize_rcu_expedited_full")]
+    fn wait_full_expedited(&self, cookie: FullCookie) {
+        if !self.poll_full(cookie) {
+            self.synchronize_expedited();
+        }
     }
 
     /// How many grace periods have ended so far, for statistics.
@@ -89,6 +149,10 @@ pub unsafe trait Rcu: GracePeriod {
     type Token: Copy + core::fmt::Debug;
 
     /// Enters a read-side critical section. See [`Rcu::read_lock`] for the guarded form.
+    ///
+    /// # Aborts
+    /// If sections nest too deep to be counted, which only forgotten guards can bring about.
+    #[track_caller]
     fn enter(&self) -> Self::Token;
 
     /// Leaves the section that gave `token`.
@@ -106,7 +170,32 @@ pub unsafe trait Rcu: GracePeriod {
     /// 4. For [`Callback::Free`], the implementation was given a way to free objects, and the object
     ///    came from there; `head`'s provenance covers the whole object.
     #[doc(alias = "call_rcu")]
+    #[doc(alias = "call_rcu_hurry")]
     unsafe fn call(&self, head: NonNull<Head>, callback: Callback);
+
+    /// As [`Self::call`], for a callback that may wait for seconds: it asks for no grace period of its own until a
+    /// timer, a barrier, pressure, a full list or an ordinary `call` behind it does (R17).
+    ///
+    /// # Safety
+    /// As for [`Self::call`].
+    #[doc(alias = "call_rcu_lazy")]
+    unsafe fn call_lazy(&self, head: NonNull<Head>, callback: Callback) {
+        // SAFETY: the caller's debts are those of `call`.
+        unsafe { self.call(head, callback) };
+    }
+
+    /// Leaves the section and enters it anew, which lets grace periods pass if it was the outermost: a quiescent state
+    /// of a thread that is otherwise always inside.
+    ///
+    /// # Safety
+    /// 1. As for [`Self::exit`]. References read under this section alone are not used afterwards.
+    #[doc(alias = "rcu_quiescent_state")]
+    #[must_use = "the section goes on under this token"]
+    unsafe fn quiescent_state(&self, token: Self::Token) -> Self::Token {
+        // SAFETY: the caller's debt.
+        unsafe { self.exit(token) };
+        self.enter()
+    }
 
     /// Blocks until every callback queued before this call has returned. Does not imply a grace
     /// period, nor does `synchronize` imply this. Not from a callback, nor inside a section.
@@ -116,12 +205,55 @@ pub unsafe trait Rcu: GracePeriod {
     /// Enters a section that ends with the guard.
     #[doc(alias = "rcu_read_lock")]
     #[inline(always)]
+    #[track_caller]
     fn read_lock(&self) -> Guard<&Self>
     where
         Self: Sized,
     {
         Guard::new(self)
     }
+
+    /// Runs `f` inside a section.
+    #[inline(always)]
+    #[track_caller]
+    fn read<T>(&self, f: impl FnOnce(&Guard<&Self>) -> T) -> T
+    where
+        Self: Sized,
+    {
+        f(&self.read_lock())
+    }
+}
+
+/// An [`Rcu`] whose sections may leave their thread: for readers that are held across a blocking call or an `.await`
+/// (what the kernel calls preemptible readers, G11).
+///
+/// # Safety
+/// An implementer keeps the guarantees below.
+///
+/// # Guarantees
+/// Beside those of [`Rcu`]:
+/// 8. A section entered by `enter_send`, or moved by `move_off`, counts for every grace period as any other does, and
+///    may be left on any thread. Entering may take a lock for a moment; it is not for signal handlers.
+pub unsafe trait RcuSend: Rcu {
+    /// What `enter_send` gives and `exit_send` takes back, on any thread.
+    type SendToken: Copy + Send + Sync + core::fmt::Debug;
+
+    /// Enters a section that belongs to no thread.
+    #[track_caller]
+    fn enter_send(&self) -> Self::SendToken;
+
+    /// Leaves such a section, from any thread.
+    ///
+    /// # Safety
+    /// 1. `token` came from this same value and was not given back yet.
+    unsafe fn exit_send(&self, token: Self::SendToken);
+
+    /// Moves the section of `token` off its thread, without a gap: what was read under it stays valid.
+    ///
+    /// # Safety
+    /// 1. As for [`Rcu::exit`], on the thread of `token`.
+    #[track_caller]
+    unsafe fn move_off(&self, token: Self::Token) -> Self::SendToken;
 }
 
 /// An [`Rcu`] that is named by a type: what protected pointers are tied to.
@@ -172,6 +304,38 @@ macro_rules! delegate {
             (**self).synchronize_expedited();
         }
 
+        fn start_expedited(&self) -> Cookie {
+            (**self).start_expedited()
+        }
+
+        fn wait_expedited(&self, cookie: Cookie) {
+            (**self).wait_expedited(cookie);
+        }
+
+        fn snapshot_full(&self) -> FullCookie {
+            (**self).snapshot_full()
+        }
+
+        fn poll_full(&self, cookie: FullCookie) -> bool {
+            (**self).poll_full(cookie)
+        }
+
+        fn start_full(&self) -> FullCookie {
+            (**self).start_full()
+        }
+
+        fn start_full_expedited(&self) -> FullCookie {
+            (**self).start_full_expedited()
+        }
+
+        fn wait_full(&self, cookie: FullCookie) {
+            (**self).wait_full(cookie);
+        }
+
+        fn wait_full_expedited(&self, cookie: FullCookie) {
+            (**self).wait_full_expedited(cookie);
+        }
+
         fn grace_periods(&self) -> usize {
             (**self).grace_periods()
         }
@@ -203,8 +367,38 @@ unsafe impl<R: Rcu> Rcu for &R {
         unsafe { (**self).call(head, callback) };
     }
 
+    unsafe fn call_lazy(&self, head: NonNull<Head>, callback: Callback) {
+        // SAFETY: the caller's debts 1 to 4.
+        unsafe { (**self).call_lazy(head, callback) };
+    }
+
+    #[inline(always)]
+    unsafe fn quiescent_state(&self, token: Self::Token) -> Self::Token {
+        // SAFETY: the caller's debt, for the same referent.
+        unsafe { (**self).quiescent_state(token) }
+    }
+
     fn barrier(&self) {
         (**self).barrier();
+    }
+}
+
+// SAFETY: a reference answers as its referent does.
+unsafe impl<R: RcuSend> RcuSend for &R {
+    type SendToken = R::SendToken;
+
+    fn enter_send(&self) -> Self::SendToken {
+        (**self).enter_send()
+    }
+
+    unsafe fn exit_send(&self, token: Self::SendToken) {
+        // SAFETY: the caller's debt, for the same referent.
+        unsafe { (**self).exit_send(token) };
+    }
+
+    unsafe fn move_off(&self, token: Self::Token) -> Self::SendToken {
+        // SAFETY: the caller's debt, for the same referent.
+        unsafe { (**self).move_off(token) }
     }
 }
 
@@ -244,7 +438,7 @@ macro_rules! domain {
 macro_rules! __domain {
     ($name:ident, $rcu:path, $t:ty) => {
         const _: () = {
-            use $crate::{Callback, Cookie, GracePeriod, Head, Rcu};
+            use $crate::{Callback, Cookie, FullCookie, GracePeriod, Head, Rcu};
 
             /// The static behind the domain. A constant does not pass: what has inner state is not promoted.
             #[inline(always)]
@@ -278,6 +472,30 @@ macro_rules! __domain {
                 fn synchronize_expedited(&self) {
                     rcu().synchronize_expedited();
                 }
+                fn start_expedited(&self) -> Cookie {
+                    rcu().start_expedited()
+                }
+                fn wait_expedited(&self, cookie: Cookie) {
+                    rcu().wait_expedited(cookie);
+                }
+                fn snapshot_full(&self) -> FullCookie {
+                    rcu().snapshot_full()
+                }
+                fn poll_full(&self, cookie: FullCookie) -> bool {
+                    rcu().poll_full(cookie)
+                }
+                fn start_full(&self) -> FullCookie {
+                    rcu().start_full()
+                }
+                fn start_full_expedited(&self) -> FullCookie {
+                    rcu().start_full_expedited()
+                }
+                fn wait_full(&self, cookie: FullCookie) {
+                    rcu().wait_full(cookie);
+                }
+                fn wait_full_expedited(&self, cookie: FullCookie) {
+                    rcu().wait_full_expedited(cookie);
+                }
                 fn grace_periods(&self) -> usize {
                     rcu().grace_periods()
                 }
@@ -300,6 +518,15 @@ macro_rules! __domain {
                     // SAFETY: the caller's debts.
                     unsafe { rcu().call(head, callback) };
                 }
+                unsafe fn call_lazy(&self, head: ::core::ptr::NonNull<Head>, callback: Callback) {
+                    // SAFETY: the caller's debts.
+                    unsafe { rcu().call_lazy(head, callback) };
+                }
+                #[inline(always)]
+                unsafe fn quiescent_state(&self, token: Self::Token) -> Self::Token {
+                    // SAFETY: the caller's debt, for the same static.
+                    unsafe { rcu().quiescent_state(token) }
+                }
                 fn barrier(&self) {
                     rcu().barrier();
                 }
@@ -308,6 +535,29 @@ macro_rules! __domain {
             // SAFETY: one static, which lives for ever.
             unsafe impl $crate::Domain for $name {}
         };
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __domain_send {
+    ($name:ident, $rcu:path, $t:ty) => {
+        // SAFETY: every method is that of one static RCU.
+        unsafe impl $crate::RcuSend for $name {
+            type SendToken = <$t as $crate::RcuSend>::SendToken;
+
+            fn enter_send(&self) -> Self::SendToken {
+                $crate::RcuSend::enter_send(&$rcu)
+            }
+            unsafe fn exit_send(&self, token: Self::SendToken) {
+                // SAFETY: the caller's debt, for the same static.
+                unsafe { $crate::RcuSend::exit_send(&$rcu, token) };
+            }
+            unsafe fn move_off(&self, token: Self::Token) -> Self::SendToken {
+                // SAFETY: the caller's debt, for the same static.
+                unsafe { $crate::RcuSend::move_off(&$rcu, token) }
+            }
+        }
     };
 }
 

@@ -1,8 +1,11 @@
 //! Evidence of a read-side critical section.
 
-use crate::contract::{Domain, Rcu};
+use crate::contract::{Domain, Rcu, RcuSend};
+use crate::section::{Section, SendGuard};
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+use core::ptr;
 
 /// Evidence that the current thread is inside a read-side critical section of `R`.
 ///
@@ -29,6 +32,7 @@ pub struct Guard<R: Rcu> {
 impl<R: Rcu> Guard<R> {
     /// Enters a section of `rcu`.
     #[inline(always)]
+    #[track_caller]
     pub fn new(rcu: R) -> Self {
         let token = rcu.enter();
         // INVARIANT: entered just now, left in `drop` only.
@@ -45,7 +49,26 @@ impl<R: Rcu> Guard<R> {
     pub const fn rcu(&self) -> &R {
         &self.rcu
     }
+
+    /// Moves the section off this thread, without a gap: what was read under it stays valid, but its references have
+    /// to be loaded anew (they are tied to this guard).
+    #[track_caller]
+    pub fn into_send(self) -> SendGuard<R>
+    where
+        R: RcuSend,
+    {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped, so the value is read once.
+        let rcu = unsafe { ptr::read(&raw const this.rcu) };
+        // SAFETY: the token came from this RCU on this thread, and is given back here, once.
+        let token = unsafe { rcu.move_off(this.token) };
+        // SAFETY: the token was made just now.
+        unsafe { SendGuard::from_token(rcu, token) }
+    }
 }
+
+// SAFETY: the section is entered while the guard exists.
+unsafe impl<R: Rcu> Section<R> for Guard<R> {}
 
 impl<R: Rcu> Drop for Guard<R> {
     #[inline(always)]
@@ -68,7 +91,15 @@ impl<R: Rcu> fmt::Debug for Guard<R> {
 /// let guard = rcu_core::read_lock::<Routes>();
 /// ```
 #[inline(always)]
+#[track_caller]
 #[doc(alias = "rcu_read_lock")]
 pub fn read_lock<D: Domain>() -> Guard<D> {
     Guard::new(D::default())
+}
+
+/// Runs `f` inside a section of the domain `D`.
+#[inline(always)]
+#[track_caller]
+pub fn read<D: Domain, T>(f: impl FnOnce(&Guard<D>) -> T) -> T {
+    f(&read_lock::<D>())
 }

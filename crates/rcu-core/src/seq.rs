@@ -195,6 +195,54 @@ impl Cookie {
     pub const MAX_ACTIVE: usize = 2;
 }
 
+/// A cookie over two sequences, that of normal and that of expedited grace periods: done as soon as *either* says so,
+/// and so never missing a grace period of either kind (R8).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[doc(alias = "rcu_gp_oldstate")]
+pub struct FullCookie {
+    normal: Cookie,
+    expedited: Cookie,
+}
+
+impl FullCookie {
+    /// A cookie that is always done (R9).
+    pub const COMPLETED: Self = Self::new(Cookie::COMPLETED, Cookie::COMPLETED);
+
+    /// How many full cookies can differ and be not yet done at any moment (R10).
+    #[doc(alias = "NUM_ACTIVE_RCU_POLL_FULL_OLDSTATE")]
+    pub const MAX_ACTIVE: usize = 4;
+
+    /// Of both sequences.
+    #[must_use]
+    pub const fn new(normal: Cookie, expedited: Cookie) -> Self {
+        Self { normal, expedited }
+    }
+
+    /// Where there is one sequence only, it stands for both.
+    #[must_use]
+    pub const fn of_one_sequence(cookie: Cookie) -> Self {
+        Self::new(cookie, cookie)
+    }
+
+    /// The cookie of the normal sequence.
+    #[must_use]
+    pub const fn normal(self) -> Cookie {
+        self.normal
+    }
+
+    /// The cookie of the expedited sequence.
+    #[must_use]
+    pub const fn expedited(self) -> Cookie {
+        self.expedited
+    }
+}
+
+impl fmt::Debug for FullCookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FullCookie({:?}, {:?})", self.normal, self.expedited)
+    }
+}
+
 impl fmt::Debug for Seq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Seq({}.{})", (self.0 >> PHASE_BITS), self.0 & PHASE)

@@ -14,12 +14,14 @@ mod node;
 pub mod reader;
 mod shared_readers;
 mod slot;
+mod trace;
 mod tree;
 mod worker;
 
 pub use callbacks::FreeObject;
 pub use node::{FANOUT, FANOUT_LEAF, Geometry, Node};
 pub use slot::TreeSlot;
+pub use trace::{Event, Lane, NoTrace, Trace};
 pub use tree::{Token, Tree, TreeStats};
 
 #[doc(hidden)]

@@ -28,6 +28,7 @@ use crate::node::Nodes;
 use crate::reader::Seen;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
+use crate::trace::{Event, Lane, Trace};
 use rcu_core::cpu::{LocalLock, PerSlot, Slot, SpinMutex};
 use rcu_core::fence;
 use rcu_core::sync::atomic::Ordering;
@@ -48,13 +49,14 @@ pub(crate) struct Machine {
 }
 
 /// What the machine works on.
-pub(crate) struct World<'t, 'a, L> {
+pub(crate) struct World<'t, 'a, L, T> {
     pub(crate) gp: &'t GpSeq,
     pub(crate) nodes: &'t Nodes<'a>,
     pub(crate) slots: &'t PerSlot<'a, TreeSlot<L>>,
     pub(crate) shared: &'t SharedReaders,
     /// The slot that the driver owns and nobody else can be on.
     pub(crate) own: Option<Slot>,
+    pub(crate) trace: &'t T,
 }
 
 impl Machine {
@@ -65,7 +67,7 @@ impl Machine {
     }
 
     /// Pushes on until a reader is in the way or nothing is asked for; true in the first case.
-    pub(crate) fn drive<L: LocalLock>(&self, world: &World<'_, '_, L>) -> bool {
+    pub(crate) fn drive<L: LocalLock, T: Trace>(&self, world: &World<'_, '_, L, T>) -> bool {
         loop {
             fence::full();
             if !world.gp.is_needed() {
@@ -83,21 +85,25 @@ impl Machine {
 }
 
 /// One step; false if readers are in the way.
-fn step<L: LocalLock>(state: &mut State, world: &World<'_, '_, L>) -> bool {
+fn step<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) -> bool {
     if *state == State::Idle {
         if !world.gp.is_needed() {
             return true;
         }
         world.gp.start();
+        world
+            .trace
+            .event(Event::Started(Lane::Normal, world.gp.load()));
         fence::full();
         if world.nodes.any_online_but(world.own) {
             fence::heavy();
         }
-        world.nodes.arm();
+        world.nodes.arm(world.trace);
+        world.trace.event(Event::Armed(Lane::Normal));
         *state = State::FirstScan;
     }
     let first = *state == State::FirstScan;
-    world.nodes.scan(|slot| {
+    world.nodes.scan(world.trace, |slot| {
         let Some(slot) = world.slots.get(slot) else {
             return true;
         };
@@ -118,6 +124,9 @@ fn step<L: LocalLock>(state: &mut State, world: &World<'_, '_, L>) -> bool {
         return false;
     }
     world.gp.end();
+    world
+        .trace
+        .event(Event::Ended(Lane::Normal, world.gp.load()));
     *state = State::Idle;
     true
 }

@@ -19,6 +19,7 @@
 //! # Orderings
 //! - P3 goes up the tree by AcqRel: whoever empties a word has acquired all reports to it and releases them to the parent.
 
+use crate::trace::{Event, Trace};
 use core::fmt;
 use rcu_core::cpu::Slot;
 use rcu_core::fence;
@@ -162,6 +163,15 @@ pub(crate) struct Nodes<'a> {
     nodes: &'a [Node],
 }
 
+/// Tells `trace` that a word of a node was written.
+#[inline]
+fn written(trace: &impl Trace, level: usize, index: usize) {
+    trace.event(Event::NodeWrite {
+        level: level as u8,
+        index: index as u32,
+    });
+}
+
 impl<'a> Nodes<'a> {
     /// The tree of this shape over `nodes`.
     ///
@@ -184,7 +194,7 @@ impl<'a> Nodes<'a> {
     }
 
     /// Publishes that `slot` takes part; its owner may enter when this has returned.
-    pub(crate) fn set_online(&self, slot: Slot) {
+    pub(crate) fn set_online(&self, slot: Slot, trace: &impl Trace) {
         let g = &self.geometry;
         let mut level = g.levels - 1;
         let mut index = slot.index() / g.fanout_leaf;
@@ -195,6 +205,7 @@ impl<'a> Nodes<'a> {
             self.node(level, index)
                 .online
                 .fetch_or(bit, Ordering::Release);
+            written(trace, level, index);
             if level == 0 {
                 break;
             }
@@ -203,38 +214,42 @@ impl<'a> Nodes<'a> {
             index /= g.fanout;
         }
         fence::full();
+        trace.event(Event::Online(slot));
     }
 
     /// Ends the part of `slot`, which is outside, and reports it.
-    pub(crate) fn set_offline(&self, slot: Slot) {
+    pub(crate) fn set_offline(&self, slot: Slot, trace: &impl Trace) {
         let g = &self.geometry;
         let leaf = self.node(g.levels - 1, slot.index() / g.fanout_leaf);
         let bit = 1u64 << (slot.index() % g.fanout_leaf);
         // G19: report before the bit is cleared. ORDERING: P3 (exit side) is in `report`.
-        self.report(slot);
+        self.report(slot, trace);
         // ORDERING: P3 (exit side): a driver that no longer finds the slot comes after its last section.
         leaf.online.fetch_and(!bit, Ordering::Release);
+        written(trace, g.levels - 1, slot.index() / g.fanout_leaf);
+        trace.event(Event::Offline(slot));
     }
 
     /// Arms the tree for a grace period that has started (`heavy` included): every slot that takes part is waited for.
-    pub(crate) fn arm(&self) {
-        self.arm_below(0, 0);
+    pub(crate) fn arm(&self, trace: &impl Trace) {
+        self.arm_below(0, 0, trace);
     }
 
-    fn arm_below(&self, level: usize, index: usize) {
+    fn arm_below(&self, level: usize, index: usize, trace: &impl Trace) {
         let node = self.node(level, index);
         // ORDERING: P2 (driver's read of the registry, after `heavy`); P3: a slot that is gone has released its sections.
         let online = node.online.load(Ordering::Acquire);
         // ORDERING: P3 (up the tree): armed before the children are (I1), by the driver alone.
         node.waiting.store(online, Ordering::Release);
+        written(trace, level, index);
         if self.geometry.is_leaf_level(level) {
             if online == 0 {
-                self.go_up(level, index);
+                self.go_up(level, index, trace);
             }
             return;
         }
         for child in bits(online) {
-            self.arm_below(level + 1, index * self.geometry.fanout + child);
+            self.arm_below(level + 1, index * self.geometry.fanout + child, trace);
         }
     }
 
@@ -245,48 +260,62 @@ impl<'a> Nodes<'a> {
     }
 
     /// Calls `passed` for each slot still waited for, and reports those for which it says yes.
-    pub(crate) fn scan(&self, mut passed: impl FnMut(Slot) -> bool) {
-        self.scan_below(0, 0, &mut passed);
+    pub(crate) fn scan(&self, trace: &impl Trace, mut passed: impl FnMut(Slot) -> bool) {
+        self.scan_below(0, 0, trace, &mut passed);
     }
 
-    fn scan_below(&self, level: usize, index: usize, passed: &mut impl FnMut(Slot) -> bool) {
+    fn scan_below(
+        &self,
+        level: usize,
+        index: usize,
+        trace: &impl Trace,
+        passed: &mut impl FnMut(Slot) -> bool,
+    ) {
         // ORDERING: Relaxed: a hint; reports are made by read-modify-writes.
         let waiting = self.node(level, index).waiting.load(Ordering::Relaxed);
         for bit in bits(waiting) {
             if self.geometry.is_leaf_level(level) {
                 let slot = Slot::new((index * self.geometry.fanout_leaf + bit) as u32);
+                trace.event(Event::SlotRead(slot));
                 if passed(slot) {
-                    self.report(slot);
+                    self.report(slot, trace);
                 }
             } else {
-                self.scan_below(level + 1, index * self.geometry.fanout + bit, passed);
+                self.scan_below(level + 1, index * self.geometry.fanout + bit, trace, passed);
             }
         }
     }
 
     /// Reports that `slot` was outside since the grace period in progress, if any, started.
     #[doc(alias = "rcu_report_qs_rnp")]
-    pub(crate) fn report(&self, slot: Slot) {
+    pub(crate) fn report(&self, slot: Slot, trace: &impl Trace) {
         let g = &self.geometry;
         let index = slot.index() / g.fanout_leaf;
-        self.clear(g.levels - 1, index, 1u64 << (slot.index() % g.fanout_leaf));
+        self.clear(
+            g.levels - 1,
+            index,
+            1u64 << (slot.index() % g.fanout_leaf),
+            trace,
+        );
+        trace.event(Event::Reported(slot));
     }
 
-    fn clear(&self, level: usize, index: usize, bit: u64) {
+    fn clear(&self, level: usize, index: usize, bit: u64, trace: &impl Trace) {
         // ORDERING: P3 (up the tree): AcqRel, so that whoever empties the word carries all reports on.
         let old = self
             .node(level, index)
             .waiting
             .fetch_and(!bit, Ordering::AcqRel);
+        written(trace, level, index);
         if old == bit {
-            self.go_up(level, index);
+            self.go_up(level, index, trace);
         }
     }
 
-    fn go_up(&self, level: usize, index: usize) {
+    fn go_up(&self, level: usize, index: usize, trace: &impl Trace) {
         if level > 0 {
             let fanout = self.geometry.fanout;
-            self.clear(level - 1, index / fanout, 1u64 << (index % fanout));
+            self.clear(level - 1, index / fanout, 1u64 << (index % fanout), trace);
         }
     }
 
@@ -339,6 +368,7 @@ fn bits(mut word: u64) -> impl Iterator<Item = usize> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::trace::NoTrace;
 
     fn nodes(geometry: Geometry) -> Nodes<'static> {
         let nodes: Vec<Node> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
@@ -362,14 +392,14 @@ mod tests {
             let tree = nodes(Geometry::with_fanout(n, leaf, inner));
             let slots: Vec<Slot> = (0..n as u32).step_by(3).map(Slot::new).collect();
             for &slot in &slots {
-                tree.set_online(slot);
+                tree.set_online(slot, &NoTrace);
             }
             for _ in 0..2 {
-                tree.arm();
+                tree.arm(&NoTrace);
                 for (i, &slot) in slots.iter().enumerate() {
                     assert!(!tree.is_clear(), "{n} slots, before report {i}");
-                    tree.report(slot);
-                    tree.report(slot);
+                    tree.report(slot, &NoTrace);
+                    tree.report(slot, &NoTrace);
                 }
                 assert!(tree.is_clear());
             }
@@ -380,28 +410,28 @@ mod tests {
     fn only_other_slots_count_as_others() {
         let tree = nodes(Geometry::with_fanout(16, 2, 2));
         assert!(!tree.any_online_but(None));
-        tree.set_online(Slot::new(5));
+        tree.set_online(Slot::new(5), &NoTrace);
         assert!(tree.any_online_but(None) && tree.any_online_but(Some(Slot::new(4))));
         assert!(!tree.any_online_but(Some(Slot::new(5))));
-        tree.set_online(Slot::new(12));
+        tree.set_online(Slot::new(12), &NoTrace);
         assert!(tree.any_online_but(Some(Slot::new(5))));
-        tree.set_offline(Slot::new(12));
+        tree.set_offline(Slot::new(12), &NoTrace);
         assert!(!tree.any_online_but(Some(Slot::new(5))));
     }
 
     #[test]
     fn an_empty_tree_and_an_emptied_leaf_wait_for_nobody() {
         let tree = nodes(Geometry::with_fanout(16, 2, 2));
-        tree.arm();
+        tree.arm(&NoTrace);
         assert!(tree.is_clear());
-        tree.set_online(Slot::new(5));
-        tree.set_online(Slot::new(11));
-        tree.set_offline(Slot::new(5));
-        tree.arm();
+        tree.set_online(Slot::new(5), &NoTrace);
+        tree.set_online(Slot::new(11), &NoTrace);
+        tree.set_offline(Slot::new(5), &NoTrace);
+        tree.arm(&NoTrace);
         assert!(!tree.is_clear());
-        tree.set_offline(Slot::new(11));
+        tree.set_offline(Slot::new(11), &NoTrace);
         assert!(tree.is_clear(), "G19: going offline reports");
-        tree.arm();
+        tree.arm(&NoTrace);
         assert!(tree.is_clear());
     }
 }

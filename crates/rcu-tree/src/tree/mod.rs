@@ -1,0 +1,212 @@
+//! The tree RCU: readers, grace periods and callbacks, put together over the caller's memory.
+//!
+//! # Life of a slot
+//! A thread's first section (or callback) brings its slot online: the word says so, the tree is told, a full fence.
+//! When the thread ends, its callbacks go to the orphans and the slot leaves the tree. If the thread ends *inside*
+//! a section (a guard in another thread-local), the slot lingers: the last exit takes it offline.
+//!
+//! # Invariants
+//! - I1. The offline hook is listed before the first slot comes online, and until the tree is dropped.
+//! - I2. Only the owner of a slot changes its word and its place in the tree.
+
+mod calls;
+mod read;
+mod stats;
+mod wait;
+
+pub use read::Token;
+pub use stats::TreeStats;
+
+use crate::callbacks::{Callbacks, FreeObject, Lists};
+use crate::gp_seq::GpSeq;
+use crate::machine::{Machine, World};
+use crate::node::{Geometry, Node, Nodes};
+use crate::shared_readers::SharedReaders;
+use crate::slot::TreeSlot;
+use crate::trace::{NoTrace, Trace};
+use crate::worker::Worker;
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+use crossbeam_utils::CachePadded;
+use rcu_core::cpu::{Cpus, LocalLock, OfflineHook, PerSlot, SpinMutex};
+use rcu_core::sync::atomic::{AtomicUsize, Ordering};
+
+/// RCU for many CPUs (or threads): wait-free readers, a tree that combines what they report.
+///
+/// Lives over memory of the caller: an array of [`TreeSlot`]s and one of [`Node`]s. For a static one with its
+/// worker thread and a domain type, see [`static_tree!`](crate::static_tree).
+///
+/// ```
+/// use rcu_core::cpu::{BiasedLock, Cpus, PerSlot, Threads};
+/// use rcu_core::{GracePeriod, Rcu};
+/// use rcu_tree::{Geometry, Node, Tree, TreeSlot};
+///
+/// let slots: Vec<_> = (0..Threads.nr_slots()).map(|_| TreeSlot::new(BiasedLock::new())).collect();
+/// let geometry = Geometry::new(slots.len());
+/// let nodes: Vec<_> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
+/// // SAFETY: the tree is neither moved nor forgotten below; a thread keeps its slot.
+/// let tree = unsafe { Tree::new(Threads, PerSlot::from_slice(&slots), geometry, &nodes) };
+///
+/// let guard = tree.read_lock();
+/// let cookie = tree.start();
+/// tree.drive();
+/// assert!(!tree.poll(cookie));
+/// drop(guard);
+/// tree.wait(cookie);
+/// assert!(tree.poll(cookie));
+/// ```
+pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
+    cpus: C,
+    slots: PerSlot<'a, TreeSlot<C::Lock>>,
+    nodes: Nodes<'a>,
+    gp: GpSeq,
+    machine: Machine,
+    shared: SharedReaders,
+    callbacks: Callbacks,
+    worker: Worker,
+    /// 0 until the hook is listed, 1 afterwards; written under `hook_lock`.
+    hooked: CachePadded<AtomicUsize>,
+    hook_lock: SpinMutex<()>,
+    hook: UnsafeCell<MaybeUninit<OfflineHook>>,
+    trace: T,
+}
+
+// SAFETY: `hook` is written once, under `hook_lock`, before it is listed; everything else is `Sync`.
+unsafe impl<C: Cpus + Sync, T: Trace + Sync> Sync for Tree<'_, C, T> {}
+// SAFETY: before the first use nothing refers to the tree's address; afterwards it stays in place (`new`).
+unsafe impl<C: Cpus + Send, T: Trace + Send> Send for Tree<'_, C, T> {}
+
+impl<'a, C: Cpus> Tree<'a, C> {
+    rcu_core::const_fn! {
+        /// A tree over the caller's memory, with `cpus.nr_slots()` slots and the nodes that `geometry` counts.
+        ///
+        /// # Panics
+        /// If the arrays' lengths do not match the geometry.
+        ///
+        /// # Safety
+        /// 1. From its first use until it has been dropped, the tree stays in place: the list of offline hooks
+        ///    points into it. A static does; so does a local that is not moved or forgotten after its first use.
+        ///    [`static_tree!`](crate::static_tree) needs no `unsafe`.
+        /// 2. Guarantee 2 of [`Cpus`] holds whatever the lock asks for, and nobody leaves its slot inside a section (in a
+        ///    kernel: preemption is off from enter to exit). The reader's word has one owner, who does not lock it.
+        #[must_use]
+        pub const unsafe fn new(
+            cpus: C,
+            slots: PerSlot<'a, TreeSlot<C::Lock>>,
+            geometry: Geometry,
+            nodes: &'a [Node],
+        ) -> Self {
+            // SAFETY: the caller's debts.
+            unsafe { Self::traced(cpus, slots, geometry, nodes, NoTrace) }
+        }
+    }
+}
+
+impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
+    rcu_core::const_fn! {
+        /// As [`Tree::new`], telling `trace` what happens.
+        ///
+        /// # Panics
+        /// If the arrays' lengths do not match the geometry.
+        ///
+        /// # Safety
+        /// As for [`Tree::new`].
+        #[must_use]
+        pub const unsafe fn traced(
+            cpus: C,
+            slots: PerSlot<'a, TreeSlot<C::Lock>>,
+            geometry: Geometry,
+            nodes: &'a [Node],
+            trace: T,
+        ) -> Self {
+            assert!(slots.len() == geometry.nr_slots(), "not as many slots as the geometry says");
+            Self {
+                cpus,
+                slots,
+                nodes: Nodes::new(geometry, nodes),
+                gp: GpSeq::new(),
+                machine: Machine::new(),
+                shared: SharedReaders::new(),
+                callbacks: Callbacks::new(),
+                worker: Worker::new(),
+                hooked: CachePadded::new(AtomicUsize::new(0)),
+                hook_lock: SpinMutex::new(()),
+                hook: UnsafeCell::new(MaybeUninit::uninit()),
+                trace,
+            }
+        }
+    }
+
+    /// Gives the tree a way to free objects, for [`Callback::Free`].
+    ///
+    /// # Safety
+    /// 1. `free` may be called with any object whose head is queued with an offset, once, from any thread.
+    #[must_use]
+    pub const unsafe fn with_free(mut self, free: FreeObject) -> Self {
+        self.callbacks.set_free(free);
+        self
+    }
+
+    /// Gives the tree a worker: `main` is run on a thread of its own, at first need, and is to call
+    /// [`Self::work`] on this same tree, which must be static.
+    #[cfg(feature = "std")]
+    #[must_use]
+    pub const fn with_worker(mut self, main: fn()) -> Self {
+        self.worker.set_main(main);
+        self
+    }
+
+    fn world(&self) -> World<'_, 'a, C::Lock, T> {
+        // A slot that is only a hint may be somebody else's by now.
+        let owned = <C::Lock as LocalLock>::NEEDS_OWNER;
+        World {
+            gp: &self.gp,
+            nodes: &self.nodes,
+            slots: &self.slots,
+            shared: &self.shared,
+            own: if owned {
+                self.cpus.current_if_online()
+            } else {
+                None
+            },
+            trace: &self.trace,
+        }
+    }
+
+    fn lists(&self) -> Lists<'_, 'a, C::Lock> {
+        Lists {
+            gp: &self.gp,
+            nodes: &self.nodes,
+            slots: &self.slots,
+        }
+    }
+
+    fn kick(&self) {
+        self.worker.kick();
+    }
+}
+
+impl<C: Cpus, T: Trace> Drop for Tree<'_, C, T> {
+    /// Waits for and runs every callback that is still queued.
+    fn drop(&mut self) {
+        self.wait_for_callbacks();
+        // ORDERING: Relaxed: exclusive access.
+        if self.hooked.load(Ordering::Relaxed) != 0 {
+            // SAFETY: written before `hooked` became 1.
+            let hook = unsafe { self.hook.get_mut().assume_init_mut() };
+            self.cpus.remove_offline_hook(NonNull::from(hook));
+        }
+    }
+}
+
+impl<C: Cpus, T: Trace> fmt::Debug for Tree<'_, C, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tree")
+            .field("gp", &self.gp)
+            .field("geometry", self.nodes.geometry())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
