@@ -6,14 +6,18 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod callbacks;
+mod gp_counts;
 #[doc(hidden)]
 pub mod gp_seq;
 mod machine;
+mod marks;
 mod node;
+mod place;
 #[doc(hidden)]
 pub mod reader;
 mod shared_readers;
 mod slot;
+mod stall;
 mod trace;
 mod tree;
 mod worker;
@@ -21,8 +25,12 @@ mod worker;
 pub use callbacks::FreeObject;
 pub use node::{FANOUT, FANOUT_LEAF, Geometry, Node};
 pub use slot::TreeSlot;
+pub use stall::StallConfig;
 pub use trace::{Event, Lane, NoTrace, Trace};
-pub use tree::{Token, Tree, TreeStats};
+pub use tree::{
+    Blocker, Blockers, GpStats, LaneStats, SlotStats, StallReport, StallsSuppressed, Token, Tree,
+    TreeStats,
+};
 
 #[doc(hidden)]
 pub use rcu_core;

@@ -23,11 +23,13 @@
 //! # Progress
 //! `drive` never waits: one pass at a time. A reader inside holds up the end, nothing else.
 
+use crate::gp_counts::GpCounts;
 use crate::gp_seq::GpSeq;
 use crate::node::Nodes;
 use crate::reader::Seen;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
+use crate::stall::Stalls;
 use crate::trace::{Event, Lane, Trace};
 use rcu_core::cpu::{LocalLock, PerSlot, Slot, SpinMutex};
 use rcu_core::fence;
@@ -57,6 +59,8 @@ pub(crate) struct World<'t, 'a, L, T> {
     /// The slot that the driver owns and nobody else can be on.
     pub(crate) own: Option<Slot>,
     pub(crate) trace: &'t T,
+    pub(crate) counts: &'t GpCounts,
+    pub(crate) stalls: &'t Stalls,
 }
 
 impl Machine {
@@ -97,13 +101,14 @@ fn step<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) 
         fence::full();
         if world.nodes.any_online_but(world.own) {
             fence::heavy();
+            world.counts.fenced();
         }
         world.nodes.arm(world.trace);
         world.trace.event(Event::Armed(Lane::Normal));
         *state = State::FirstScan;
     }
     let first = *state == State::FirstScan;
-    world.nodes.scan(world.trace, |slot| {
+    let look = |slot| {
         let Some(slot) = world.slots.get(slot) else {
             return true;
         };
@@ -118,11 +123,20 @@ fn step<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) 
         }
         // ORDERING: Relaxed: the driver's own, under the machine's lock.
         seen.passed_since(Seen::from_raw(slot.first_seen.load(Ordering::Relaxed)))
+    };
+    let (mut looked_at, mut inside) = (0, 0);
+    world.nodes.scan(world.trace, |slot| {
+        let passed = look(slot);
+        looked_at += 1;
+        inside += usize::from(!passed);
+        passed
     });
+    world.counts.scanned(first, looked_at, inside);
     *state = State::Scanning;
     if !world.nodes.is_clear() || !world.shared.is_clear(world.gp) {
         return false;
     }
+    world.stalls.ended(Lane::Normal, world.gp.load());
     world.gp.end();
     world
         .trace

@@ -19,7 +19,7 @@
 //! # Orderings
 //! - P3 goes up the tree by AcqRel: whoever empties a word has acquired all reports to it and releases them to the parent.
 
-use crate::trace::{Event, Trace};
+use crate::trace::{Event, Lane, Trace};
 use core::fmt;
 use rcu_core::cpu::Slot;
 use rcu_core::fence;
@@ -257,6 +257,14 @@ impl<'a> Nodes<'a> {
     pub(crate) fn is_clear(&self) -> bool {
         // ORDERING: P3 (root): the driver comes after every report.
         self.nodes[0].waiting.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether the grace period of `lane` still waits for `slot`. A hint.
+    pub(crate) fn is_waited_for(&self, _lane: Lane, slot: Slot) -> bool {
+        let g = &self.geometry;
+        let leaf = self.node(g.levels - 1, slot.index() / g.fanout_leaf);
+        // ORDERING: Relaxed: a report for people.
+        leaf.waiting.load(Ordering::Relaxed) & (1u64 << (slot.index() % g.fanout_leaf)) != 0
     }
 
     /// Calls `passed` for each slot still waited for, and reports those for which it says yes.

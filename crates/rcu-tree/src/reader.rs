@@ -87,6 +87,30 @@ impl Seen {
         self.is_outside() || self.0 / SECTION != earlier.0 / SECTION
     }
 
+    /// How deep sections nested.
+    #[must_use]
+    pub const fn nesting(self) -> usize {
+        self.0 & NEST
+    }
+
+    /// Whether the slot took part.
+    #[must_use]
+    pub const fn is_online(self) -> bool {
+        self.0 & ONLINE != 0
+    }
+
+    /// Whether the owner's thread had ended inside a section.
+    #[must_use]
+    pub const fn is_lingering(self) -> bool {
+        self.0 & LINGERING != 0
+    }
+
+    /// How many sections had ended, as far as the bits go.
+    #[must_use]
+    pub const fn sections(self) -> usize {
+        self.0 / SECTION
+    }
+
     /// As a raw word, to be kept between scans.
     #[must_use]
     pub const fn raw(self) -> usize {
@@ -174,6 +198,13 @@ impl ReaderWord {
     pub fn scan(&self) -> Seen {
         // ORDERING: P2 (scan side, after `heavy`) and P3 (scan side).
         Seen(self.0.load(Ordering::Acquire))
+    }
+
+    /// What the word says, for people: nothing may be concluded from it.
+    #[must_use]
+    pub fn look(&self) -> Seen {
+        // ORDERING: Relaxed: a report for people.
+        Seen(self.0.load(Ordering::Relaxed))
     }
 
     /// The owner's own nesting depth.

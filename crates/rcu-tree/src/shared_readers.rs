@@ -84,6 +84,11 @@ impl SharedReaders {
         inside[bank.index()] -= 1;
     }
 
+    /// How many of these readers the grace period in progress waits for. For people.
+    pub(crate) fn waited_for(&self, gp: &GpSeq) -> usize {
+        self.inside.lock()[Bank::before(gp.load()).index()]
+    }
+
     /// Whether the grace period in progress waits for none of these readers.
     pub(crate) fn is_clear(&self, gp: &GpSeq) -> bool {
         self.inside.lock()[Bank::before(gp.load()).index()] == 0

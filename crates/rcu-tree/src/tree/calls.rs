@@ -2,6 +2,7 @@
 
 use super::Tree;
 use crate::callbacks::Queued;
+use crate::marks::{Doing, Mark};
 use crate::trace::Trace;
 use core::ptr::NonNull;
 use rcu_core::cpu::Cpus;
@@ -14,6 +15,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     ///
     /// Runs foreign code: not to be called with locks held that callbacks take, nor inside a section.
     pub fn run_callbacks(&self) -> usize {
+        self.check_stalls();
+        let _mark = Mark::new(self.mark(), Doing::Callbacks);
         self.callbacks
             .run(&self.lists(), || {
                 self.drive();
@@ -68,7 +71,11 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
 
     /// One step of a wait: push, run what is ready, and pause if readers are in the way.
     fn push(&self, backoff: &Backoff) {
-        if self.drive() || self.run_callbacks() == 0 {
+        let in_the_way = self.drive();
+        if in_the_way {
+            self.check_stalls();
+        }
+        if in_the_way || self.run_callbacks() == 0 {
             crate::worker::pause(backoff);
         }
     }

@@ -10,20 +10,27 @@
 //! - I2. Only the owner of a slot changes its word and its place in the tree.
 
 mod calls;
+mod misuse;
 mod read;
+mod report;
 mod stats;
+mod strict;
 mod wait;
 
 pub use read::Token;
-pub use stats::TreeStats;
+pub use report::{Blocker, Blockers, StallReport, StallsSuppressed};
+pub use stats::{GpStats, LaneStats, SlotStats, TreeStats};
 
 use crate::callbacks::{Callbacks, FreeObject, Lists};
+use crate::gp_counts::GpCounts;
 use crate::gp_seq::GpSeq;
 use crate::machine::{Machine, World};
 use crate::node::{Geometry, Node, Nodes};
+use crate::place::Place;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
-use crate::trace::{NoTrace, Trace};
+use crate::stall::Stalls;
+use crate::trace::{Lane, NoTrace, Trace};
 use crate::worker::Worker;
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -64,12 +71,17 @@ pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     gp: GpSeq,
     machine: Machine,
     shared: SharedReaders,
+    /// Where a section of no slot was entered last.
+    shared_place: Place,
     callbacks: Callbacks,
     worker: Worker,
     /// 0 until the hook is listed, 1 afterwards; written under `hook_lock`.
     hooked: CachePadded<AtomicUsize>,
     hook_lock: SpinMutex<()>,
     hook: UnsafeCell<MaybeUninit<OfflineHook>>,
+    /// Of the normal and the expedited lane.
+    counts: [GpCounts; 2],
+    stalls: Stalls,
     trace: T,
 }
 
@@ -129,11 +141,14 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 gp: GpSeq::new(),
                 machine: Machine::new(),
                 shared: SharedReaders::new(),
+                shared_place: Place::new(),
                 callbacks: Callbacks::new(),
                 worker: Worker::new(),
                 hooked: CachePadded::new(AtomicUsize::new(0)),
                 hook_lock: SpinMutex::new(()),
                 hook: UnsafeCell::new(MaybeUninit::uninit()),
+                counts: [GpCounts::new(), GpCounts::new()],
+                stalls: Stalls::new(),
                 trace,
             }
         }
@@ -172,7 +187,16 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 None
             },
             trace: &self.trace,
+            counts: self.counts(Lane::Normal),
+            stalls: &self.stalls,
         }
+    }
+
+    fn counts(&self, lane: Lane) -> &GpCounts {
+        &self.counts[match lane {
+            Lane::Normal => 0,
+            Lane::Expedited => 1,
+        }]
     }
 
     fn lists(&self) -> Lists<'_, 'a, C::Lock> {

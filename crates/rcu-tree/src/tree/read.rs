@@ -1,11 +1,14 @@
 //! Readers, and how their slots come and go.
 
 use super::Tree;
+use crate::marks::{self, Doing};
+use crate::place;
 use crate::reader::{Outcome, ReaderWord};
 use crate::shared_readers::Bank;
 use crate::slot::TreeSlot;
 use crate::trace::Trace;
 use core::fmt;
+use core::panic::Location;
 use core::ptr::{self, NonNull};
 use rcu_core::cpu::{Cpus, OfflineHook, Slot};
 use rcu_core::sync::atomic::Ordering;
@@ -85,6 +88,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         }
         if own.reader.nesting() > 0 {
             own.reader.set_lingering();
+            // Not to be found by the slot any more, which its thread forgets.
+            marks::enter(tree.mark(), Doing::Section, own.place.get());
             return false;
         }
         tree.take_offline(slot, own);
@@ -107,6 +112,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         let slot = Slot::new((offset / size_of::<TreeSlot<C::Lock>>()) as u32);
         if let Some(own) = self.slots.get(slot) {
             self.take_offline(slot, own);
+            marks::leave(self.mark(), Doing::Section);
             // SAFETY: the hook returned false for this slot, once, and the tree has let go of it.
             unsafe { self.cpus.release(slot) };
         }
@@ -114,14 +120,20 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
 
     #[cold]
     #[inline(never)]
+    #[track_caller]
     pub(super) fn enter_slow(&self) -> Token {
         if let Some(own) = self.own_slot() {
             if own.reader.enter() == Outcome::Done {
+                own.entered(Location::caller());
                 return Token(&raw const *own.reader);
             }
             debug_assert!(false, "I2: the slot was just brought online");
         }
-        Token(ptr::without_provenance(self.shared.enter(&self.gp).index()))
+        let bank = self.shared.enter(&self.gp);
+        self.shared_place.note(Location::caller());
+        let place = Some(Location::caller()).filter(|_| place::KEPT);
+        marks::enter(self.mark(), Doing::Section, place);
+        Token(ptr::without_provenance(bank.index()))
     }
 }
 
@@ -135,6 +147,7 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
             // SAFETY: `Cpus` guarantees slots below `nr_slots`, which is the array's length.
             let own = unsafe { self.slots.get_unchecked(slot) };
             if own.reader.enter() == Outcome::Done {
+                own.entered(Location::caller());
                 return Token(&raw const *own.reader);
             }
         }
@@ -148,9 +161,14 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
             let word = unsafe { &*token.0 };
             if word.exit() == Outcome::Transition {
                 self.end_lingering(token.0);
+                self.left(|| true);
+            } else {
+                self.left(|| word.nesting() == 0);
             }
         } else {
             self.shared.exit(Bank::from_index(token.0.addr()));
+            marks::leave(self.mark(), Doing::Section);
+            self.left(|| true);
         }
     }
 
@@ -163,6 +181,7 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
 
     fn barrier(&self) {
         self.check_outside("a barrier");
+        self.check_no_callback("a barrier");
         self.wait_for_callbacks();
     }
 }

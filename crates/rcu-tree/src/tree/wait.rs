@@ -40,6 +40,7 @@ unsafe impl<C: Cpus, T: Trace> GracePeriod for Tree<'_, C, T> {
                 return;
             }
             if in_the_way {
+                self.check_stalls();
                 crate::worker::pause(&backoff);
             }
         }
