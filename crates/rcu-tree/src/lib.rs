@@ -54,11 +54,12 @@ pub use rcu_core;
 /// ```
 ///
 /// A second argument gives it a way to free objects for offset callbacks: `struct Routes, unsafe free = path::to::kfree;`
-/// (the expansion then owes the debt of [`Tree::with_free`]).
+/// (the expansion then owes the debt of [`Tree::with_free`]). A last one says how stalls are told:
+/// `struct Routes, stall = StallConfig::never();`, see [`Tree::with_stall`].
 #[cfg(all(feature = "std", not(loom)))]
 #[macro_export]
 macro_rules! static_tree {
-    ($(#[$m:meta])* $vis:vis struct $name:ident $(, unsafe free = $free:path)?;) => {
+    ($(#[$m:meta])* $vis:vis struct $name:ident $(, unsafe free = $free:path)? $(, stall = $stall:expr)?;) => {
         $(#[$m])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
         $vis struct $name;
@@ -80,6 +81,7 @@ macro_rules! static_tree {
                     // SAFETY: whoever wrote the macro's second argument vouches for it.
                     let tree = unsafe { tree.with_free($free) };
                 )?
+                $(let tree = tree.with_stall($stall);)?
                 tree
             };
 

@@ -175,8 +175,9 @@ impl ReaderWord {
         let word = self.0.load(Ordering::Relaxed);
         debug_assert!(word & NEST != 0, "I2: left a section that was not entered");
         if word & (NEST | LINGERING) == 1 {
+            // Wrapping: on machines of 32 bits the count goes round after 16,384 sections (G20).
             // ORDERING: P3 (exit side).
-            self.0.store(word + (SECTION - 1), EXIT);
+            self.0.store(word.wrapping_add(SECTION - 1), EXIT);
             return Outcome::Done;
         }
         self.exit_nested(word)
@@ -300,6 +301,20 @@ mod tests {
         assert_eq!(word.enter(), Outcome::Done);
         assert!(!word.scan().is_outside());
         assert!(word.scan().passed_since(first));
+    }
+
+    #[test]
+    fn g20_a_count_that_goes_round_passes_and_spoils_no_other_bit() {
+        let word = ReaderWord(AtomicUsize::new((usize::MAX / SECTION * SECTION) | ONLINE));
+        assert_eq!(word.enter(), Outcome::Done);
+        let first = word.scan();
+        assert_eq!(word.exit(), Outcome::Done);
+        assert_eq!(word.enter(), Outcome::Done);
+        assert!(word.scan().passed_since(first));
+        assert_eq!((word.scan().sections(), word.nesting()), (0, 1));
+        assert!(word.is_online() && !word.scan().is_lingering());
+        // All the way round looks like the same section: the scan waits for one more, and credits nobody too early.
+        assert!(!Seen::from_raw(first.raw()).passed_since(first));
     }
 
     #[test]

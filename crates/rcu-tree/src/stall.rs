@@ -184,7 +184,7 @@ fn tell(report: &StallReport<'_>) {
 }
 
 /// The time since somebody first asked; `None` for a moment while that is being found out.
-#[cfg(feature = "std")]
+#[cfg(all(feature = "std", not(loom)))]
 fn monotonic() -> Option<Duration> {
     use std::sync::OnceLock;
     use std::time::Instant;
@@ -198,7 +198,7 @@ fn monotonic() -> Option<Duration> {
     Some(BASE.get_or_init(Instant::now).elapsed())
 }
 
-#[cfg(not(feature = "std"))]
+#[cfg(not(all(feature = "std", not(loom))))]
 fn monotonic() -> Option<Duration> {
     None
 }
@@ -397,6 +397,75 @@ impl LaneStall {
                     longest: Duration::ZERO,
                 }),
             }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    thread_local! {
+        static NOW: Cell<u64> = const { Cell::new(0) };
+    }
+
+    fn clock() -> Duration {
+        Duration::from_secs(NOW.get())
+    }
+
+    fn stalls(config: StallConfig) -> Stalls {
+        let mut stalls = Stalls::new();
+        stalls.set_config(config.clock(clock));
+        stalls
+    }
+
+    fn first_report(stalls: &Stalls, lane: Lane) -> Option<u64> {
+        let seq = Seq::INITIAL.started();
+        (0..1000).find(|&now| {
+            NOW.set(now);
+            stalls.check(lane, seq, 0).is_some()
+        })
+    }
+
+    #[test]
+    fn g22_expedited_grace_periods_have_a_timeout_of_their_own_or_the_same() {
+        let config = StallConfig::new();
+        assert_eq!(first_report(&stalls(config), Lane::Normal), Some(21));
+        assert_eq!(first_report(&stalls(config), Lane::Expedited), Some(21));
+        let config = config.expedited_timeout(Duration::from_secs(2));
+        assert_eq!(first_report(&stalls(config), Lane::Normal), Some(21));
+        assert_eq!(first_report(&stalls(config), Lane::Expedited), Some(2));
+        let never = StallConfig::never().expedited_timeout(Duration::ZERO);
+        assert_eq!(first_report(&stalls(never), Lane::Expedited), None);
+    }
+
+    #[test]
+    fn g22_lanes_are_timed_apart_and_told_one_at_a_time() {
+        let stalls = stalls(StallConfig::new().timeout(Duration::ZERO));
+        let seq = Seq::INITIAL.started();
+        NOW.set(5);
+        let normal = stalls.check(Lane::Normal, seq, 0);
+        assert!(normal.is_some());
+        assert!(stalls.check(Lane::Expedited, seq, 0).is_none(), "I2");
+        drop(normal);
+        assert!(stalls.check(Lane::Expedited, seq, 0).is_some());
+        NOW.set(9);
+        stalls.ended(Lane::Expedited, seq);
+        assert_eq!(stalls.totals(Lane::Expedited), (Duration::from_secs(4), 1));
+        assert_eq!(stalls.totals(Lane::Normal), (Duration::ZERO, 1));
+        assert!(stalls.check(Lane::Normal, Seq::INITIAL, 0).is_none());
+    }
+
+    #[cfg(feature = "std")]
+    #[test]
+    fn the_clock_of_std_does_not_go_backwards() {
+        let mut last = Duration::ZERO;
+        for _ in 0..100 {
+            // `None` while another test is first.
+            let now = monotonic().unwrap_or(last);
+            assert!(now >= last);
+            last = now;
         }
     }
 }

@@ -47,8 +47,11 @@ fn assert_names(line: u32, f: impl FnOnce()) {
     assert_eq!(text.contains(&place), PLACES, "{place} in: {text}");
 }
 
+/// A way to wait for readers, and its name.
+type Wait<R> = (&'static str, fn(&R));
+
 /// Everything that waits for readers.
-fn waits<R: Rcu>() -> Vec<(&'static str, fn(&R))> {
+fn waits<R: Rcu>() -> Vec<Wait<R>> {
     vec![
         ("wait", |rcu| rcu.wait(rcu.start())),
         ("synchronize", |rcu| rcu.synchronize()),

@@ -445,28 +445,18 @@ fn gp_stats_count_what_the_driver_did() {
 #[cfg(feature = "std")]
 #[test]
 fn g22_the_worker_tells() {
-    use rcu_core::cpu::{BiasedLock, MAX_THREAD_SLOTS, PerSlot, Threads};
-    use rcu_tree::{Geometry, Node, TreeSlot};
-    const GEOMETRY: Geometry = Geometry::new(MAX_THREAD_SLOTS);
-    static SLOTS: [TreeSlot<BiasedLock>; MAX_THREAD_SLOTS] =
-        [const { TreeSlot::new(BiasedLock::new()) }; MAX_THREAD_SLOTS];
-    static NODES: [Node; GEOMETRY.nr_nodes()] = [const { Node::new() }; GEOMETRY.nr_nodes()];
     static TOLD: AtomicUsize = AtomicUsize::new(0);
     fn count(report: &StallReport<'_>) {
         TOLD.fetch_add(report.blockers().count(), Ordering::Relaxed);
     }
-    static TREE: Tree<'static, Threads> = {
-        let slots = PerSlot::from_slice(&SLOTS);
-        // SAFETY: a static stays in place, and a thread keeps its slot.
-        let tree = unsafe { Tree::new(Threads, slots, GEOMETRY, &NODES) };
-        let at_once = StallConfig::new().timeout(Duration::ZERO).report(count);
-        tree.with_worker(|| TREE.work()).with_stall(at_once)
-    };
-    let guard = TREE.read_lock();
-    TREE.start();
+    rcu_tree::static_tree! {
+        struct Told, stall = StallConfig::new().timeout(Duration::ZERO).report(count);
+    }
+    let guard = Told.read_lock();
+    Told.start();
     while TOLD.load(Ordering::Relaxed) == 0 {
         thread::yield_now();
     }
     drop(guard);
-    TREE.synchronize();
+    Told.synchronize();
 }

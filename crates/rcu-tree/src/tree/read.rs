@@ -137,6 +137,16 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     }
 }
 
+impl<C: Cpus, T: Trace> Tree<'_, C, T> {
+    #[cold]
+    #[inline(never)]
+    fn exit_shared(&self, token: Token) {
+        self.shared.exit(Bank::from_index(token.0.addr()));
+        marks::leave(self.mark(), Doing::Section);
+        self.left(|| true);
+    }
+}
+
 // SAFETY: 5: `reader` (wait-free, nesting) and `shared_readers`; 6: `callbacks` (I1, I3, T38); 7: `callbacks::barrier`.
 unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
     type Token = Token;
@@ -166,9 +176,7 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
                 self.left(|| word.nesting() == 0);
             }
         } else {
-            self.shared.exit(Bank::from_index(token.0.addr()));
-            marks::leave(self.mark(), Doing::Section);
-            self.left(|| true);
+            self.exit_shared(token);
         }
     }
 
