@@ -441,6 +441,55 @@ fn gp_stats_count_what_the_driver_did() {
     assert_eq!(tree.slot_stats(Slot::new(1 << 20)), None);
 }
 
+/// A guard that is dropped with its thread's other thread-locals, after the slot.
+#[cfg(feature = "std")]
+struct Kept(
+    &'static Tree<'static, Odd>,
+    Slot,
+    Option<rcu_core::Guard<&'static Tree<'static, Odd>>>,
+);
+
+#[cfg(feature = "std")]
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let (tree, slot) = (self.0, self.1);
+        ask(tree);
+        tree.check_stalls();
+        let seen = tree.slot_stats(slot).unwrap();
+        assert!(seen.is_lingering, "the slot went first: {seen}");
+        self.2 = None;
+        tree.synchronize();
+    }
+}
+
+#[cfg(feature = "std")]
+#[test]
+fn g22_a_reader_whose_thread_has_ended_is_told_as_such() {
+    static SAID: std::sync::Mutex<String> = std::sync::Mutex::new(String::new());
+    fn say(report: &StallReport<'_>) {
+        assert!(report.blockers().all(|blocker| blocker.is_lingering()));
+        SAID.lock().unwrap().push_str(&report.to_string());
+    }
+    thread_local! {
+        static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
+    }
+    let config = StallConfig::new().timeout(Duration::ZERO).report(say);
+    let tree = odd(NoTrace, config);
+    thread::spawn(move || {
+        // Registered before the slot, so dropped after it.
+        KEPT.with_borrow_mut(|_| ());
+        let slot = call_me("gone");
+        KEPT.with_borrow_mut(|kept| *kept = Some(Kept(tree, slot, Some(tree.read_lock()))));
+    })
+    .join()
+    .unwrap();
+    let said = SAID.lock().unwrap();
+    assert!(
+        said.contains("(thread \"gone\")") && said.contains("its thread has ended"),
+        "{said}"
+    );
+}
+
 /// A tree with a worker tells without anybody's asking.
 #[cfg(feature = "std")]
 #[test]
