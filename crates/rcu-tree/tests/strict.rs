@@ -20,8 +20,14 @@ fn g24_the_outermost_exit_ends_the_grace_period() {
     let (outer, inner) = (tree.read_lock(), tree.read_lock());
     let cookie = tree.start();
     tree.drive();
+    let scans = tree.gp_stats().normal.scans;
     drop(outer);
     assert!(!tree.poll(cookie));
+    assert_eq!(
+        tree.gp_stats().normal.scans,
+        scans,
+        "only the outermost looks"
+    );
     drop(inner);
     assert!(tree.poll(cookie), "nobody drove but the exit");
     let before = tree.grace_periods();
