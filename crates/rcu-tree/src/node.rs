@@ -276,7 +276,12 @@ impl<'a> Nodes<'a> {
     }
 
     /// Calls `passed` for each slot that `lane` still waits for, and reports those for which it says yes.
-    pub(crate) fn scan(&self, lane: Lane, trace: &impl Trace, mut passed: impl FnMut(Slot) -> bool) {
+    pub(crate) fn scan(
+        &self,
+        lane: Lane,
+        trace: &impl Trace,
+        mut passed: impl FnMut(Slot) -> bool,
+    ) {
         self.scan_below(lane, 0, 0, trace, &mut passed);
     }
 

@@ -148,7 +148,11 @@ fn r12_g17_an_expedited_grace_period_starts_at_once_beside_a_normal_one() {
         let is_start = |e: &Event| matches!(e, Event::Started(l, _) if *l == lane);
         events.iter().filter(|&e| is_start(e)).count()
     };
-    assert_eq!((started(Lane::Normal), started(Lane::Expedited)), (0, 1), "{events:?}");
+    assert_eq!(
+        (started(Lane::Normal), started(Lane::Expedited)),
+        (0, 1),
+        "{events:?}"
+    );
     assert!(events.contains(&Event::Requested(Lane::Expedited)));
     drive(tree);
     assert!(!tree.poll(normal) && !tree.poll(expedited));
@@ -348,13 +352,17 @@ fn g18_many_waiters_in_both_lanes_all_return() {
 /// A tree of threads that tells `log`.
 fn logged(log: &'static Log) -> &'static Tree<'static, Threads, &'static Log> {
     let nr_slots = Threads.nr_slots();
-    let slots: Vec<_> = (0..nr_slots).map(|_| TreeSlot::new(BiasedLock::new())).collect();
+    let slots: Vec<_> = (0..nr_slots)
+        .map(|_| TreeSlot::new(BiasedLock::new()))
+        .collect();
     let geometry = Geometry::new(nr_slots);
     let nodes: Vec<_> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
     let slots = PerSlot::from_slice(Box::leak(slots.into_boxed_slice()));
     let nodes = Box::leak(nodes.into_boxed_slice());
     // SAFETY: leaked before its first use; a thread keeps its slot.
-    Box::leak(Box::new(unsafe { Tree::traced(Threads, slots, geometry, nodes, log) }))
+    Box::leak(Box::new(unsafe {
+        Tree::traced(Threads, slots, geometry, nodes, log)
+    }))
 }
 
 /// Sleepers wake because somebody says so: the one who drives the grace period's end is none of the waiters.
@@ -400,6 +408,9 @@ fn i4_a_grace_period_of_one_reads_no_other_slot() {
             Lane::Expedited => tree.synchronize_expedited(),
         }
         let events = log.take();
-        assert!(!events.iter().any(|e| matches!(e, Event::SlotRead(_))), "{events:?}");
+        assert!(
+            !events.iter().any(|e| matches!(e, Event::SlotRead(_))),
+            "{events:?}"
+        );
     }
 }

@@ -69,12 +69,22 @@ pub(crate) fn puppet(nr_slots: u32) -> (&'static PuppetTree, &'static Puppet, &'
         current: AtomicU32::new(0),
     }));
     let log: &'static Log = Box::leak(Box::default());
-    let slots: Vec<_> = (0..nr_slots).map(|_| TreeSlot::new(SpinLock::new())).collect();
+    let slots: Vec<_> = (0..nr_slots)
+        .map(|_| TreeSlot::new(SpinLock::new()))
+        .collect();
     let geometry = Geometry::with_fanout(nr_slots as usize, 2, 2);
     let nodes: Vec<_> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
     let slots = PerSlot::from_slice(Box::leak(slots.into_boxed_slice()));
     // SAFETY: leaked before its first use; one thread at a time uses it.
-    let tree = unsafe { Tree::traced(cpus, slots, geometry, Box::leak(nodes.into_boxed_slice()), log) };
+    let tree = unsafe {
+        Tree::traced(
+            cpus,
+            slots,
+            geometry,
+            Box::leak(nodes.into_boxed_slice()),
+            log,
+        )
+    };
     (Box::leak(Box::new(tree)), cpus, log)
 }
 
