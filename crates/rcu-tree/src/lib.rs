@@ -20,6 +20,7 @@ mod slot;
 mod stall;
 mod trace;
 mod tree;
+mod waiters;
 mod worker;
 
 pub use callbacks::FreeObject;
@@ -28,8 +29,8 @@ pub use slot::TreeSlot;
 pub use stall::StallConfig;
 pub use trace::{Event, Lane, NoTrace, Trace};
 pub use tree::{
-    Blocker, Blockers, GpStats, LaneStats, SlotStats, StallReport, StallsSuppressed, Token, Tree,
-    TreeStats,
+    Blocker, Blockers, GpStats, LaneStats, SendToken, SlotStats, StallReport, StallsSuppressed,
+    Token, Tree, TreeStats,
 };
 
 #[doc(hidden)]
@@ -86,6 +87,7 @@ macro_rules! static_tree {
             };
 
             $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>);
+            $crate::rcu_core::__domain_send!($name, TREE, $crate::Tree<'static, Threads>);
 
             impl $name {
                 /// The tree behind the domain.

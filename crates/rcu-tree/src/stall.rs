@@ -209,7 +209,7 @@ pub(crate) struct Stalls {
     config: StallConfig,
     suppressed: AtomicUsize,
     reporting: AtomicUsize,
-    lanes: [LaneStall; 2],
+    lanes: [LaneStall; Lane::ALL.len()],
 }
 
 /// The clock of one lane.
@@ -278,10 +278,7 @@ impl Stalls {
     }
 
     fn lane(&self, lane: Lane) -> &LaneStall {
-        &self.lanes[match lane {
-            Lane::Normal => 0,
-            Lane::Expedited => 1,
-        }]
+        &self.lanes[lane.index()]
     }
 
     /// Looks at the grace period in progress at `seq`; `scans` have been made in its lane.

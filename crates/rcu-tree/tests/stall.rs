@@ -280,6 +280,55 @@ fn g22_sections_of_no_slot_are_counted() {
     tree.synchronize();
 }
 
+#[test]
+fn g22_sections_of_no_thread_are_counted_and_not_taken_for_the_callers() {
+    use rcu_core::SendGuard;
+    let tree = odd(NoTrace, AT_ONCE);
+    let moved = tree.read_lock().into_send();
+    let made = SendGuard::new(tree);
+    let theirs = without_slot(|| tree.read_lock().into_send());
+    ask(tree);
+    tree.check_stalls();
+    let text = told().concat();
+    assert!(text.contains("3 sections of no slot"), "{text}");
+    drop(theirs);
+    thread::scope(|s| {
+        s.spawn(|| tree.synchronize());
+        drop((moved, made));
+    });
+    // None of them is this thread's any more, whoever asks.
+    without_slot(|| tree.synchronize());
+    tree.synchronize();
+    let line = line!() + 1;
+    let _made = SendGuard::new(tree);
+    ask(tree);
+    told();
+    tree.check_stalls();
+    let text = told().concat();
+    let place = format!("the last one entered at {}:{line}:", file!());
+    assert_eq!(text.contains(&place), PLACES, "{text}");
+}
+
+#[test]
+fn g22_the_lane_that_waits_is_told() {
+    let tree = odd(NoTrace, BY_HAND.expedited_timeout(Duration::from_secs(2)));
+    with_reader(tree, "slow", |_, _| {
+        at(0);
+        tree.start_expedited();
+        tree.drive();
+        tree.check_stalls();
+        at(3);
+        tree.check_stalls();
+        let text = told().concat();
+        assert!(text.starts_with("rcu: expedited grace period 1 has been waiting for 3.000s"));
+        assert!(text.contains("slow"), "{text}");
+    });
+    tree.synchronize_expedited();
+    let stats = tree.gp_stats();
+    assert_eq!((stats.normal.stalls, stats.expedited.stalls), (0, 1));
+    assert!(stats.expedited.grace_periods > 0);
+}
+
 /// A report may use the tree; while it does, nobody reports (I2, T42).
 #[test]
 fn t42_a_report_may_use_the_tree_and_does_not_come_back_into_itself() {

@@ -13,17 +13,19 @@ mod calls;
 mod misuse;
 mod read;
 mod report;
+mod send;
 mod stats;
 mod strict;
 mod wait;
 
 pub use read::Token;
 pub use report::{Blocker, Blockers, StallReport, StallsSuppressed};
+pub use send::SendToken;
 pub use stats::{GpStats, LaneStats, SlotStats, TreeStats};
 
 use crate::callbacks::{Callbacks, FreeObject, Lists};
 use crate::gp_counts::GpCounts;
-use crate::gp_seq::GpSeq;
+use crate::gp_seq::Sequences;
 use crate::machine::{Machine, World};
 use crate::node::{Geometry, Node, Nodes};
 use crate::place::Place;
@@ -31,6 +33,7 @@ use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
 use crate::stall::Stalls;
 use crate::trace::{Lane, NoTrace, Trace};
+use crate::waiters::Waiters;
 use crate::worker::Worker;
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -68,8 +71,10 @@ pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     cpus: C,
     slots: PerSlot<'a, TreeSlot<C::Lock>>,
     nodes: Nodes<'a>,
-    gp: GpSeq,
-    machine: Machine,
+    gp: Sequences,
+    machines: [Machine; Lane::ALL.len()],
+    waiters: [Waiters; Lane::ALL.len()],
+    policy: wait::Policy,
     shared: SharedReaders,
     /// Where a section of no slot was entered last.
     shared_place: Place,
@@ -138,8 +143,10 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 cpus,
                 slots,
                 nodes: Nodes::new(geometry, nodes),
-                gp: GpSeq::new(),
-                machine: Machine::new(),
+                gp: Sequences::new(),
+                machines: [Machine::new(), Machine::new()],
+                waiters: [Waiters::new(), Waiters::new()],
+                policy: wait::Policy::new(),
                 shared: SharedReaders::new(),
                 shared_place: Place::new(),
                 callbacks: Callbacks::new(),
@@ -173,10 +180,15 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         self
     }
 
-    fn world(&self) -> World<'_, 'a, C::Lock, T> {
+    fn machine(&self, lane: Lane) -> &Machine {
+        &self.machines[lane.index()]
+    }
+
+    fn world(&self, lane: Lane) -> World<'_, 'a, C::Lock, T> {
         // A slot that is only a hint may be somebody else's by now.
         let owned = <C::Lock as LocalLock>::NEEDS_OWNER;
         World {
+            lane,
             gp: &self.gp,
             nodes: &self.nodes,
             slots: &self.slots,
@@ -187,21 +199,18 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 None
             },
             trace: &self.trace,
-            counts: self.counts(Lane::Normal),
+            counts: self.counts(lane),
             stalls: &self.stalls,
         }
     }
 
     fn counts(&self, lane: Lane) -> &GpCounts {
-        &self.counts[match lane {
-            Lane::Normal => 0,
-            Lane::Expedited => 1,
-        }]
+        &self.counts[lane.index()]
     }
 
     fn lists(&self) -> Lists<'_, 'a, C::Lock> {
         Lists {
-            gp: &self.gp,
+            gp: self.gp.polled(),
             nodes: &self.nodes,
             slots: &self.slots,
         }

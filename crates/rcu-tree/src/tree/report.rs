@@ -266,7 +266,7 @@ impl<C: Cpus, T: Trace> Scene for InLane<'_, '_, C, T> {
     fn next(&self, from: u32) -> Option<Slot> {
         (from..self.tree.slots.len() as u32)
             .map(Slot::new)
-            .find(|&slot| self.tree.nodes.is_waited_for(self.lane, slot))
+            .find(|&slot| self.tree.nodes.is_waiting_for(self.lane, slot))
     }
 
     fn blocker(&self, slot: Slot) -> Option<Seen> {
@@ -287,7 +287,7 @@ impl<C: Cpus, T: Trace> Scene for InLane<'_, '_, C, T> {
     }
 
     fn nobodys(&self) -> usize {
-        self.tree.shared.waited_for(&self.tree.gp)
+        self.tree.shared.waited_for(&self.tree.gp, self.lane)
     }
 
     fn nobodys_place(&self) -> Option<Caller> {
@@ -328,7 +328,9 @@ impl<C: Cpus, T: Trace> Tree<'_, C, T> {
     /// Runs foreign code: the report. Not for signal handlers, unless the report is.
     #[doc(alias = "check_cpu_stall")]
     pub fn check_stalls(&self) {
-        self.check_lane(Lane::Normal, self.gp.load());
+        for lane in Lane::ALL {
+            self.check_lane(lane, self.gp.lane(lane).load());
+        }
     }
 
     fn check_lane(&self, lane: Lane, seq: Seq) {
@@ -357,12 +359,15 @@ impl<C: Cpus, T: Trace> Tree<'_, C, T> {
         });
     }
 
-    /// Whether the grace period in progress has been waiting for an eighth of the stall timeout: a hint for who asks
+    /// Whether a grace period in progress has been waiting for an eighth of the stall timeout: a hint for who asks
     /// whether more memory will come of waiting. False if nobody looked at a clock meanwhile.
     #[must_use]
     #[doc(alias = "rcu_gp_might_be_stalled")]
     pub fn might_be_stalled(&self) -> bool {
-        self.stalls.might_be_stalled(Lane::Normal, self.gp.load())
+        Lane::ALL.iter().any(|&lane| {
+            self.stalls
+                .might_be_stalled(lane, self.gp.lane(lane).load())
+        })
     }
 
     /// Keeps stalls from being told while the returned value exists, as around a debugger's stop or a long dump. These

@@ -12,8 +12,10 @@ use rcu_core::sync::atomic::Ordering;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TreeStats {
-    /// Grace periods that have ended.
+    /// Normal grace periods that have ended.
     pub grace_periods: usize,
+    /// Expedited grace periods that have ended.
+    pub expedited: usize,
     /// Slots that take part now.
     pub slots_online: usize,
     /// Callbacks that have been run.
@@ -26,8 +28,12 @@ impl fmt::Display for TreeStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "grace periods {}, slots online {}, callbacks run {} ({} panicked)",
-            self.grace_periods, self.slots_online, self.callbacks_run, self.callbacks_panicked
+            "grace periods {}, expedited {}, slots online {}, callbacks run {} ({} panicked)",
+            self.grace_periods,
+            self.expedited,
+            self.slots_online,
+            self.callbacks_run,
+            self.callbacks_panicked
         )
     }
 }
@@ -140,7 +146,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         let mut slots_online = 0;
         self.nodes.for_each_online(|_| slots_online += 1);
         TreeStats {
-            grace_periods: self.gp.load().completed(),
+            grace_periods: self.gp.lane(Lane::Normal).load().completed(),
+            expedited: self.gp.lane(Lane::Expedited).load().completed(),
             slots_online,
             callbacks_run: self.callbacks.invoked(),
             callbacks_panicked: self.callbacks.panicked(),
@@ -150,21 +157,16 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     /// What grace periods have cost. Walks the slots that are online, and waits for a lock of a few instructions.
     #[must_use]
     pub fn gp_stats(&self) -> GpStats {
-        let TreeStats {
-            grace_periods,
-            slots_online,
-            ..
-        } = self.stats();
         GpStats {
-            normal: self.lane_stats(Lane::Normal, grace_periods),
-            expedited: self.lane_stats(Lane::Expedited, 0),
-            slots_online,
+            normal: self.lane_stats(Lane::Normal),
+            expedited: self.lane_stats(Lane::Expedited),
+            slots_online: self.stats().slots_online,
         }
     }
 
-    fn lane_stats(&self, lane: Lane, grace_periods: usize) -> LaneStats {
+    fn lane_stats(&self, lane: Lane) -> LaneStats {
         let mut stats = LaneStats {
-            grace_periods,
+            grace_periods: self.gp.lane(lane).load().completed(),
             ..LaneStats::default()
         };
         self.counts(lane).fill(&mut stats);

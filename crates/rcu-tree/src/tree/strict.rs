@@ -9,7 +9,7 @@
 //! machine's lock is held finds that lock taken.
 
 use super::Tree;
-use crate::trace::Trace;
+use crate::trace::{Lane, Trace};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
 
@@ -17,7 +17,10 @@ impl<C: Cpus, T: Trace> Tree<'_, C, T> {
     /// The caller has left a level of a section; whether it was the outermost, `is_outside` knows. No code unless strict.
     #[inline(always)]
     pub(super) fn left(&self, is_outside: impl FnOnce() -> bool) {
-        if cfg!(feature = "strict") && is_outside() && self.gp.is_needed() {
+        if cfg!(feature = "strict")
+            && is_outside()
+            && Lane::ALL.iter().any(|&lane| self.gp.is_needed(lane))
+        {
             self.drive();
         }
     }
