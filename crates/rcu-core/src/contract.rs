@@ -51,6 +51,7 @@ pub unsafe trait GracePeriod {
 
     /// Blocks until `cookie` is done, making it so.
     #[doc(alias = "cond_synchronize_rcu")]
+    #[track_caller]
     fn wait(&self, cookie: Cookie);
 
     /// Pushes requested grace periods on as far as that goes without waiting; true while one is
@@ -60,12 +61,14 @@ pub unsafe trait GracePeriod {
 
     /// Blocks for a whole grace period.
     #[doc(alias = "synchronize_rcu")]
+    #[track_caller]
     fn synchronize(&self) {
         self.wait(self.start());
     }
 
     /// Blocks for a whole grace period, for as short a time as the implementation can make it.
     #[doc(alias = "synchronize_rcu_expedited")]
+    #[track_caller]
     fn synchronize_expedited(&self) {
         self.wait_expedited(self.start_expedited());
     }
@@ -78,6 +81,7 @@ pub unsafe trait GracePeriod {
 
     /// As [`Self::wait`], by grace periods of the quick kind.
     #[doc(alias = "cond_synchronize_rcu_expedited")]
+    #[track_caller]
     fn wait_expedited(&self, cookie: Cookie) {
         self.wait(cookie);
     }
@@ -112,6 +116,7 @@ pub unsafe trait GracePeriod {
 
     /// Blocks until `cookie` is done, making it so.
     #[doc(alias = "cond_synchronize_rcu_full")]
+    #[track_caller]
     fn wait_full(&self, cookie: FullCookie) {
         if !self.poll_full(cookie) {
             self.synchronize();
@@ -120,6 +125,7 @@ pub unsafe trait GracePeriod {
 
     /// As [`Self::wait_full`], by a grace period of the quick kind.
     #[doc(alias = "cond_synchronize_rcu_expedited_full")]
+    #[track_caller]
     fn wait_full_expedited(&self, cookie: FullCookie) {
         if !self.poll_full(cookie) {
             self.synchronize_expedited();
@@ -190,6 +196,7 @@ pub unsafe trait Rcu: GracePeriod {
     /// # Safety
     /// 1. As for [`Self::exit`]. References read under this section alone are not used afterwards.
     #[doc(alias = "rcu_quiescent_state")]
+    #[track_caller]
     #[must_use = "the section goes on under this token"]
     unsafe fn quiescent_state(&self, token: Self::Token) -> Self::Token {
         // SAFETY: the caller's debt.
@@ -200,6 +207,7 @@ pub unsafe trait Rcu: GracePeriod {
     /// Blocks until every callback queued before this call has returned. Does not imply a grace
     /// period, nor does `synchronize` imply this. Not from a callback, nor inside a section.
     #[doc(alias = "rcu_barrier")]
+    #[track_caller]
     fn barrier(&self);
 
     /// Enters a section that ends with the guard.

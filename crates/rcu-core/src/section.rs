@@ -10,6 +10,7 @@
 use crate::contract::{Rcu, RcuSend};
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
 
 /// Evidence that a read-side critical section of `R` lasts while the value exists.
 ///
@@ -82,6 +83,7 @@ impl<R: Rcu> Online<R> {
     /// Says that the thread holds no reference at this moment, so that grace periods may pass.
     #[inline(always)]
     #[doc(alias = "rcu_quiescent_state")]
+    #[track_caller]
     pub fn quiescent(&mut self) {
         // SAFETY: the token came from this RCU on this thread and is replaced by the new one; references read under
         // this section borrow `self`, which is borrowed mutably now.
@@ -92,7 +94,7 @@ impl<R: Rcu> Online<R> {
     #[doc(alias = "rcu_thread_offline")]
     #[track_caller]
     pub fn offline<T>(&mut self, f: impl FnOnce() -> T) -> T {
-        /// Goes online again, also when `f` panics.
+        /// Goes online again when `f` panics.
         struct Again<'o, R: Rcu>(&'o mut Online<R>);
         impl<R: Rcu> Drop for Again<'_, R> {
             fn drop(&mut self) {
@@ -102,7 +104,11 @@ impl<R: Rcu> Online<R> {
         let again = Again(self);
         // SAFETY: the token came from this RCU on this thread; `Again` replaces it before anyone uses it.
         unsafe { again.0.rcu.exit(again.0.token) };
-        f()
+        let result = f();
+        // Not by `Again`, so that the section is known by the caller's place.
+        let mut again = ManuallyDrop::new(again);
+        again.0.token = again.0.rcu.enter();
+        result
     }
 
     /// Blocks for a whole grace period, offline meanwhile.

@@ -6,23 +6,32 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod callbacks;
+mod gp_counts;
 #[doc(hidden)]
 pub mod gp_seq;
 mod machine;
+mod marks;
 mod node;
+mod place;
 #[doc(hidden)]
 pub mod reader;
 mod shared_readers;
 mod slot;
+mod stall;
 mod trace;
 mod tree;
+mod waiters;
 mod worker;
 
 pub use callbacks::FreeObject;
 pub use node::{FANOUT, FANOUT_LEAF, Geometry, Node};
 pub use slot::TreeSlot;
+pub use stall::StallConfig;
 pub use trace::{Event, Lane, NoTrace, Trace};
-pub use tree::{Token, Tree, TreeStats};
+pub use tree::{
+    Blocker, Blockers, GpStats, LaneStats, SendToken, SlotStats, StallReport, StallsSuppressed,
+    Token, Tree, TreeStats,
+};
 
 #[doc(hidden)]
 pub use rcu_core;
@@ -46,11 +55,12 @@ pub use rcu_core;
 /// ```
 ///
 /// A second argument gives it a way to free objects for offset callbacks: `struct Routes, unsafe free = path::to::kfree;`
-/// (the expansion then owes the debt of [`Tree::with_free`]).
+/// (the expansion then owes the debt of [`Tree::with_free`]). A last one says how stalls are told:
+/// `struct Routes, stall = StallConfig::never();`, see [`Tree::with_stall`].
 #[cfg(all(feature = "std", not(loom)))]
 #[macro_export]
 macro_rules! static_tree {
-    ($(#[$m:meta])* $vis:vis struct $name:ident $(, unsafe free = $free:path)?;) => {
+    ($(#[$m:meta])* $vis:vis struct $name:ident $(, unsafe free = $free:path)? $(, stall = $stall:expr)?;) => {
         $(#[$m])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
         $vis struct $name;
@@ -72,10 +82,12 @@ macro_rules! static_tree {
                     // SAFETY: whoever wrote the macro's second argument vouches for it.
                     let tree = unsafe { tree.with_free($free) };
                 )?
+                $(let tree = tree.with_stall($stall);)?
                 tree
             };
 
             $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>);
+            $crate::rcu_core::__domain_send!($name, TREE, $crate::Tree<'static, Threads>);
 
             impl $name {
                 /// The tree behind the domain.

@@ -14,10 +14,13 @@
 //!
 //! # Life
 //! Enter adds one; the outermost enter is followed by `light`. Exit subtracts one; the outermost exit also
-//! counts the section. The scan credits a slot that is outside, or whose count differs from the one seen before.
+//! counts the section. A quiescent state of a thread that stays inside is both in one store: it counts the section and
+//! leaves the depth at one; `light` follows as after an enter. The scan credits a slot that is outside, or whose count
+//! differs from the one seen before.
 //!
 //! # Invariants
-//! - I1. While bits 0–15 are not zero, the count does not change: a changed count means a moment outside.
+//! - I1. While bits 0–15 are not zero, the count does not change but at a quiescent state of the outermost level: a changed
+//!   count means a moment at which the owner held no reference.
 //!   (A signal handler between an enter's load and store can make the count repeat, never advance wrongly: the
 //!   scan then waits for one section more.)
 //! - I2. Only the owner stores to the word, so load and store need not be one operation.
@@ -56,6 +59,12 @@ const EXIT: Ordering = if cfg!(weaken = "p3") {
     Ordering::Release
 };
 
+const QUIESCENT: Ordering = if cfg!(weaken = "p3_quiescent") {
+    Ordering::Relaxed
+} else {
+    Ordering::Release
+};
+
 /// What the owner has to do beside entering or leaving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -85,6 +94,30 @@ impl Seen {
     #[must_use]
     pub const fn passed_since(self, earlier: Self) -> bool {
         self.is_outside() || self.0 / SECTION != earlier.0 / SECTION
+    }
+
+    /// How deep sections nested.
+    #[must_use]
+    pub const fn nesting(self) -> usize {
+        self.0 & NEST
+    }
+
+    /// Whether the slot took part.
+    #[must_use]
+    pub const fn is_online(self) -> bool {
+        self.0 & ONLINE != 0
+    }
+
+    /// Whether the owner's thread had ended inside a section.
+    #[must_use]
+    pub const fn is_lingering(self) -> bool {
+        self.0 & LINGERING != 0
+    }
+
+    /// How many sections had ended, as far as the bits go.
+    #[must_use]
+    pub const fn sections(self) -> usize {
+        self.0 / SECTION
     }
 
     /// As a raw word, to be kept between scans.
@@ -151,8 +184,9 @@ impl ReaderWord {
         let word = self.0.load(Ordering::Relaxed);
         debug_assert!(word & NEST != 0, "I2: left a section that was not entered");
         if word & (NEST | LINGERING) == 1 {
+            // Wrapping: on machines of 32 bits the count goes round after 16,384 sections (G20).
             // ORDERING: P3 (exit side).
-            self.0.store(word + (SECTION - 1), EXIT);
+            self.0.store(word.wrapping_add(SECTION - 1), EXIT);
             return Outcome::Done;
         }
         self.exit_nested(word)
@@ -168,12 +202,34 @@ impl ReaderWord {
         Outcome::Done
     }
 
+    /// Leaves the outermost level and enters it anew, in one store. Nested, nothing happens. The caller is inside.
+    #[inline(always)]
+    pub fn quiescent(&self) {
+        // ORDERING: Relaxed: same thread (I2).
+        let word = self.0.load(Ordering::Relaxed);
+        debug_assert!(word & NEST != 0, "I2: quiescent outside a section");
+        if word & NEST == 1 {
+            // ORDERING: P3 (exit side) and P2 (enter side).
+            self.0.store(word.wrapping_add(SECTION), QUIESCENT);
+            if cfg!(not(weaken = "p2_quiescent")) {
+                fence::light();
+            }
+        }
+    }
+
     /// What the scan sees. The caller has run `heavy` since the sequence was bumped.
     #[inline]
     #[must_use]
     pub fn scan(&self) -> Seen {
         // ORDERING: P2 (scan side, after `heavy`) and P3 (scan side).
         Seen(self.0.load(Ordering::Acquire))
+    }
+
+    /// What the word says, for people: nothing may be concluded from it.
+    #[must_use]
+    pub fn look(&self) -> Seen {
+        // ORDERING: Relaxed: a report for people.
+        Seen(self.0.load(Ordering::Relaxed))
     }
 
     /// The owner's own nesting depth.
@@ -269,6 +325,20 @@ mod tests {
         assert_eq!(word.enter(), Outcome::Done);
         assert!(!word.scan().is_outside());
         assert!(word.scan().passed_since(first));
+    }
+
+    #[test]
+    fn g20_a_count_that_goes_round_passes_and_spoils_no_other_bit() {
+        let word = ReaderWord(AtomicUsize::new((usize::MAX / SECTION * SECTION) | ONLINE));
+        assert_eq!(word.enter(), Outcome::Done);
+        let first = word.scan();
+        assert_eq!(word.exit(), Outcome::Done);
+        assert_eq!(word.enter(), Outcome::Done);
+        assert!(word.scan().passed_since(first));
+        assert_eq!((word.scan().sections(), word.nesting()), (0, 1));
+        assert!(word.is_online() && !word.scan().is_lingering());
+        // All the way round looks like the same section: the scan waits for one more, and credits nobody too early.
+        assert!(!Seen::from_raw(first.raw()).passed_since(first));
     }
 
     #[test]

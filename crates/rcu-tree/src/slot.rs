@@ -1,6 +1,8 @@
 //! What the tree keeps for one slot.
 
-use crate::reader::ReaderWord;
+use crate::place::{self, Caller, Place};
+use crate::reader::{ReaderWord, Seen};
+use crate::trace::Lane;
 use core::fmt;
 use core::ptr::NonNull;
 use crossbeam_utils::CachePadded;
@@ -18,9 +20,11 @@ pub struct TreeSlot<L> {
     pub(crate) callbacks: LocalCell<L, SegList>,
     /// Whether `callbacks` is not empty, kept under its lock; read without it by who looks for work.
     pub(crate) has_callbacks: AtomicUsize,
-    /// What the driver saw of `reader` when it first found it inside; the driver's own.
-    pub(crate) first_seen: AtomicUsize,
+    /// What each lane's driver saw of `reader` when it first found it inside; the drivers' own.
+    pub(crate) first_seen: [AtomicUsize; Lane::ALL.len()],
     pub(crate) barrier: BarrierHead,
+    /// Where the owner entered its section; no field where places are not kept.
+    pub(crate) place: Place,
 }
 
 #[cfg(not(loom))]
@@ -36,10 +40,25 @@ impl<L: LocalLock> TreeSlot<L> {
                 reader: CachePadded::new(ReaderWord::new()),
                 callbacks: LocalCell::new(lock, SegList::new()),
                 has_callbacks: AtomicUsize::new(0),
-                first_seen: AtomicUsize::new(0),
+                first_seen: [AtomicUsize::new(0), AtomicUsize::new(0)],
                 barrier: BarrierHead::new(),
+                place: Place::new(),
             }
         }
+    }
+
+    /// Notes where the owner has just entered, if that was the outermost level. No code where places are not kept.
+    #[inline(always)]
+    pub(crate) fn entered(&self, caller: Caller) {
+        if place::KEPT && self.reader.nesting() == 1 {
+            self.place.note(caller);
+        }
+    }
+
+    /// What the driver of `lane` saw when it first found the slot inside.
+    pub(crate) fn first_seen(&self, lane: Lane) -> Seen {
+        // ORDERING: Relaxed: a report for people.
+        Seen::from_raw(self.first_seen[lane.index()].load(Ordering::Relaxed))
     }
 
     /// Notes whether the list holds callbacks. Call with the list's lock held.

@@ -2,6 +2,8 @@
 #![cfg(all(feature = "std", not(loom)))]
 
 mod common;
+#[path = "common/torture.rs"]
+mod torture;
 
 use common::tree;
 use rcu_core::cpu::{Cpus, Threads};
@@ -9,100 +11,25 @@ use rcu_core::{Callback, GracePeriod, Guard, Head, Rcu};
 use rcu_tree::Tree;
 use std::cell::RefCell;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use torture::Element;
 
 /// Sizes, smaller where a checker runs.
 mod cfg {
-    pub(crate) const ROUNDS: usize = if cfg!(miri) { 20 } else { 1_000 };
+    pub(crate) const ROUNDS: usize = if cfg!(miri) {
+        20
+    } else if cfg!(feature = "strict") {
+        // Every exit drives.
+        200
+    } else {
+        1_000
+    };
     pub(crate) const CHURN: usize = if cfg!(miri) { 5 } else { 300 };
-}
-
-/// rcutorture's idea: an element's pipe count says how many grace periods ago it was removed.
-#[repr(C)]
-struct Element {
-    head: Head,
-    pipe: AtomicUsize,
-    alive: AtomicBool,
-}
-
-impl Element {
-    fn publish() -> *mut Self {
-        Box::into_raw(Box::new(Self {
-            head: Head::new(),
-            pipe: AtomicUsize::new(0),
-            alive: AtomicBool::new(true),
-        }))
-    }
-}
-
-fn read(tree: &Tree<'_, Threads>, current: &AtomicPtr<Element>, spin: usize) {
-    let _guard = tree.read_lock();
-    let _nested = tree.read_lock();
-    // SAFETY: published elements are freed after a grace period only, which is what is tested.
-    let element = unsafe { &*current.load(Ordering::Acquire) };
-    assert!(
-        element.alive.load(Ordering::Relaxed),
-        "freed under a reader"
-    );
-    for _ in 0..spin {
-        std::hint::spin_loop();
-    }
-    assert!(
-        element.pipe.load(Ordering::Relaxed) <= 1,
-        "a grace period too short"
-    );
-    assert!(
-        element.alive.load(Ordering::Relaxed),
-        "freed under a reader"
-    );
 }
 
 #[test]
 fn no_grace_period_is_too_short_while_threads_come_and_go() {
-    let tree = tree(16, 64);
-    let current = AtomicPtr::new(Element::publish());
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|s| {
-        for _ in 0..2 {
-            s.spawn(|| {
-                let mut n = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    read(tree, &current, n % 64);
-                    n += 1;
-                }
-            });
-        }
-        s.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                s.spawn(|| (0..16).for_each(|n| read(tree, &current, n)))
-                    .join()
-                    .unwrap();
-            }
-        });
-        for n in 0..cfg::ROUNDS {
-            let old = current.swap(Element::publish(), Ordering::AcqRel);
-            // SAFETY: `old` was unlinked just now and is freed below, after two grace periods.
-            let element = unsafe { &*old };
-            element.pipe.store(1, Ordering::Relaxed);
-            if n % 2 == 0 {
-                tree.synchronize();
-            } else {
-                let cookie = tree.start();
-                while !tree.poll(cookie) {
-                    tree.drive();
-                    std::thread::yield_now();
-                }
-            }
-            element.pipe.store(2, Ordering::Relaxed);
-            element.alive.store(false, Ordering::Relaxed);
-            // SAFETY: unlinked, and a grace period has passed.
-            drop(unsafe { Box::from_raw(old) });
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-    // SAFETY: nobody reads any more.
-    drop(unsafe { Box::from_raw(current.into_inner()) });
-    assert!(tree.stats().grace_periods >= cfg::ROUNDS);
+    torture::no_grace_period_is_too_short(tree(16, 64), cfg::ROUNDS);
 }
 
 static FREED: AtomicUsize = AtomicUsize::new(0);

@@ -22,6 +22,7 @@ pub use per_slot::{PerSlot, ZeroInit, in_register};
 #[cfg(all(feature = "std", not(loom)))]
 pub use threads::{MAX_THREAD_SLOTS, Threads};
 
+use core::fmt;
 use core::ptr::NonNull;
 
 /// A CPU's number, or in user space a thread's, below [`Cpus::nr_slots`].
@@ -102,6 +103,15 @@ pub unsafe trait Cpus {
     unsafe fn release(&self, slot: Slot) {
         let _ = slot;
     }
+
+    /// Writes who is on `slot`, for reports to people: a thread's name, a CPU's number. Takes no lock that a caller could
+    /// hold, and may be out of date.
+    ///
+    /// # Errors
+    /// Those of the formatter.
+    fn describe(&self, slot: Slot, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "slot {}", slot.index())
+    }
 }
 
 // SAFETY: a shared reference answers as its referent does, so 1 to 3 carry over.
@@ -135,6 +145,10 @@ unsafe impl<C: Cpus + ?Sized> Cpus for &C {
     unsafe fn release(&self, slot: Slot) {
         // SAFETY: the caller's debts are passed on.
         unsafe { (**self).release(slot) };
+    }
+
+    fn describe(&self, slot: Slot, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).describe(slot, f)
     }
 }
 

@@ -10,20 +10,30 @@
 //! - I2. Only the owner of a slot changes its word and its place in the tree.
 
 mod calls;
+mod misuse;
 mod read;
+mod report;
+mod send;
 mod stats;
+mod strict;
 mod wait;
 
 pub use read::Token;
-pub use stats::TreeStats;
+pub use report::{Blocker, Blockers, StallReport, StallsSuppressed};
+pub use send::SendToken;
+pub use stats::{GpStats, LaneStats, SlotStats, TreeStats};
 
 use crate::callbacks::{Callbacks, FreeObject, Lists};
-use crate::gp_seq::GpSeq;
+use crate::gp_counts::GpCounts;
+use crate::gp_seq::Sequences;
 use crate::machine::{Machine, World};
 use crate::node::{Geometry, Node, Nodes};
+use crate::place::Place;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
-use crate::trace::{NoTrace, Trace};
+use crate::stall::Stalls;
+use crate::trace::{Lane, NoTrace, Trace};
+use crate::waiters::Waiters;
 use crate::worker::Worker;
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -61,15 +71,22 @@ pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     cpus: C,
     slots: PerSlot<'a, TreeSlot<C::Lock>>,
     nodes: Nodes<'a>,
-    gp: GpSeq,
-    machine: Machine,
+    gp: Sequences,
+    machines: [Machine; Lane::ALL.len()],
+    waiters: [Waiters; Lane::ALL.len()],
+    policy: wait::Policy,
     shared: SharedReaders,
+    /// Where a section of no slot was entered last.
+    shared_place: Place,
     callbacks: Callbacks,
     worker: Worker,
     /// 0 until the hook is listed, 1 afterwards; written under `hook_lock`.
     hooked: CachePadded<AtomicUsize>,
     hook_lock: SpinMutex<()>,
     hook: UnsafeCell<MaybeUninit<OfflineHook>>,
+    /// Of the normal and the expedited lane.
+    counts: [GpCounts; 2],
+    stalls: Stalls,
     trace: T,
 }
 
@@ -126,20 +143,25 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 cpus,
                 slots,
                 nodes: Nodes::new(geometry, nodes),
-                gp: GpSeq::new(),
-                machine: Machine::new(),
+                gp: Sequences::new(),
+                machines: [Machine::new(), Machine::new()],
+                waiters: [Waiters::new(), Waiters::new()],
+                policy: wait::Policy::new(),
                 shared: SharedReaders::new(),
+                shared_place: Place::new(),
                 callbacks: Callbacks::new(),
                 worker: Worker::new(),
                 hooked: CachePadded::new(AtomicUsize::new(0)),
                 hook_lock: SpinMutex::new(()),
                 hook: UnsafeCell::new(MaybeUninit::uninit()),
+                counts: [GpCounts::new(), GpCounts::new()],
+                stalls: Stalls::new(),
                 trace,
             }
         }
     }
 
-    /// Gives the tree a way to free objects, for [`Callback::Free`].
+    /// Gives the tree a way to free objects, for [`Callback::Free`](rcu_core::Callback::Free).
     ///
     /// # Safety
     /// 1. `free` may be called with any object whose head is queued with an offset, once, from any thread.
@@ -158,10 +180,15 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         self
     }
 
-    fn world(&self) -> World<'_, 'a, C::Lock, T> {
+    fn machine(&self, lane: Lane) -> &Machine {
+        &self.machines[lane.index()]
+    }
+
+    fn world(&self, lane: Lane) -> World<'_, 'a, C::Lock, T> {
         // A slot that is only a hint may be somebody else's by now.
         let owned = <C::Lock as LocalLock>::NEEDS_OWNER;
         World {
+            lane,
             gp: &self.gp,
             nodes: &self.nodes,
             slots: &self.slots,
@@ -172,12 +199,18 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 None
             },
             trace: &self.trace,
+            counts: self.counts(lane),
+            stalls: &self.stalls,
         }
+    }
+
+    fn counts(&self, lane: Lane) -> &GpCounts {
+        &self.counts[lane.index()]
     }
 
     fn lists(&self) -> Lists<'_, 'a, C::Lock> {
         Lists {
-            gp: &self.gp,
+            gp: self.gp.polled(),
             nodes: &self.nodes,
             slots: &self.slots,
         }

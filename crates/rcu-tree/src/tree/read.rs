@@ -1,31 +1,47 @@
 //! Readers, and how their slots come and go.
 
 use super::Tree;
+use crate::marks::{self, Doing};
+use crate::place;
 use crate::reader::{Outcome, ReaderWord};
-use crate::shared_readers::Bank;
+use crate::shared_readers::Place;
 use crate::slot::TreeSlot;
 use crate::trace::Trace;
 use core::fmt;
+use core::panic::Location;
 use core::ptr::{self, NonNull};
 use rcu_core::cpu::{Cpus, OfflineHook, Slot};
 use rcu_core::sync::atomic::Ordering;
 use rcu_core::{Callback, Head, Rcu};
 
-/// What a reader gives back: the word of its slot, or the bank of a reader without a slot.
+/// What a reader gives back: the word of its slot, or the place of a reader without a slot.
 #[derive(Clone, Copy)]
 pub struct Token(*const ReaderWord);
 
 impl Token {
-    /// Addresses below this are banks; no word lies in the first page.
-    const BANKS: usize = 2;
+    /// Addresses below this are places among the shared readers; no word lies in the first page.
+    const PLACES: usize = Place::LIMIT;
+
+    fn of_place(place: Place) -> Self {
+        Self(ptr::without_provenance(place.raw()))
+    }
+
+    /// The place, or else the word.
+    #[inline(always)]
+    pub(super) fn place(self) -> Result<Place, *const ReaderWord> {
+        if self.0.addr() >= Self::PLACES {
+            Err(self.0)
+        } else {
+            Ok(Place::from_raw(self.0.addr()))
+        }
+    }
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.addr() < Self::BANKS {
-            write!(f, "Token(shared bank {})", self.0.addr())
-        } else {
-            f.write_str("Token(slot)")
+        match self.place() {
+            Ok(place) => write!(f, "Token(shared {})", place.raw()),
+            Err(_) => f.write_str("Token(slot)"),
         }
     }
 }
@@ -85,6 +101,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         }
         if own.reader.nesting() > 0 {
             own.reader.set_lingering();
+            // Not to be found by the slot any more, which its thread forgets.
+            marks::enter(tree.mark(), Doing::Section, own.place.get());
             return false;
         }
         tree.take_offline(slot, own);
@@ -103,10 +121,10 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     #[cold]
     #[inline(never)]
     pub(super) fn end_lingering(&self, word: *const ReaderWord) {
-        let offset = word.addr() - self.slots.as_ptr().addr().get();
-        let slot = Slot::new((offset / size_of::<TreeSlot<C::Lock>>()) as u32);
+        let slot = self.slot_of(word);
         if let Some(own) = self.slots.get(slot) {
             self.take_offline(slot, own);
+            marks::leave(self.mark(), Doing::Section);
             // SAFETY: the hook returned false for this slot, once, and the tree has let go of it.
             unsafe { self.cpus.release(slot) };
         }
@@ -114,14 +132,28 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
 
     #[cold]
     #[inline(never)]
+    #[track_caller]
     pub(super) fn enter_slow(&self) -> Token {
         if let Some(own) = self.own_slot() {
             if own.reader.enter() == Outcome::Done {
+                own.entered(Location::caller());
                 return Token(&raw const *own.reader);
             }
             debug_assert!(false, "I2: the slot was just brought online");
         }
-        Token(ptr::without_provenance(self.shared.enter(&self.gp).index()))
+        let counted = self.shared.enter(&self.gp, None);
+        self.shared_place.note(Location::caller());
+        let place = Some(Location::caller()).filter(|_| place::KEPT);
+        marks::enter(self.mark(), Doing::Section, place);
+        Token::of_place(counted)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn exit_slotless(&self, place: Place) {
+        self.shared.exit(place);
+        marks::leave(self.mark(), Doing::Section);
+        self.left(|| true);
     }
 }
 
@@ -135,6 +167,7 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
             // SAFETY: `Cpus` guarantees slots below `nr_slots`, which is the array's length.
             let own = unsafe { self.slots.get_unchecked(slot) };
             if own.reader.enter() == Outcome::Done {
+                own.entered(Location::caller());
                 return Token(&raw const *own.reader);
             }
         }
@@ -143,14 +176,42 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
 
     #[inline(always)]
     unsafe fn exit(&self, token: Token) {
-        if token.0.addr() >= Token::BANKS {
-            // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
-            let word = unsafe { &*token.0 };
-            if word.exit() == Outcome::Transition {
-                self.end_lingering(token.0);
+        match token.place() {
+            Err(at) => {
+                // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
+                let word = unsafe { &*at };
+                if word.exit() == Outcome::Transition {
+                    self.end_lingering(at);
+                    self.left(|| true);
+                } else {
+                    self.left(|| word.nesting() == 0);
+                }
             }
-        } else {
-            self.shared.exit(Bank::from_index(token.0.addr()));
+            Ok(place) => self.exit_slotless(place),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quiescent_state(&self, token: Token) -> Token {
+        match token.place() {
+            Err(at) => {
+                // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
+                let word = unsafe { &*at };
+                word.quiescent();
+                if place::KEPT
+                    && let Some(own) = self.slots.get(self.slot_of(at))
+                {
+                    own.entered(Location::caller());
+                }
+                self.left(|| word.nesting() == 1);
+                token
+            }
+            Ok(place) => {
+                self.exit_shared(place);
+                marks::leave(self.mark(), Doing::Section);
+                self.left(|| true);
+                self.enter_slow()
+            }
         }
     }
 
@@ -163,6 +224,7 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
 
     fn barrier(&self) {
         self.check_outside("a barrier");
+        self.check_no_callback("a barrier");
         self.wait_for_callbacks();
     }
 }
