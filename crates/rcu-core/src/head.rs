@@ -182,12 +182,9 @@ impl Head {
     #[track_caller]
     fn claim(&self, callback: Callback) -> bool {
         // ORDERING: Relaxed: I1; of two threads that break it, one is told so.
-        let claimed = self.next.compare_exchange(
-            ptr::null_mut(),
-            END,
-            Ordering::Relaxed,
-            Ordering::Relaxed,
-        );
+        let claimed =
+            self.next
+                .compare_exchange(ptr::null_mut(), END, Ordering::Relaxed, Ordering::Relaxed);
         if claimed.is_ok() {
             return true;
         }
