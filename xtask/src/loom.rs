@@ -53,7 +53,7 @@ const fn mutant(weaken: &'static str, package: &'static str, test: &'static str)
     }
 }
 
-const MUTANTS: [Mutant; 11] = [
+const MUTANTS: [Mutant; 12] = [
     mutant("p2", "rcu-tree", "p2_enter_vs_scan"),
     mutant("p3", "rcu-tree", "p3_exit_vs_scan"),
     mutant("p3_enter", "rcu-tree", "p3_second_section"),
@@ -64,6 +64,7 @@ const MUTANTS: [Mutant; 11] = [
     mutant("p8_revoked", "rcu-core", "p8_owner_vs_visitor"),
     mutant("nulls", "rcu-core", "t23_a_reader_carried_off_starts_again"),
     mutant("p1_nulls", "rcu-core", "p1_a_reader_sees_what_a_link_leads_to"),
+    mutant("p8_work", "rcu-core", "p8_work_queue_vs_run"),
     mutant("refcount", "rcu-core", "r22_get_vs_last_put"),
 ];
 

@@ -22,6 +22,7 @@ mod section;
 mod seg_list;
 mod seq;
 pub mod sync;
+mod work;
 
 pub use boxed::{RcuBox, Reclaimer};
 pub use cb_list::CbList;
@@ -38,3 +39,4 @@ pub use retired::{Owned, Retired};
 pub use section::{Online, OnlineGuard, Section, SendGuard};
 pub use seg_list::SegList;
 pub use seq::{Cookie, FullCookie, Seq};
+pub use work::{Inline, RcuWork, ReadyWork, WorkList, WorkQueue};

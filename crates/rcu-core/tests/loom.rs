@@ -2,7 +2,8 @@
 //!
 //! Mutants: `--cfg weaken="p8"`, `"p8_busy"`, `"p8_revoked"` must each make `p8_owner_vs_visitor` fail, and `"p8_push"`
 //! `p8_head_stack_hand_over`; `"refcount"` `r22_get_vs_last_put`; `"nulls"`
-//! `t23_a_reader_carried_off_starts_again`; `"p1_nulls"` `p1_a_reader_sees_what_a_link_leads_to`.
+//! `t23_a_reader_carried_off_starts_again`; `"p1_nulls"` `p1_a_reader_sees_what_a_link_leads_to`;
+//! `"p8_work"` `p8_work_queue_vs_run`.
 //! Not shown: the asymmetry of `light` and `heavy`, which are full fences on both sides here.
 
 #![cfg(loom)]
@@ -13,7 +14,9 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 use rcu_core::cpu::{BiasedLock, LocalLock, SpinLock};
-use rcu_core::{Head, HeadStack, NullsHead, NullsLink, RefCount, Section, Visit};
+use rcu_core::manual::ManualGp;
+use rcu_core::{Callback, Cookie, GracePeriod, Head, HeadStack, Rcu};
+use rcu_core::{NullsHead, NullsLink, RcuWork, RefCount, Section, Visit};
 
 /// A lock and what it guards, which loom watches.
 struct Cell<L> {
@@ -391,5 +394,121 @@ fn p1_a_reader_sees_what_a_link_leads_to() {
         chains.del(0);
         chains.add(1, 0);
         reader.join().unwrap();
+    });
+}
+
+/// An RCU without readers, whose callbacks run when somebody calls `run`.
+#[derive(Default)]
+struct Deferred {
+    gp: ManualGp,
+    callbacks: HeadStack,
+}
+
+impl Deferred {
+    fn run(&self) {
+        let mut ready = self.callbacks.take();
+        while let Some(head) = ready.pop_front() {
+            // SAFETY: queued heads live to the model's end.
+            if let Callback::Run(func) = unsafe { head.as_ref() }.callback() {
+                // SAFETY: there are no readers.
+                unsafe { func(head) };
+            }
+        }
+    }
+}
+
+// SAFETY: that of `ManualGp`.
+unsafe impl GracePeriod for Deferred {
+    fn snapshot(&self) -> Cookie {
+        self.gp.snapshot()
+    }
+
+    fn start(&self) -> Cookie {
+        self.gp.start()
+    }
+
+    fn poll(&self, cookie: Cookie) -> bool {
+        self.gp.poll(cookie)
+    }
+
+    fn wait(&self, cookie: Cookie) {
+        self.gp.wait(cookie);
+    }
+
+    fn drive(&self) -> bool {
+        self.gp.drive()
+    }
+
+    fn grace_periods(&self) -> usize {
+        self.gp.grace_periods()
+    }
+}
+
+// SAFETY: there are no readers, so a callback may run at any time.
+unsafe impl Rcu for Deferred {
+    type Token = ();
+
+    fn enter(&self) {}
+
+    unsafe fn exit(&self, (): ()) {}
+
+    unsafe fn call(&self, head: NonNull<Head>, callback: Callback) {
+        // SAFETY: the head is valid (debt 1).
+        if unsafe { head.as_ref() }.begin_call(callback) {
+            // SAFETY: the caller's debts.
+            unsafe { self.callbacks.push(head) };
+        }
+    }
+
+    fn barrier(&self) {
+        self.run();
+    }
+}
+
+/// R19: a work that is queued while it runs, or is about to, runs again, or the run sees what was done before; it never
+/// runs twice at once, and its head is never queued twice.
+#[test]
+fn p8_work_queue_vs_run() {
+    /// Set by who queues; what a run saw; watched: one run at a time.
+    struct Data {
+        set: [AtomicUsize; 2],
+        seen: UnsafeCell<[usize; 2]>,
+    }
+    // SAFETY: `seen` is touched by the runner only, which is what is tested.
+    unsafe impl Sync for Data {}
+    fn run(work: &'static RcuWork<Data>) {
+        let data = work.data();
+        let now = [0, 1].map(|i| data.set[i].load(Ordering::Relaxed));
+        // SAFETY: one run at a time; loom fails if it is not so.
+        data.seen.with_mut(|seen| unsafe { *seen = now });
+    }
+    model(|| {
+        let data = Data {
+            set: Default::default(),
+            seen: UnsafeCell::new([0, 0]),
+        };
+        let work: *mut RcuWork<Data> = Box::into_raw(Box::new(RcuWork::new(data, run)));
+        // SAFETY: lives to the model's end, which is when nobody uses it.
+        let work: &'static RcuWork<Data> = unsafe { &*work };
+        let rcu = Arc::new(Deferred::default());
+        let queuer = {
+            let rcu = rcu.clone();
+            thread::spawn(move || {
+                work.data().set[1].store(1, Ordering::Relaxed);
+                let _ = work.queue(&*rcu);
+                rcu.run();
+            })
+        };
+        work.data().set[0].store(1, Ordering::Relaxed);
+        let _ = work.queue(&*rcu);
+        rcu.run();
+        queuer.join().unwrap();
+        rcu.run();
+        assert!(!work.is_pending());
+        // SAFETY: nothing runs any more.
+        let seen = work.data().seen.with(|seen| unsafe { *seen });
+        assert_eq!(seen, [1, 1], "a queueing that no run has seen");
+        // SAFETY: made above; nobody uses it any more.
+        drop(unsafe { Box::from_raw(core::ptr::from_ref(work).cast_mut()) });
     });
 }

@@ -1,6 +1,8 @@
 //! An RCU on one thread that frees as early as it may: a callback runs as soon as the sections that began before it was
 //! queued have ended. And boxes in it, whose memory is kept for inspection until nothing is queued.
 
+#![allow(dead_code, reason = "each test uses its part of it")]
+
 use rcu_core::{Callback, Cookie, Domain, GracePeriod, Head, Rcu, Reclaimer};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -47,7 +49,9 @@ impl Exact {
             (queued < s.oldest()).then(|| s.queue.pop_front().unwrap().1)
         }) {
             // SAFETY: queued heads are valid.
-            match unsafe { head.as_ref() }.callback() {
+            let taken = unsafe { head.as_ref() };
+            taken.set_unlinked();
+            match taken.callback() {
                 // SAFETY: its grace period is over.
                 Callback::Run(func) => unsafe { func(head) },
                 other => panic!("{other:?}"),
