@@ -53,7 +53,7 @@ const fn mutant(weaken: &'static str, package: &'static str, test: &'static str)
     }
 }
 
-const MUTANTS: [Mutant; 13] = [
+const MUTANTS: &[Mutant] = &[
     mutant("p2", "rcu-tree", "p2_enter_vs_scan"),
     mutant("p2_quiescent", "rcu-tree", "p2_quiescent_vs_scan"),
     mutant("p3", "rcu-tree", "p3_exit_vs_scan"),
@@ -67,6 +67,10 @@ const MUTANTS: [Mutant; 13] = [
     mutant("p8_busy", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_push", "rcu-core", "p8_head_stack_hand_over"),
     mutant("p8_revoked", "rcu-core", "p8_owner_vs_visitor"),
+    mutant("nulls", "rcu-core", "t23_a_reader_carried_off_starts_again"),
+    mutant("p1_nulls", "rcu-core", "p1_a_reader_sees_what_a_link_leads_to"),
+    mutant("p8_work", "rcu-core", "p8_work_queue_vs_run"),
+    mutant("refcount", "rcu-core", "r22_get_vs_last_put"),
 ];
 
 /// The packages that have a loom model.

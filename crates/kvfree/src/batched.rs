@@ -200,7 +200,9 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// 2. No new reader can find the object, and it is given up.
     pub unsafe fn retire_head(&self, head: NonNull<Head>, callback: Callback) {
         // SAFETY: the head is valid (1).
-        unsafe { head.as_ref() }.set_callback(callback);
+        if !unsafe { head.as_ref() }.begin_call(callback) {
+            return;
+        }
         // SAFETY: the caller's debts.
         unsafe { self.queue_head(head) };
     }

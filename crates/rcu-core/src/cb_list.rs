@@ -13,7 +13,7 @@
 //! # Invariants
 //! - I1. `first` and `last` are both null or both not, and `len` counts the heads between them.
 //! - I2. Every linked head is valid, is on this list only, and its `next` is written by the list's holder alone.
-//! - I3. The last head's `next` is null.
+//! - I3. The last head's `next` is null, as [`Head::next`] reads it.
 
 use crate::head::Head;
 use core::fmt;
@@ -105,7 +105,9 @@ impl CbList {
     pub fn pop_front(&mut self) -> Option<NonNull<Head>> {
         let head = NonNull::new(self.first)?;
         // SAFETY: linked heads are valid (I2).
-        self.first = unsafe { head.as_ref() }.next();
+        let popped = unsafe { head.as_ref() };
+        self.first = popped.next();
+        popped.set_unlinked();
         self.len -= 1;
         if self.first.is_null() {
             self.last = ptr::null_mut();

@@ -13,10 +13,20 @@
 //! - I1. A head is on at most one list, and its two words are written only by who holds it: the retiring thread
 //!   before it is queued, the list's lock holder while it is queued, the callback's runner afterwards.
 //! - I2. Both words are interior-mutable: readers may still hold a shared reference to the object around the head.
+//! - I3. Where heads are watched (debug builds, feature `debug-heads`), `next` is null exactly while the head is on no
+//!   list: the end of a list is a mark, which [`Head::next`] reads as null. All-zero bytes stay a head on no list. What
+//!   pops a head makes its `next` null before anyone runs the callback, which may free the head or queue it again.
 
+use crate::double_call::{self, DoubleCall};
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use core::fmt;
 use core::ptr::{self, NonNull};
+
+/// Whether heads know that they are queued (R18).
+pub(crate) const WATCHED: bool = cfg!(any(debug_assertions, feature = "debug-heads"));
+
+/// What a queued head without a successor is linked to, where heads are watched (I3). Never followed.
+const END: *mut Head = ptr::without_provenance_mut(usize::MAX);
 
 /// Offsets stay below this many words; anything at or above it is a function's address (K1).
 #[doc(alias = "KVFREE_RCU_OFFSET")]
@@ -149,19 +159,116 @@ impl Head {
         Callback::decode(self.func.load(Ordering::Relaxed))
     }
 
+    /// Notes what is to happen to a head that is about to be queued: what every [`Rcu::call`](crate::Rcu::call) does
+    /// first.
+    ///
+    /// False where heads are watched (debug builds, feature `debug-heads`) and this one is queued already: the caller
+    /// then leaves the head alone. The two queueings cannot both be right, so the object is leaked, its callback
+    /// replaced by one that does nothing, and the first few times this is [reported](crate::on_double_call). Elsewhere
+    /// nothing is checked, and a head that is queued twice corrupts the list.
+    #[doc(alias = "debug_rcu_head_queue")]
+    #[inline(always)]
+    #[must_use = "a head that is queued already must not be queued again"]
+    #[track_caller]
+    pub fn begin_call(&self, callback: Callback) -> bool {
+        if WATCHED && !self.claim(callback) {
+            return false;
+        }
+        self.set_callback(callback);
+        true
+    }
+
+    /// Marks a head on no list as queued.
+    #[track_caller]
+    fn claim(&self, callback: Callback) -> bool {
+        // ORDERING: Relaxed: I1; of two threads that break it, one is told so.
+        let claimed =
+            self.next
+                .compare_exchange(ptr::null_mut(), END, Ordering::Relaxed, Ordering::Relaxed);
+        if claimed.is_ok() {
+            return true;
+        }
+        let queued = self.callback();
+        self.set_callback(Callback::Run(leak));
+        double_call::report(&DoubleCall {
+            head: NonNull::from(self),
+            queued,
+            refused: callback,
+            by: core::panic::Location::caller(),
+        });
+        false
+    }
+
+    /// Whether the head is queued, where heads are watched (debug builds, feature `debug-heads`); else `None`.
+    #[must_use]
+    pub fn is_queued(&self) -> Option<bool> {
+        // ORDERING: Relaxed: I1, I3.
+        WATCHED.then(|| !self.next.load(Ordering::Relaxed).is_null())
+    }
+
+    /// Whether this head was given to [`Rcu::call`](crate::Rcu::call) with the function `func` since it was made, or
+    /// since the last [`Self::reset`]; true also after the function has run, as long as the memory is a head.
+    ///
+    /// For a reader that finds an object and wants to know whether it is on its way out. Whoever may call `call`
+    /// meanwhile must be excluded, or the answer is old. A function is known by its address: two functions of one body
+    /// may have one address, and a function compiled twice may have two.
+    ///
+    /// ```
+    /// use core::ptr::NonNull;
+    /// use rcu_core::{Callback, Head};
+    /// unsafe fn free(_: NonNull<Head>) {}
+    /// let head = Head::new();
+    /// assert!(!head.was_called(free));
+    /// assert!(head.begin_call(Callback::Run(free)));
+    /// assert!(head.was_called(free));
+    /// ```
+    #[doc(alias = "rcu_head_after_call_rcu")]
+    #[must_use]
+    pub fn was_called(&self, func: HeadFn) -> bool {
+        // ORDERING: Relaxed: the value only.
+        self.func.load(Ordering::Relaxed).addr() == (func as *mut ()).addr()
+    }
+
+    /// Forgets the callback, so that [`Self::was_called`] says no again. The head is on no list.
+    #[doc(alias = "rcu_head_init")]
+    pub fn reset(&self) {
+        debug_assert_ne!(self.is_queued(), Some(true), "I1: a queued head");
+        // ORDERING: Relaxed: I1.
+        self.func.store(ptr::null_mut(), Ordering::Relaxed);
+    }
+
     /// The next head on the list this one is on.
     #[must_use]
     pub fn next(&self) -> *mut Head {
         // ORDERING: Relaxed: I1.
-        self.next.load(Ordering::Relaxed)
+        let next = self.next.load(Ordering::Relaxed);
+        if WATCHED && next == END {
+            return ptr::null_mut();
+        }
+        next
     }
 
-    /// Links this head to `next`.
+    /// Links this head, which is on a list or about to be, to `next`, or to nothing.
     pub fn set_next(&self, next: *mut Head) {
+        let next = if WATCHED && next.is_null() { END } else { next };
         // ORDERING: Relaxed: I1.
         self.next.store(next, Ordering::Relaxed);
     }
+
+    /// Notes that the head is on no list any more, where heads are watched (I3): the last thing that is done to a head
+    /// before its callback gets it, for lists other than [`CbList`](crate::CbList), which does so itself.
+    #[inline(always)]
+    pub fn set_unlinked(&self) {
+        if WATCHED {
+            // ORDERING: Relaxed: I1.
+            self.next.store(ptr::null_mut(), Ordering::Relaxed);
+        }
+    }
 }
+
+/// What becomes of a head that was queued twice: nothing, for ever.
+#[doc(alias = "rcu_leak_callback")]
+unsafe fn leak(_: NonNull<Head>) {}
 
 impl Default for Head {
     fn default() -> Self {

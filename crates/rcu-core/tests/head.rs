@@ -1,10 +1,15 @@
-//! K1: the two meanings of a head's function word.
+//! K1: the two meanings of a head's function word. R18: heads that know that they are queued.
 
 #![cfg(not(loom))]
 
 use rcu_core::{Callback, HasHead, Head, HeadFn, HeadOffset, MAX_OFFSET_WORDS, has_head};
+use rcu_core::{CbList, HeadStack};
+#[cfg(any(debug_assertions, feature = "debug-heads"))]
+use rcu_core::{double_calls, on_double_call};
 use std::panic::catch_unwind;
 use std::ptr::NonNull;
+#[cfg(any(debug_assertions, feature = "debug-heads"))]
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const WORD: usize = size_of::<usize>();
 
@@ -95,4 +100,93 @@ fn a_fresh_head_is_on_no_list() {
     assert!(head.next().is_null());
     assert!(matches!(head.callback(), Callback::Free(at) if at.bytes() == 0));
     assert_eq!(size_of::<Head>(), 2 * WORD);
+}
+
+/// Heads are watched in debug builds and with the feature.
+const WATCHED: bool = cfg!(any(debug_assertions, feature = "debug-heads"));
+
+#[test]
+fn r18_a_head_is_queued_from_call_until_it_is_popped() {
+    let heads = [Head::new(), Head::new()];
+    let is = |i: usize, queued: bool| {
+        assert_eq!(heads[i].is_queued(), WATCHED.then_some(queued), "head {i}");
+    };
+    let mut list = CbList::new();
+    for head in &heads {
+        assert!(head.begin_call(Callback::Run(one)));
+        // SAFETY: the heads outlive the list, and are on no other.
+        unsafe { list.push_back(NonNull::from(head)) };
+    }
+    (0..2).for_each(|i| is(i, true));
+    assert!(heads[1].next().is_null(), "the end reads as null");
+    list.pop_front();
+    is(0, false);
+    is(1, true);
+    list.pop_front();
+    is(1, false);
+    assert!(heads[0].begin_call(Callback::Run(one)), "may be used again");
+    let stack = HeadStack::new();
+    // SAFETY: the head outlives the stack, and is on no list.
+    unsafe { stack.push(NonNull::from(&heads[0])) };
+    is(0, true);
+    let mut taken = stack.take();
+    is(0, true);
+    taken.pop_front();
+    is(0, false);
+}
+
+#[test]
+fn r18_zeroed_memory_is_a_head_on_no_list() {
+    // SAFETY: `Head` is `ZeroInit`.
+    let head: Head = unsafe { std::mem::zeroed() };
+    assert!(head.next().is_null() && head.is_queued() != Some(true));
+    assert!(head.begin_call(Callback::Run(one)));
+}
+
+#[test]
+fn r18_was_called_knows_the_function_until_it_is_reset() {
+    let head = Head::new();
+    assert!(!head.was_called(one));
+    head.set_callback(Callback::Run(one));
+    assert!(head.was_called(one) && !head.was_called(other));
+    head.reset();
+    assert!(!head.was_called(one));
+}
+
+/// One test for all that is said about double calls: the counter and the hook are the process's.
+#[test]
+#[cfg(any(debug_assertions, feature = "debug-heads"))]
+fn r18_a_double_call_is_refused_leaks_and_is_reported_three_times() {
+    static TOLD: AtomicUsize = AtomicUsize::new(0);
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    unsafe fn counted(_: NonNull<Head>) {
+        RUNS.fetch_add(1, Ordering::Relaxed);
+    }
+    on_double_call(|report| {
+        assert!(report.to_string().contains("tests/head.rs"), "{report}");
+        TOLD.fetch_add(1, Ordering::Relaxed);
+    });
+    let heads: [Head; 5] = std::array::from_fn(|_| Head::new());
+    let mut list = CbList::new();
+    for head in &heads {
+        assert!(head.begin_call(Callback::Run(counted)));
+        // SAFETY: the heads outlive the list, and are on no other.
+        unsafe { list.push_back(NonNull::from(head)) };
+    }
+    // The list's last head and inner ones, which differ in what `next` holds; the fourth stays as it is.
+    for head in [&heads[4], &heads[0], &heads[1], &heads[2]] {
+        assert!(!head.begin_call(Callback::Run(other)));
+    }
+    assert_eq!((double_calls(), TOLD.load(Ordering::Relaxed)), (4, 3));
+    assert_eq!(list.len(), 5, "the list is whole");
+    while let Some(head) = list.pop_front() {
+        // SAFETY: popped heads of this test are valid.
+        let Callback::Run(func) = unsafe { head.as_ref() }.callback() else {
+            panic!("an offset")
+        };
+        // SAFETY: the functions of this test take any head.
+        unsafe { func(head) };
+    }
+    assert_eq!(RUNS.load(Ordering::Relaxed), 1, "four leaked, one ran");
+    assert!(heads[0].begin_call(Callback::Run(counted)), "popped since");
 }

@@ -376,7 +376,9 @@ unsafe impl Rcu for Tiny {
             _ => panic!("rcu-tiny: a callback of an unknown kind"),
         }
         // SAFETY: the head is valid (debt 1).
-        unsafe { head.as_ref() }.set_callback(callback);
+        if !unsafe { head.as_ref() }.begin_call(callback) {
+            return;
+        }
         self.with(|c| {
             // SAFETY: valid until its callback gets it, on no list (debt 1), from any thread (debt 3).
             unsafe { c.waiting.push_back(head) };

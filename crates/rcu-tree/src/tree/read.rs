@@ -217,7 +217,9 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
 
     unsafe fn call(&self, head: NonNull<Head>, callback: Callback) {
         // SAFETY: the head is valid (1).
-        unsafe { head.as_ref() }.set_callback(callback);
+        if !unsafe { head.as_ref() }.begin_call(callback) {
+            return;
+        }
         // SAFETY: the caller's debts.
         unsafe { self.queue(head) };
     }
