@@ -53,7 +53,7 @@ const fn mutant(weaken: &'static str, package: &'static str, test: &'static str)
     }
 }
 
-const MUTANTS: [Mutant; 8] = [
+const MUTANTS: [Mutant; 9] = [
     mutant("p2", "rcu-tree", "p2_enter_vs_scan"),
     mutant("p3", "rcu-tree", "p3_exit_vs_scan"),
     mutant("p3_enter", "rcu-tree", "p3_second_section"),
@@ -62,6 +62,7 @@ const MUTANTS: [Mutant; 8] = [
     mutant("p8_busy", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_push", "rcu-core", "p8_head_stack_hand_over"),
     mutant("p8_revoked", "rcu-core", "p8_owner_vs_visitor"),
+    mutant("t39", "rcu-tree", "t39_barrier_vs_migration"),
 ];
 
 /// The packages that have a loom model.

@@ -5,7 +5,11 @@
 )]
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
+#[cfg(not(loom))]
 mod callbacks;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod callbacks;
 #[doc(hidden)]
 pub mod gp_seq;
 mod machine;
@@ -18,11 +22,11 @@ mod trace;
 mod tree;
 mod worker;
 
-pub use callbacks::FreeObject;
+pub use callbacks::{CallbackConfig, CallbackStats, FreeObject};
 pub use node::{FANOUT, FANOUT_LEAF, Geometry, Node};
 pub use slot::TreeSlot;
 pub use trace::{Event, Lane, NoTrace, Trace};
-pub use tree::{Token, Tree, TreeStats};
+pub use tree::{Pending, Token, Tree, TreeStats};
 
 #[doc(hidden)]
 pub use rcu_core;
@@ -46,11 +50,11 @@ pub use rcu_core;
 /// ```
 ///
 /// A second argument gives it a way to free objects for offset callbacks: `struct Routes, unsafe free = path::to::kfree;`
-/// (the expansion then owes the debt of [`Tree::with_free`]).
+/// (the expansion then owes the debt of [`Tree::with_free`]). Before it, `callbacks = …` sets a [`CallbackConfig`].
 #[cfg(all(feature = "std", not(loom)))]
 #[macro_export]
 macro_rules! static_tree {
-    ($(#[$m:meta])* $vis:vis struct $name:ident $(, unsafe free = $free:path)?;) => {
+    ($(#[$m:meta])* $vis:vis struct $name:ident $(, callbacks = $callbacks:expr)? $(, unsafe free = $free:path)?;) => {
         $(#[$m])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
         $vis struct $name;
@@ -68,6 +72,7 @@ macro_rules! static_tree {
                 // SAFETY: a static stays in place for ever, and a thread keeps its slot.
                 let tree = unsafe { $crate::Tree::new(Threads, slots, GEOMETRY, &NODES) };
                 let tree = tree.with_worker(|| TREE.work());
+                $(let tree = tree.with_callbacks($callbacks);)?
                 $(
                     // SAFETY: whoever wrote the macro's second argument vouches for it.
                     let tree = unsafe { tree.with_free($free) };

@@ -14,6 +14,7 @@ mod read;
 mod stats;
 mod wait;
 
+pub use calls::Pending;
 pub use read::Token;
 pub use stats::TreeStats;
 
@@ -23,7 +24,7 @@ use crate::machine::{Machine, World};
 use crate::node::{Geometry, Node, Nodes};
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
-use crate::trace::{NoTrace, Trace};
+use crate::trace::{Event, NoTrace, Trace};
 use crate::worker::Worker;
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -149,8 +150,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         self
     }
 
-    /// Gives the tree a worker: `main` is run on a thread of its own, at first need, and is to call
-    /// [`Self::work`] on this same tree, which must be static.
+    /// Gives the tree its threads, one that drives grace periods and one that runs callbacks: `main` is run on each, at
+    /// first need, and is to call [`Self::work`] on this same tree, which must be static.
     #[cfg(feature = "std")]
     #[must_use]
     pub const fn with_worker(mut self, main: fn()) -> Self {
@@ -175,16 +176,19 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         }
     }
 
-    fn lists(&self) -> Lists<'_, 'a, C::Lock> {
+    fn lists(&self) -> Lists<'_, 'a, C::Lock, T> {
         Lists {
             gp: &self.gp,
             nodes: &self.nodes,
             slots: &self.slots,
+            trace: &self.trace,
         }
     }
 
     fn kick(&self) {
-        self.worker.kick();
+        if self.worker.kick_driver() {
+            self.trace.event(Event::Wakeup);
+        }
     }
 }
 

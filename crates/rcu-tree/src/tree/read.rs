@@ -93,8 +93,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
 
     pub(super) fn take_offline(&self, slot: Slot, own: &TreeSlot<C::Lock>) {
         own.reader.set_offline();
-        if self.callbacks.migrate(own) {
-            self.kick();
+        if self.callbacks.migrate(&own.calls) {
+            self.kick_runner();
         }
         self.nodes.set_offline(slot, &self.trace);
     }
@@ -159,6 +159,13 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
         unsafe { head.as_ref() }.set_callback(callback);
         // SAFETY: the caller's debts.
         unsafe { self.queue(head) };
+    }
+
+    unsafe fn call_lazy(&self, head: NonNull<Head>, callback: Callback) {
+        // SAFETY: the head is valid (1).
+        unsafe { head.as_ref() }.set_callback(callback);
+        // SAFETY: the caller's debts.
+        unsafe { self.queue_lazily(head) };
     }
 
     fn barrier(&self) {

@@ -37,7 +37,7 @@ unsafe impl<C: Cpus, T: Trace> GracePeriod for Tree<'_, C, T> {
         loop {
             let in_the_way = self.drive();
             if self.poll(cookie) {
-                return;
+                return self.after_wait();
             }
             if in_the_way {
                 crate::worker::pause(&backoff);
