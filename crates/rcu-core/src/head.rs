@@ -137,6 +137,7 @@ impl Head {
     }
 
     /// Notes what is to happen, before the head is queued.
+    #[inline]
     pub fn set_callback(&self, callback: Callback) {
         // ORDERING: Relaxed: I1; whoever takes the head over is ordered by the list it is queued on.
         self.func.store(callback.encode(), Ordering::Relaxed);
@@ -151,12 +152,14 @@ impl Head {
 
     /// The next head on the list this one is on.
     #[must_use]
+    #[inline]
     pub fn next(&self) -> *mut Head {
         // ORDERING: Relaxed: I1.
         self.next.load(Ordering::Relaxed)
     }
 
     /// Links this head to `next`.
+    #[inline]
     pub fn set_next(&self, next: *mut Head) {
         // ORDERING: Relaxed: I1.
         self.next.store(next, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use calls::{Log, call, call_fn, call_lazy};
 use common::{tree, tree_with_callbacks};
 use rcu_core::cpu::{Cpus, OneCpu, PerSlot, Threads, UpLock};
 use rcu_core::{GracePeriod, Rcu};
-use rcu_tree::{CallbackConfig, Geometry, Node, Tree, TreeSlot};
+use rcu_tree::{CallbackConfig, Event, Geometry, Node, Trace, Tree, TreeSlot};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -429,4 +429,38 @@ fn a_panicking_callback_ends_the_program_without_std() {
     let message = String::from_utf8_lossy(&child.stderr);
     assert!(!child.status.success(), "the child lived on: {message}");
     assert!(message.contains("nothing can contain it"), "{message}");
+}
+
+/// Told of every batch, and of nothing else.
+#[derive(Debug, Default)]
+struct Batches(std::sync::Mutex<Vec<(usize, usize)>>);
+
+impl Trace for Batches {
+    fn event(&self, event: Event) {
+        let mut seen = self.0.lock().unwrap();
+        match event {
+            Event::BatchStart(n) => seen.push((n, 0)),
+            Event::BatchEnd(n) => seen.last_mut().unwrap().1 = n,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn batches_are_traced() {
+    let slots = Box::leak(Box::new([TreeSlot::new(UpLock::new())]));
+    let nodes = Box::leak(Box::new([Node::new()]));
+    // SAFETY: used from one thread only.
+    let cpu = unsafe { OneCpu::new() };
+    let seen: &'static Batches = Box::leak(Box::default());
+    let slots = PerSlot::from_slice(slots);
+    // SAFETY: leaked before its first use.
+    let tree = unsafe { Tree::traced(cpu, slots, Geometry::new(1), nodes, seen) };
+    let tree = Box::leak(Box::new(
+        tree.with_callbacks(CallbackConfig::new().batch_limit(4)),
+    ));
+    let log = Arc::new(Log::default());
+    (0..10).for_each(|n| call(tree, &log, n));
+    while !tree.tick(Duration::ZERO).is_nothing() {}
+    assert_eq!(*seen.0.lock().unwrap(), [(4, 4), (4, 4), (2, 2)]);
 }

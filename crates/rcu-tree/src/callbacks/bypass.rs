@@ -3,9 +3,12 @@
 //! Reasons: the flush time is over; an ordinary `call` on the slot; a barrier; [`flush_lazy`](crate::Tree::flush_lazy);
 //! as many as the high mark; the slot goes offline; [`hurry`](crate::Tree::hurry) (for those still to come).
 //!
-//! Why there is no bypass by rate (G21: sixteen enqueues a millisecond), as the kernel has: there it spares the lock that
-//! the owner and the callback thread contend for. Here the owner's lock is biased to it; a list's visitor costs the
-//! *visitor* a fence, a few times a batch, whether callbacks lie in one list or in two. See the README for figures.
+//! Why there is no bypass by rate (G21: more than sixteen enqueues a millisecond), as the kernel has: there it spares the
+//! lock that the owner and the callback thread contend for. Here the lock is biased to the owner, and the other side comes
+//! twice a turn, whichever list it has to empty. Measured (two shared CPUs, Xeon, best of four): at 100 enqueues a
+//! millisecond, six times the kernel's threshold, `call` took 16 ns with the callback thread at work and 21 ns with nobody
+//! but the owner at the list, who then numbers by itself. In a flood of 2 million, with the callback thread, `call` and
+//! callback together took 10.5 ns, without it 10.0: nothing is left for a bypass to save.
 //!
 //! # The time
 //! Nobody who parks reads a clock. A *timekeeper* (the callback thread, or the slot's own `tick`) notes in `since` when it

@@ -80,11 +80,10 @@ impl Callbacks {
         let Some(Some(mut batch)) = (unsafe { enter(calls, how, take) }) else {
             return 0;
         };
-        // From here on by visits even if the owner runs them, which may be on another slot by now. What it interrupted is
-        // not inside, or it would not have got the batch.
-        let ran = self.run_batch(lists, &mut batch, push, || {
-            number(lists.gp, &mut calls.queue.visit().list);
-        });
+        // What the owner queues meanwhile it numbers itself if it is much; a look here would cost it, and a fence.
+        let ran = self.run_batch(lists, &mut batch, push, || ());
+        // By a visit even if the owner ran them, which may be on another slot by now. What it interrupted is not inside, or
+        // it would not have got the batch.
         let mut queue = calls.queue.visit();
         queue.list.finished(ran.count);
         if queue.orphaned {

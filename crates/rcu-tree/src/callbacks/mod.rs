@@ -46,6 +46,8 @@ mod invoke;
 pub mod model;
 mod queue;
 mod stats;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use config::CallbackConfig;
 pub use stats::CallbackStats;

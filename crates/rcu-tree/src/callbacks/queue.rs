@@ -11,7 +11,7 @@
 //!
 //! # Invariants
 //! - I4. `turn` is zero while `list` is empty or `bypass` is not, so one comparison sends `call` the long way for
-//!   either; otherwise it is [`CHUNK`].
+//!   either; otherwise it is one less than [`CHUNK`].
 //! - I5. What is in `bypass` was queued after what is in `list`: an ordinary `call` first moves it over (R17).
 
 use super::config::{CallbackConfig, MAX_BATCH};
@@ -158,6 +158,7 @@ impl Callbacks {
     /// # Safety
     /// 1. The debts of `Rcu::call`, the callback being noted in `head`.
     /// 2. The caller owns the slot of `own`, if there is one.
+    #[inline]
     pub(crate) unsafe fn queue<L: LocalLock>(
         &self,
         gp: &GpSeq,
@@ -282,7 +283,7 @@ impl Callbacks {
     pub(super) fn settle<L: LocalLock>(&self, calls: &SlotCalls<L>, queue: &mut SlotQueue) {
         let len = queue.list.len();
         let plain = len > 0 && queue.bypass.is_empty();
-        queue.turn = if plain { CHUNK } else { 0 };
+        queue.turn = if plain { CHUNK - 1 } else { 0 };
         if queue.overloaded && len < self.config.qovld {
             queue.overloaded = false;
             // ORDERING: Relaxed: a hint about how long to pause.

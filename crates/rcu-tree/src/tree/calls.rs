@@ -303,6 +303,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     ///
     /// # Safety
     /// 1. The debts of [`rcu_core::Rcu::call`].
+    #[inline]
     pub(super) unsafe fn queue(&self, head: NonNull<Head>) {
         let own = self.own_slot();
         // SAFETY: the caller's debts; `own` is the caller's own slot.
