@@ -33,8 +33,8 @@ pub use rcu_core;
 
 /// Makes a static tree over the process's threads, with its worker and a [domain](rcu_core::Domain) type.
 ///
-/// The first `start` or `call` starts the worker, a thread, which allocates: if signal handlers are to retire, make one
-/// `start` before.
+/// The first `start` starts the thread that drives grace periods, the first `call` also the one that runs callbacks.
+/// Starting a thread allocates: if signal handlers are to do either, do it once before.
 ///
 /// ```
 /// use rcu_core::{GracePeriod, read_lock};

@@ -163,10 +163,11 @@ mod with_std {
             self.driver.kick(self.main) == Kicked::Woken
         }
 
-        /// Sees to it that callbacks are looked at soon. True if that took a wake-up.
+        /// Sees to it that callbacks are looked at soon. True if that took a wake-up. Starts both threads, so that a later
+        /// call need not start the driver, which allocates.
         pub(crate) fn kick_runner(&self) -> bool {
             match self.runner.kick(self.main) {
-                Kicked::Absent => self.kick_driver(),
+                Kicked::Absent | Kicked::Started => self.kick_driver(),
                 kicked => kicked == Kicked::Woken,
             }
         }
@@ -214,6 +215,7 @@ mod with_std {
     enum Kicked {
         Awake,
         Woken,
+        Started,
         Absent,
     }
 
@@ -287,7 +289,7 @@ mod with_std {
                 self.state.store(ABSENT, Ordering::Relaxed);
                 return Kicked::Absent;
             }
-            Kicked::Woken
+            Kicked::Started
         }
 
         fn run(

@@ -3,13 +3,14 @@
 //! A turn: numbered, taken out, run, put back (see [`super`]). What a turn leaves over waits for the next, so that every
 //! list has its turn (G14), and a callback that queues itself anew does not starve the others (T45).
 
-use super::queue::{CHUNK, SlotCalls, SlotQueue, number};
+use super::queue::{CHUNK, SlotCalls, SlotQueue, advance, number};
 use super::stats::Ran;
 use super::{Callbacks, Lists, Orphans};
+use crate::gp_seq::GpSeq;
 use crate::trace::{Event, Trace};
 use core::ptr::NonNull;
 use rcu_core::cpu::LocalLock;
-use rcu_core::{Callback, CbList, Head};
+use rcu_core::{Callback, CbList, Head, SegList};
 
 /// What a turn took out.
 struct Batch {
@@ -222,32 +223,35 @@ impl Callbacks {
     ///
     /// # Safety
     /// 1. The caller owns the slot of `own`.
-    pub(crate) unsafe fn left<L: LocalLock>(&self, own: Option<&SlotCalls<L>>) -> Left {
+    pub(crate) unsafe fn left<L: LocalLock>(&self, gp: &GpSeq, own: Option<&SlotCalls<L>>) -> Left {
         let mut left = Left::default();
-        let mut add = |ready, unnumbered| {
-            left.ready |= ready;
-            left.unnumbered |= unnumbered;
+        let mut add = |list: Option<&mut SegList>| {
+            let Some(list) = list else {
+                left.unnumbered = true;
+                return;
+            };
+            // What a grace period that ended just now has made ready.
+            advance(gp, list);
+            left.ready |= list.has_ready();
+            left.unnumbered |= list.has_unnumbered();
         };
         if let Some(own) = own
             && own.has_callbacks()
         {
             // SAFETY: the caller owns the slot (1).
-            match unsafe { own.queue.try_enter() } {
-                Some(queue) => add(queue.list.has_ready(), queue.list.has_unnumbered()),
-                None => add(false, true),
+            let queue = unsafe { own.queue.try_enter() };
+            match queue {
+                Some(mut queue) => add(Some(&mut queue.list)),
+                None => add(None),
             }
         }
         match self.orphans.try_lock() {
-            Some(orphans) => {
-                let can_run = orphans.awaited == 0 && orphans.list.in_flight() == 0;
-                add(
-                    can_run && orphans.list.has_ready(),
-                    orphans.list.has_unnumbered(),
-                );
-            }
-            None => add(false, true),
+            // Somebody else is running them, or has to bring a batch back first: that one looks again.
+            Some(orphans) if orphans.awaited > 0 || orphans.list.in_flight() > 0 => {}
+            Some(mut orphans) => add(Some(&mut orphans.list)),
+            None => add(None),
         }
-        add(false, !self.shared.is_empty());
+        left.unnumbered |= !self.shared.is_empty();
         left
     }
 }

@@ -326,6 +326,11 @@ pub(super) fn number(gp: &GpSeq, list: &mut SegList) -> bool {
     list.snap_advance_accelerate(snapshot, gp.load()) && gp.request(snapshot)
 }
 
+/// Moves what is ready by now to the front.
+pub(super) fn advance(gp: &GpSeq, list: &mut SegList) {
+    list.advance(gp.load());
+}
+
 /// Whether a grace period is being waited for now.
 fn in_progress(gp: &GpSeq) -> bool {
     gp.load().in_progress()

@@ -92,7 +92,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             self.push_on();
         }
         // SAFETY: `own` is the caller's slot.
-        let left = unsafe { self.callbacks.left(own.map(|own| &own.calls)) };
+        let left = unsafe { self.callbacks.left(&self.gp, own.map(|own| &own.calls)) };
         Pending {
             grace_period: self.gp.is_needed(),
             ready: left.ready,
