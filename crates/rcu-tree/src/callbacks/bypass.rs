@@ -5,10 +5,11 @@
 //!
 //! Why there is no bypass by rate (G21: more than sixteen enqueues a millisecond), as the kernel has: there it spares the
 //! lock that the owner and the callback thread contend for. Here the lock is biased to the owner, and the other side comes
-//! twice a turn, whichever list it has to empty. Measured (two shared CPUs, Xeon, best of four): at 100 enqueues a
-//! millisecond, six times the kernel's threshold, `call` took 16 ns with the callback thread at work and 21 ns with nobody
-//! but the owner at the list, who then numbers by itself. In a flood of 2 million, with the callback thread, `call` and
-//! callback together took 10.5 ns, without it 10.0: nothing is left for a bypass to save.
+//! twice a turn, whichever list it has to empty. Measured on two shared CPUs (Xeon, release build): at 100 enqueues a
+//! millisecond, six times the kernel's threshold, `call` took 16 ns with the callback thread at work and 22 ns with nobody
+//! but the owner at the list, who then numbers by itself. In floods of 2 million, `call` and callback together took 10.5
+//! to 22 ns with the callback thread and 10.0 to 10.8 without: what differs are the visits, two in a thousand
+//! callbacks or more, and a second list in the same cell would need them too.
 //!
 //! # The time
 //! Nobody who parks reads a clock. A *timekeeper* (the callback thread, or the slot's own `tick`) notes in `since` when it
