@@ -45,8 +45,9 @@ impl CallbackConfig {
 
     /// How many callbacks of one slot are run before the other slots have their turn. Default 1024; the kernel's is 10,
     /// which suits a soft interrupt that must be over soon. Here a turn costs the runner two visits to the list, each
-    /// with a heavy fence; batches of 1024 make that a small part of what the callbacks themselves cost, and delay
-    /// nobody by more than a tenth of a millisecond if they only free.
+    /// with a heavy fence. Half a million callbacks that free, run by the callback thread and a barrier on two CPUs, took
+    /// per callback 51 ns by tens, 11 by 64, 9 by 256, 5.5 by 1024, 6 by 4096, 5.2 by 65,536 (best of eight); a turn of 1024
+    /// delays the others by less than a tenth of a millisecond if its callbacks only free.
     ///
     /// # Panics
     /// If `callbacks` is zero: nothing would ever run.
