@@ -68,9 +68,14 @@ const MUTANTS: &[Mutant] = &[
     mutant("p8_push", "rcu-core", "p8_head_stack_hand_over"),
     mutant("p8_revoked", "rcu-core", "p8_owner_vs_visitor"),
     mutant("nulls", "rcu-core", "t23_a_reader_carried_off_starts_again"),
-    mutant("p1_nulls", "rcu-core", "p1_a_reader_sees_what_a_link_leads_to"),
+    mutant(
+        "p1_nulls",
+        "rcu-core",
+        "p1_a_reader_sees_what_a_link_leads_to",
+    ),
     mutant("p8_work", "rcu-core", "p8_work_queue_vs_run"),
     mutant("refcount", "rcu-core", "r22_get_vs_last_put"),
+    mutant("t39", "rcu-tree", "t39_barrier_vs_migration"),
 ];
 
 /// The packages that have a loom model.

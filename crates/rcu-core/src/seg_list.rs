@@ -257,6 +257,22 @@ impl SegList {
         self.len -= count;
     }
 
+    /// Queues all of `list` behind everything, to run after a grace period that it has no number for yet: what was
+    /// kept aside comes in.
+    #[doc(alias = "rcu_segcblist_insert_pend_cbs")]
+    pub fn insert_pending(&mut self, list: CbList) {
+        self.len += list.len();
+        self.segments[NEXT].append(list);
+    }
+
+    /// Takes over callbacks whose grace period is over, in front of what is ready here: the rest of a batch whose own
+    /// list is no more (S7).
+    pub fn adopt_done(&mut self, ready: CbList) {
+        self.len += ready.len();
+        self.segments[DONE].push_front_list(ready);
+        self.check();
+    }
+
     /// Takes over the callbacks of `other`, whose slot is no more (S7): the ready ones in front of
     /// this list's ready ones, the rest behind everything, to start over without a number.
     ///

@@ -162,3 +162,42 @@ fn s7_merge_starts_over_and_leaves_the_batch_in_flight() {
     dead.finished(drain(batch).len());
     assert!(dead.is_empty());
 }
+
+#[test]
+fn r17_what_was_kept_aside_comes_behind_everything_without_a_number() {
+    let heads: [Head; 4] = core::array::from_fn(|_| Head::new());
+    let mut list = SegList::new();
+    enqueue(&mut list, &heads[..2]);
+    let mut aside = CbList::new();
+    for head in &heads[2..] {
+        // SAFETY: the heads outlive the list, are on no list, and stay on this thread.
+        unsafe { aside.push_back(NonNull::from(head)) };
+    }
+    list.accelerate(cookie(1));
+    list.insert_pending(aside);
+    assert_eq!((list.seglens(), list.len()), ([0, 2, 0, 2], 4));
+    list.insert_pending(CbList::new());
+    list.accelerate(cookie(2));
+    list.advance(Seq::from_raw(8));
+    let order = [0, 1, 2, 3].map(|i: usize| NonNull::from(&heads[i]));
+    assert_eq!(drain(list.extract_done()), order);
+}
+
+#[test]
+fn s7_the_rest_of_a_batch_comes_in_front_of_what_was_merged_behind_it() {
+    let heads: [Head; 3] = core::array::from_fn(|_| Head::new());
+    let (mut survivor, mut dead) = (SegList::new(), SegList::new());
+    enqueue(&mut dead, &heads[..2]);
+    dead.accelerate(cookie(1));
+    dead.advance(Seq::from_raw(4));
+    let rest = dead.extract_done();
+    // SAFETY: the heads outlive the lists, are on no other, and stay on this thread.
+    assert!(unsafe { dead.entrain(NonNull::from(&heads[2])) });
+    survivor.merge(&mut dead);
+    assert_eq!((dead.len(), survivor.seglens()), (2, [1, 0, 0, 0]));
+    dead.finished(rest.len());
+    survivor.adopt_done(rest);
+    assert_eq!((dead.len(), survivor.len()), (0, 3));
+    let order = [0, 1, 2].map(|i: usize| NonNull::from(&heads[i]));
+    assert_eq!(drain(survivor.extract_done()), order);
+}

@@ -18,6 +18,7 @@ mod stats;
 mod strict;
 mod wait;
 
+pub use calls::Pending;
 pub use read::Token;
 pub use report::{Blocker, Blockers, StallReport, StallsSuppressed};
 pub use send::SendToken;
@@ -32,7 +33,7 @@ use crate::place::Place;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
 use crate::stall::Stalls;
-use crate::trace::{Lane, NoTrace, Trace};
+use crate::trace::{Event, Lane, NoTrace, Trace};
 use crate::waiters::Waiters;
 use crate::worker::Worker;
 use core::cell::UnsafeCell;
@@ -171,8 +172,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         self
     }
 
-    /// Gives the tree a worker: `main` is run on a thread of its own, at first need, and is to call
-    /// [`Self::work`] on this same tree, which must be static.
+    /// Gives the tree its threads, one that drives grace periods and one that runs callbacks: `main` is run on each, at
+    /// first need, and is to call [`Self::work`] on this same tree, which must be static.
     #[cfg(feature = "std")]
     #[must_use]
     pub const fn with_worker(mut self, main: fn()) -> Self {
@@ -208,16 +209,19 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         &self.counts[lane.index()]
     }
 
-    fn lists(&self) -> Lists<'_, 'a, C::Lock> {
+    fn lists(&self) -> Lists<'_, 'a, C::Lock, T> {
         Lists {
             gp: self.gp.polled(),
             nodes: &self.nodes,
             slots: &self.slots,
+            trace: &self.trace,
         }
     }
 
     fn kick(&self) {
-        self.worker.kick();
+        if self.worker.kick_driver() {
+            self.trace.event(Event::Wakeup);
+        }
     }
 }
 

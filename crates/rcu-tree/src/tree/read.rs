@@ -111,8 +111,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
 
     pub(super) fn take_offline(&self, slot: Slot, own: &TreeSlot<C::Lock>) {
         own.reader.set_offline();
-        if self.callbacks.migrate(own) {
-            self.kick();
+        if self.callbacks.migrate(&own.calls) {
+            self.kick_runner();
         }
         self.nodes.set_offline(slot, &self.trace);
     }
@@ -222,6 +222,15 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
         }
         // SAFETY: the caller's debts.
         unsafe { self.queue(head) };
+    }
+
+    unsafe fn call_lazy(&self, head: NonNull<Head>, callback: Callback) {
+        // SAFETY: the head is valid (1).
+        if !unsafe { head.as_ref() }.begin_call(callback) {
+            return;
+        }
+        // SAFETY: the caller's debts.
+        unsafe { self.queue_lazily(head) };
     }
 
     fn barrier(&self) {

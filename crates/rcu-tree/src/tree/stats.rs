@@ -6,7 +6,6 @@ use crate::trace::{Lane, Trace};
 use core::fmt;
 use core::time::Duration;
 use rcu_core::cpu::{Cpus, Slot};
-use rcu_core::sync::atomic::Ordering;
 
 /// Counts of one tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -184,8 +183,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             is_lingering: now.is_lingering(),
             nesting: now.nesting(),
             sections: now.sections(),
-            // ORDERING: Relaxed: a hint.
-            has_callbacks: own.has_callbacks.load(Ordering::Relaxed) != 0,
+            has_callbacks: !own.calls.is_idle(),
             place: own.place.get().filter(|_| !now.is_outside()),
         })
     }
