@@ -8,6 +8,7 @@ use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use clap::Args;
 
@@ -42,6 +43,8 @@ impl Options {
 struct Mutant {
     weaken: &'static str,
     package: &'static str,
+    /// The file in the package's `tests`.
+    file: &'static str,
     test: &'static str,
 }
 
@@ -49,23 +52,34 @@ const fn mutant(weaken: &'static str, package: &'static str, test: &'static str)
     Mutant {
         weaken,
         package,
+        file: "loom",
         test,
     }
 }
 
-const MUTANTS: [Mutant; 8] = [
+impl Mutant {
+    const fn in_file(self, file: &'static str) -> Self {
+        Self { file, ..self }
+    }
+}
+
+const MUTANTS: [Mutant; 12] = [
+    mutant("p1", "rcu-core", "p1_publish_vs_load"),
+    mutant("p1_exchange", "rcu-core", "p1_exchange_vs_load"),
     mutant("p2", "rcu-tree", "p2_enter_vs_scan"),
     mutant("p3", "rcu-tree", "p3_exit_vs_scan"),
     mutant("p3_enter", "rcu-tree", "p3_second_section"),
     mutant("p4", "rcu-tree", "p4_end_vs_poll"),
+    mutant("p5", "rcu-tree", "p5_unlink_vs_anothers_grace_period").in_file("loom_p5"),
     mutant("p8", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_busy", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_push", "rcu-core", "p8_head_stack_hand_over"),
     mutant("p8_revoked", "rcu-core", "p8_owner_vs_visitor"),
+    mutant("t38", "rcu-core", "t38_numbering_vs_grace_periods"),
 ];
 
-/// The packages that have a loom model.
-const PACKAGES: [&str; 2] = ["rcu-core", "rcu-tree"];
+/// The packages that have loom models, and the files that these are in.
+const MODELS: [(&str, &[&str]); 2] = [("rcu-core", &["loom"]), ("rcu-tree", &["loom", "loom_p5"])];
 
 /// Enough to find every known mutant, few enough that a model of three threads ends within seconds.
 const MAX_PREEMPTIONS: &str = "3";
@@ -115,9 +129,11 @@ struct Bench<'w> {
 
 impl<'w> Bench<'w> {
     fn new(workspace: &'w Workspace) -> Result<Self, Failure> {
-        for package in PACKAGES {
-            if !workspace.has_target(package, "test", "loom") {
-                return Err(Failure::Run(format!("{package} has no tests/loom.rs")));
+        for (package, files) in MODELS {
+            for file in files {
+                if !workspace.has_target(package, "test", file) {
+                    return Err(Failure::Run(format!("{package} has no tests/{file}.rs")));
+                }
             }
         }
         Ok(Self {
@@ -127,12 +143,12 @@ impl<'w> Bench<'w> {
         })
     }
 
-    fn cargo_test(&self, packages: &[&str], flags: &[&str]) -> Command {
+    fn cargo_test(&self, package: &str, files: &[&str], flags: &[&str]) -> Command {
         let mut command = self.workspace.cargo();
-        command.args(["test", "--release", "--test", "loom", "--target"]);
+        command.args(["test", "--release", "-p", package, "--target"]);
         command.arg(&self.host);
-        for package in packages {
-            command.args(["-p", package]);
+        for file in files {
+            command.args(["--test", file]);
         }
         let (name, value) = with_rustflags(flags);
         command.env(name, value);
@@ -145,15 +161,22 @@ impl<'w> Bench<'w> {
 
     /// Runs every model as it stands.
     fn models(&self) -> Result<(), Failure> {
-        let status = self
-            .cargo_test(&PACKAGES, &["--cfg=loom"])
-            .arg("--no-fail-fast")
-            .status()
-            .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
-        if status.success() {
+        let mut failed = Vec::new();
+        for (package, files) in MODELS {
+            let status = self
+                .cargo_test(package, files, &["--cfg=loom"])
+                .arg("--no-fail-fast")
+                .status()
+                .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
+            if !status.success() {
+                failed.push(package);
+            }
+        }
+        if failed.is_empty() {
             Ok(())
         } else {
-            Err(Failure::Run("a loom model failed".to_owned()))
+            let packages = failed.join(", ");
+            Err(Failure::Run(format!("a loom model failed in {packages}")))
         }
     }
 
@@ -162,30 +185,37 @@ impl<'w> Bench<'w> {
         let Mutant {
             weaken,
             package,
+            file,
             test,
         } = mutant;
+        let begun = Instant::now();
         let cfg = format!("--cfg=weaken=\"{weaken}\"");
         let mut command = if cfg!(unix) {
-            let mut command = self.cargo_test(&[package], &["--cfg=loom"]);
+            let mut command = self.cargo_test(package, &[file], &["--cfg=loom"]);
             let wrapper = self
                 .wrapper(weaken)
                 .map_err(|error| Failure::Run(format!("mutant {weaken}: no wrapper: {error}")))?;
             command.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
             command
         } else {
-            self.cargo_test(&[package], &["--cfg=loom", &cfg])
+            self.cargo_test(package, &[file], &["--cfg=loom", &cfg])
         };
         let output = command
             .args(["--", "--exact", test])
             .output()
             .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
+        let seconds = begun.elapsed().as_secs_f64();
         match judge(&output, test) {
             Fate::Killed => {
-                say(&format!("mutant {weaken}: killed by {package}::{test}"));
+                say(&format!(
+                    "mutant {weaken}: killed by {package}::{test}, {seconds:.1} s"
+                ));
                 Ok(true)
             }
             Fate::Survived => {
-                say(&format!("mutant {weaken}: SURVIVED {package}::{test}"));
+                say(&format!(
+                    "mutant {weaken}: SURVIVED {package}::{test}, {seconds:.1} s"
+                ));
                 Ok(false)
             }
             Fate::NotTested(why) => Err(Failure::Run(format!(

@@ -53,9 +53,9 @@ pub use reclaimers::{
 #[doc(hidden)]
 pub use sections::{
     r1_guards_end_in_any_order, r1_never_done_inside_a_section,
-    r1_never_done_while_another_thread_reads, r1_read_runs_inside,
-    r20_offline_lets_the_thread_wait, r20_online_is_a_section,
-    r20_online_threads_let_grace_periods_pass, r20_quiescent_respects_other_guards,
+    r1_never_done_while_another_thread_reads, r1_read_runs_inside, r20_g10_online_is_a_section,
+    r20_offline_lets_the_thread_wait, r20_online_threads_let_grace_periods_pass,
+    r20_quiescent_respects_other_guards,
 };
 #[doc(hidden)]
 pub use send::{
@@ -118,7 +118,7 @@ macro_rules! rcu_conformance {
                 r17_lazy_callbacks_wait_for_sections,
                 r17_t40_lazy_alone_is_found_by_barrier,
                 r20_offline_lets_the_thread_wait,
-                r20_online_is_a_section,
+                r20_g10_online_is_a_section,
                 r20_quiescent_respects_other_guards,
                 t45_callbacks_call_again,
             ]

@@ -237,6 +237,29 @@ impl SegList {
         waits
     }
 
+    /// The three steps with their inputs in the right order: takes a `snapshot`, reads `now`, then
+    /// [`snap_advance_accelerate`](Self::snap_advance_accelerate) (T38). Afterwards nothing is without a number.
+    ///
+    /// Returns the snapshot if callbacks wait for it now: the caller asks for that grace period. An empty list takes
+    /// no snapshot.
+    pub fn number(
+        &mut self,
+        snapshot: impl FnOnce() -> Cookie,
+        now: impl FnOnce() -> Seq,
+    ) -> Option<Cookie> {
+        if self.is_empty() {
+            return None;
+        }
+        let (cookie, now) = if cfg!(weaken = "t38") {
+            let now = now();
+            (snapshot(), now)
+        } else {
+            let cookie = snapshot();
+            (cookie, now())
+        };
+        self.snap_advance_accelerate(cookie, now).then_some(cookie)
+    }
+
     /// Takes out what is ready to run. It counts on (S6) until it is [`finished`](Self::finished)
     /// or [put back](Self::insert_done).
     #[doc(alias = "rcu_segcblist_extract_done_cbs")]

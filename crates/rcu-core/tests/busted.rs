@@ -243,7 +243,7 @@ const TESTS: [Test; 20] = [
     ("lazy", suite::r17_lazy_and_ordinary_callbacks_run_once),
     ("lazy alone", suite::r17_t40_lazy_alone_is_found_by_barrier),
     ("lazy inside", suite::r17_lazy_callbacks_wait_for_sections),
-    ("online", suite::r20_online_is_a_section),
+    ("online", suite::r20_g10_online_is_a_section),
     ("nested", suite::r20_quiescent_respects_other_guards),
 ];
 

@@ -1,8 +1,12 @@
 //! Models of this crate's ordering pairs. Each runs the real code, on loom's words.
 //!
-//! Mutants: `--cfg weaken="p8"`, `"p8_busy"`, `"p8_revoked"` must each make `p8_owner_vs_visitor` fail, and `"p8_push"`
-//! `p8_head_stack_hand_over`.
-//! Not shown: the asymmetry of `light` and `heavy`, which are full fences on both sides here.
+//! Mutants: `--cfg weaken="p8"`, `"p8_busy"`, `"p8_revoked"` must each make `p8_owner_vs_visitor` fail, `"p8_push"`
+//! `p8_head_stack_hand_over`, `"p1"` `p1_publish_vs_load`, `"p1_exchange"` `p1_exchange_vs_load`, `"t38"`
+//! `t38_numbering_vs_grace_periods`.
+//! Not shown: the asymmetry of `light` and `heavy`, which are full fences on both sides here. P1: a load that orders by
+//! address dependency only (loom has no consume; the load is an Acquire), and freeing (the model's objects live to its
+//! end; P2 to P5 are rcu-tree's). T38: more grace periods than three at once, and other lists of the same slot (the
+//! property test and the enumeration in `prop.rs` have those).
 
 #![cfg(loom)]
 
@@ -11,7 +15,11 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
 use rcu_core::cpu::{BiasedLock, LocalLock, SpinLock};
-use rcu_core::{Head, HeadStack};
+use rcu_core::manual::ManualGp;
+use rcu_core::{
+    Callback, Cookie, Domain, GracePeriod, Head, HeadStack, Rcu, RcuCell, RcuPointer, SegList,
+    read_lock,
+};
 
 /// A lock and what it guards, which loom watches.
 struct Cell<L> {
@@ -192,5 +200,154 @@ fn p8_head_stack_hand_over() {
         }
         assert!(stack.take().is_empty());
         assert_eq!(sum, 3);
+    });
+}
+
+/// A domain in which nothing is ever freed, so that guards have nothing to do.
+#[derive(Clone, Copy, Debug, Default)]
+struct Immortal;
+
+// SAFETY: nothing that is protected by this domain is freed before its model ends.
+unsafe impl GracePeriod for Immortal {
+    fn snapshot(&self) -> Cookie {
+        Cookie::COMPLETED
+    }
+    fn start(&self) -> Cookie {
+        Cookie::COMPLETED
+    }
+    fn poll(&self, _: Cookie) -> bool {
+        true
+    }
+    fn wait(&self, _: Cookie) {}
+    fn drive(&self) -> bool {
+        false
+    }
+    fn grace_periods(&self) -> usize {
+        0
+    }
+}
+
+// SAFETY: as above; no callback is queued.
+unsafe impl Rcu for Immortal {
+    type Token = ();
+    fn enter(&self) {}
+    unsafe fn exit(&self, (): ()) {}
+    unsafe fn call(&self, _: NonNull<Head>, _: Callback) {
+        unreachable!("nothing is retired by head");
+    }
+    fn barrier(&self) {}
+}
+
+// SAFETY: it has no state.
+unsafe impl Domain for Immortal {}
+
+/// A pointer to an object that its model owns.
+struct Borrowed(NonNull<Object>);
+
+// SAFETY: what is shared is the object, which is `Sync`.
+unsafe impl Send for Borrowed {}
+// SAFETY: as above.
+unsafe impl Sync for Borrowed {}
+
+// SAFETY: the pointer is a number that owns nothing; the object outlives the model's threads.
+unsafe impl RcuPointer for Borrowed {
+    type Target = Object;
+    type Domain = Immortal;
+
+    fn into_raw(self) -> NonNull<Object> {
+        self.0
+    }
+
+    unsafe fn from_raw(raw: NonNull<Object>) -> Self {
+        Self(raw)
+    }
+
+    unsafe fn drop_now(_: NonNull<Object>) {}
+}
+
+/// A writer builds an object and publishes it by `publish`; whoever loads it reads what was built.
+fn publish_vs_load(publish: impl Fn(&RcuCell<Borrowed>, Borrowed) + Copy + Send + Sync + 'static) {
+    model(move || {
+        let objects: Arc<[Object; 2]> = Arc::new(core::array::from_fn(|_| Object {
+            head: Head::new(),
+            value: UnsafeCell::new(0),
+        }));
+        let cell = Arc::new(RcuCell::<Borrowed>::empty());
+        let writer = thread::spawn({
+            let (objects, cell) = (objects.clone(), cell.clone());
+            move || {
+                for (i, object) in objects.iter().enumerate() {
+                    // SAFETY: this thread's own until it is published; loom fails if it is not so.
+                    object.value.with_mut(|value| unsafe { *value = i + 1 });
+                    publish(&cell, Borrowed(NonNull::from(object)));
+                }
+            }
+        });
+        let mut seen = 0;
+        for _ in 0..2 {
+            let guard = read_lock::<Immortal>();
+            if let Some(object) = cell.load(&guard) {
+                // SAFETY: published, and written by nobody since; loom fails if it is not so.
+                let value = object.value.with(|value| unsafe { *value });
+                assert!(value > 0 && value >= seen, "an older object than before");
+                seen = value;
+            }
+        }
+        writer.join().unwrap();
+        drop(cell.take());
+    });
+}
+
+/// P1: the pointer is not seen before the object.
+#[test]
+fn p1_publish_vs_load() {
+    publish_vs_load(|cell, new| cell.store(Some(new)));
+}
+
+/// P1, by compare-exchange, whose failure is a load as well.
+#[test]
+fn p1_exchange_vs_load() {
+    publish_vs_load(|cell, new| {
+        let guard = read_lock::<Immortal>();
+        let current = cell.load(&guard);
+        assert!(cell.compare_exchange(current, Some(new), &guard).is_ok());
+    });
+}
+
+/// T38: three callbacks are queued and numbered while grace periods start and end elsewhere; whatever comes between the
+/// steps, none is left without a number.
+#[test]
+fn t38_numbering_vs_grace_periods() {
+    model(|| {
+        let gp = Arc::new(ManualGp::new());
+        let driver = thread::spawn({
+            let gp = gp.clone();
+            move || {
+                gp.begin();
+                gp.end();
+                gp.begin();
+            }
+        });
+        let heads: [Head; 3] = core::array::from_fn(|_| Head::new());
+        let mut list = SegList::new();
+        for head in &heads {
+            // SAFETY: the head outlives the list, is on no other, and stays on this thread.
+            unsafe { list.enqueue(NonNull::from(head)) };
+            let waits = list.number(|| gp.snapshot(), || gp.seq());
+            assert!(!list.has_unnumbered(), "left behind");
+            assert!(waits.is_none_or(|cookie| list.last_cookie() == Some(cookie)));
+        }
+        driver.join().unwrap();
+        // What has a number gets ready without another look at the list.
+        while !list.is_empty() {
+            gp.advance();
+            list.advance(gp.seq());
+            let mut ready = list.extract_done();
+            let mut count = 0;
+            while ready.pop_front().is_some() {
+                count += 1;
+            }
+            list.finished(count);
+        }
     });
 }

@@ -34,7 +34,7 @@ macro_rules! domain_test {
 }
 domain_test!(domain_sections, r1_never_done_inside_a_section);
 domain_test!(domain_full, r8_t35_full_cookie_never_misses);
-domain_test!(domain_online, r20_online_is_a_section);
+domain_test!(domain_online, r20_g10_online_is_a_section);
 domain_test!(domain_lazy, r17_lazy_and_ordinary_callbacks_run_once);
 domain_test!(
     domain_callbacks,

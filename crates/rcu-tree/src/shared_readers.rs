@@ -116,4 +116,27 @@ mod tests {
             gp.end();
         }
     }
+    /// T47: readers overlap for ever, each in the bank that was current when it came, however long ago that was. Every
+    /// one holds up the first grace period that starts after it came, and no later one starts before it has gone.
+    #[test]
+    fn t47_a_bank_fetched_long_ago_is_waited_for() {
+        let (gp, readers) = (GpSeq::new(), SharedReaders::new());
+        let mut slow = readers.enter(&gp);
+        for _ in 0..1000 {
+            gp.start();
+            for _ in 0..3 {
+                let newcomer = readers.enter(&gp);
+                assert_ne!(newcomer, slow, "counted with those of before");
+                assert!(!readers.is_clear(&gp), "overtook the slow one");
+                readers.exit(newcomer);
+                assert!(!readers.is_clear(&gp), "taken for the slow one");
+            }
+            let next = readers.enter(&gp);
+            readers.exit(slow);
+            assert!(readers.is_clear(&gp), "waits for one of after its start");
+            gp.end();
+            slow = next;
+        }
+        readers.exit(slow);
+    }
 }

@@ -102,9 +102,9 @@ pub fn r1_read_runs_inside<R: Rcu>(rcu: &R) {
     rcu.synchronize();
 }
 
-/// R20: a thread that is always inside; quiescent states let grace periods pass, nothing else does.
+/// R20, G10: a thread that is always inside; quiescent states let grace periods pass, nothing else does.
 #[doc(hidden)]
-pub fn r20_online_is_a_section<R: Rcu>(rcu: &R) {
+pub fn r20_g10_online_is_a_section<R: Rcu>(rcu: &R) {
     let mut online = Online::new(rcu);
     for _ in 0..10 {
         let guard = online.guard();

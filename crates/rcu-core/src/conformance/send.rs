@@ -90,9 +90,9 @@ pub fn t41_a_section_outlives_its_thread<R: RcuSend + Sync>(rcu: &R) {
         };
         let cookie = rcu.start();
         holds_up(rcu, cookie);
-        drop(first);
-        holds_up(rcu, cookie);
         drop(second);
+        holds_up(rcu, cookie);
+        drop(first);
         drive_until_done(rcu, cookie);
     }
 }

@@ -33,6 +33,40 @@ fn a_zeroed_list_is_empty() {
 }
 
 #[test]
+fn s2_queueing_counts_before_it_links_and_gives_no_number() {
+    let heads: [Head; 3] = core::array::from_fn(|_| Head::new());
+    let mut list = SegList::new();
+    for (i, head) in heads.iter().enumerate() {
+        enqueue(&mut list, core::slice::from_ref(head));
+        assert_eq!((list.len(), list.nr_unnumbered()), (i + 1, i + 1));
+        assert!(list.pending_cookie().is_none());
+        list.advance(Seq::from_raw(4 * i));
+    }
+    assert_eq!(
+        list.seglens(),
+        [0, 0, 0, 3],
+        "time alone makes nothing ready"
+    );
+    assert!(list.accelerate(cookie(7)));
+    let more: [Head; 1] = [Head::new()];
+    enqueue(&mut list, &more);
+    assert_eq!(list.seglens(), [0, 3, 0, 1], "behind those with a number");
+}
+
+#[test]
+fn t38_an_empty_list_takes_no_snapshot() {
+    let mut list = SegList::new();
+    let refuse = || unreachable!("there is nothing to number");
+    assert_eq!(list.number(refuse, || unreachable!("nor to read")), None);
+    let heads: [Head; 1] = [Head::new()];
+    enqueue(&mut list, &heads);
+    let got = list.number(|| cookie(2), || Seq::from_raw(5));
+    assert_eq!(got, Some(cookie(2)));
+    let done = list.number(|| cookie(3), || Seq::from_raw(8));
+    assert_eq!((done, list.seglens()), (None, [1, 0, 0, 0]));
+}
+
+#[test]
 fn s4_accelerate_fills_the_earliest_segment_that_will_do() {
     let heads: [Head; 5] = core::array::from_fn(|_| Head::new());
     let mut list = SegList::new();
