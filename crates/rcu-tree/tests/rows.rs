@@ -25,7 +25,7 @@ fn traced(log: &'static Log) -> &'static Tree<'static, Threads, &'static Log> {
     let slots: Vec<_> = (0..Threads.nr_slots())
         .map(|_| TreeSlot::new(BiasedLock::new()))
         .collect();
-    let geometry = Geometry::with_fanout(slots.len(), 2, 2);
+    let geometry = Geometry::with_fanout(slots.len(), 8, 8);
     let nodes: Vec<_> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
     let slots = PerSlot::from_slice(Box::leak(slots.into_boxed_slice()));
     let nodes = Box::leak(nodes.into_boxed_slice());
@@ -128,7 +128,7 @@ fn g8_anybody_may_push() {
 /// G9: an idle slot is in an extended quiescent state: nobody waits for its thread to do anything.
 #[test]
 fn g9_an_idle_slot_is_credited_without_running() {
-    let tree = tree(2, 2);
+    let tree = tree(8, 8);
     let (idle, waited) = (Barrier::new(2), Barrier::new(2));
     std::thread::scope(|s| {
         s.spawn(|| {
