@@ -1,4 +1,5 @@
-//! What every [`GracePeriod`], [`Rcu`] and [`LocalLock`](crate::cpu::LocalLock) must do, as tests for whoever implements one.
+//! What every [`GracePeriod`], [`Rcu`](crate::Rcu), [`RcuSend`](crate::RcuSend) and
+//! [`LocalLock`](crate::cpu::LocalLock) must do, as tests for whoever implements one.
 //!
 //! Each macro makes a module of `#[test]`s from an expression that gives a *fresh* value; it is
 //! evaluated once in every test. The tests need `std` (and nothing of the kind in what they test).
