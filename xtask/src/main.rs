@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         Verb::Scale(options) => scale::run(&workspace, &options),
         Verb::TestAll(options) => test_all::run(&workspace, &options),
         Verb::Loom(options) => loom::run(&workspace, &options),
-        Verb::Tidy(_) => tidy::run(&workspace),
+        Verb::Tidy(options) => tidy::with_options(&workspace, &options),
     });
     match verdict {
         Ok(()) => ExitCode::SUCCESS,

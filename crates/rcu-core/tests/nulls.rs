@@ -285,8 +285,7 @@ fn t23_lookups_never_miss_what_is_always_there() {
                 lookups.fetch_add(1, Ordering::Relaxed);
             }
         });
-        let mut next = KEYS;
-        for turn in 0..MOVES {
+        for (turn, next) in (0..MOVES).zip(KEYS..) {
             let object = &objects[2 + turn % (KEYS - 2)];
             // SAFETY: one thread writes; everything stays where it is until the end.
             unsafe { object.link.del() };
@@ -295,7 +294,6 @@ fn t23_lookups_never_miss_what_is_always_there() {
                 std::thread::yield_now();
             }
             object.key.store(next, Ordering::Relaxed);
-            next += 1;
             object.refs.reset(1);
             add(object);
         }

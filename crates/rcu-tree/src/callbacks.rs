@@ -343,11 +343,7 @@ impl Callbacks {
 
 /// Snapshot, advance, accelerate (T38), and the request for what that leads to.
 fn number(gp: &GpSeq, list: &mut SegList) {
-    if list.is_empty() {
-        return;
-    }
-    let snapshot = gp.snapshot();
-    if list.snap_advance_accelerate(snapshot, gp.load()) {
+    if let Some(snapshot) = list.number(|| gp.snapshot(), || gp.load()) {
         gp.request(snapshot);
     }
 }
