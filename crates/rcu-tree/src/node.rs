@@ -2,7 +2,7 @@
 //!
 //! Source: Linux `rcu_init_geometry` and `rcu_report_qs_rnp` (G1, G5); why atomics instead of a lock a node: a
 //! report is one read-modify-write, and whoever empties a word goes up, so no word is written more often than its
-//! fanout in a grace period, and nobody waits.
+//! fanout in a grace period, and nobody waits. The scan reports what it finds under one leaf at once.
 //!
 //! # State
 //! | word | meaning | who writes |
@@ -15,9 +15,14 @@
 //! - I1. An inner bit of `waiting` is set before the child's word is; so the root is not empty before every child reported.
 //! - I2. A report only comes from, or about, a slot seen outside since the grace period started; clearing a bit that
 //!   a *later* grace period set is right too, because the slot is outside now (T37).
+//! - I3. A word is written only to change it, but for arming: a newcomer leaves a sticky bit alone that is set, and who
+//!   is not waited for has nothing to report. So coming and going write a leaf once each, and an inner node no more
+//!   often than it has children, ever.
 //!
 //! # Orderings
 //! - P3 goes up the tree by AcqRel: whoever empties a word has acquired all reports to it and releases them to the parent.
+//! - P2 where a newcomer finds a sticky bit set: it reads the bit before its full fence, so a driver whose fence comes
+//!   later reads that bit too. It looks at every level, since whoever set one bit may not have set the next yet.
 
 use crate::trace::{Event, Trace};
 use core::fmt;
@@ -200,12 +205,14 @@ impl<'a> Nodes<'a> {
         let mut index = slot.index() / g.fanout_leaf;
         let mut bit = 1u64 << (slot.index() % g.fanout_leaf);
         loop {
-            // ORDERING: P2 (newcomer's store): ordered before its first section by the full fence below;
-            // the driver reads after `heavy`.
-            self.node(level, index)
-                .online
-                .fetch_or(bit, Ordering::Release);
-            written(trace, level, index);
+            let online = &self.node(level, index).online;
+            // ORDERING: P2 (newcomer's read of a sticky bit): ordered before its first section by the full fence below.
+            if online.load(Ordering::Relaxed) & bit == 0 {
+                // ORDERING: P2 (newcomer's store): ordered before its first section by the full fence below;
+                // the driver reads after `heavy`.
+                online.fetch_or(bit, Ordering::Release);
+                written(trace, level, index);
+            }
             if level == 0 {
                 break;
             }
@@ -273,17 +280,31 @@ impl<'a> Nodes<'a> {
     ) {
         // ORDERING: Relaxed: a hint; reports are made by read-modify-writes.
         let waiting = self.node(level, index).waiting.load(Ordering::Relaxed);
+        trace.event(Event::NodeRead {
+            level: level as u8,
+            index: index as u32,
+        });
+        if !self.geometry.is_leaf_level(level) {
+            for child in bits(waiting) {
+                self.scan_below(
+                    level + 1,
+                    index * self.geometry.fanout + child,
+                    trace,
+                    passed,
+                );
+            }
+            return;
+        }
+        let slot = |bit| Slot::new((index * self.geometry.fanout_leaf + bit) as u32);
+        let mut through = 0;
         for bit in bits(waiting) {
-            if self.geometry.is_leaf_level(level) {
-                let slot = Slot::new((index * self.geometry.fanout_leaf + bit) as u32);
-                trace.event(Event::SlotRead(slot));
-                if passed(slot) {
-                    self.report(slot, trace);
-                }
-            } else {
-                self.scan_below(level + 1, index * self.geometry.fanout + bit, trace, passed);
+            trace.event(Event::SlotRead(slot(bit)));
+            if passed(slot(bit)) {
+                through |= 1u64 << bit;
             }
         }
+        self.clear(level, index, through, trace);
+        bits(through).for_each(|bit| trace.event(Event::Reported(slot(bit))));
     }
 
     /// Reports that `slot` was outside since the grace period in progress, if any, started.
@@ -291,25 +312,26 @@ impl<'a> Nodes<'a> {
     pub(crate) fn report(&self, slot: Slot, trace: &impl Trace) {
         let g = &self.geometry;
         let index = slot.index() / g.fanout_leaf;
-        self.clear(
-            g.levels - 1,
-            index,
-            1u64 << (slot.index() % g.fanout_leaf),
-            trace,
-        );
-        trace.event(Event::Reported(slot));
+        let bit = 1u64 << (slot.index() % g.fanout_leaf);
+        if self.clear(g.levels - 1, index, bit, trace) {
+            trace.event(Event::Reported(slot));
+        }
     }
 
-    fn clear(&self, level: usize, index: usize, bit: u64, trace: &impl Trace) {
+    /// Takes `gone` out of what is waited for, and goes up if that leaves nothing. False if nobody waits for `gone`.
+    fn clear(&self, level: usize, index: usize, gone: u64, trace: &impl Trace) -> bool {
+        let waiting = &self.node(level, index).waiting;
+        // ORDERING: Relaxed: I3: a bit that is armed only later is the scan's, which finds the slot outside (I2).
+        if waiting.load(Ordering::Relaxed) & gone == 0 {
+            return false;
+        }
         // ORDERING: P3 (up the tree): AcqRel, so that whoever empties the word carries all reports on.
-        let old = self
-            .node(level, index)
-            .waiting
-            .fetch_and(!bit, Ordering::AcqRel);
+        let old = waiting.fetch_and(!gone, Ordering::AcqRel);
         written(trace, level, index);
-        if old == bit {
+        if old != 0 && old & !gone == 0 {
             self.go_up(level, index, trace);
         }
+        true
     }
 
     fn go_up(&self, level: usize, index: usize, trace: &impl Trace) {
@@ -417,6 +439,42 @@ mod tests {
         assert!(tree.any_online_but(Some(Slot::new(5))));
         tree.set_offline(Slot::new(12), &NoTrace);
         assert!(!tree.any_online_but(Some(Slot::new(5))));
+    }
+
+    /// Which words were written, in order.
+    #[derive(Default)]
+    struct Writes(core::cell::RefCell<Vec<(u8, u32)>>);
+
+    impl Trace for Writes {
+        fn event(&self, event: Event) {
+            if let Event::NodeWrite { level, index, .. } = event {
+                self.0.borrow_mut().push((level, index));
+            }
+        }
+    }
+
+    #[test]
+    fn i3_words_are_written_only_to_change_them() {
+        let tree = nodes(Geometry::with_fanout(16, 4, 2));
+        let writes = Writes::default();
+        let wrote = |what: &dyn Fn(&Writes), expected: &[(u8, u32)]| {
+            what(&writes);
+            assert_eq!(writes.0.take(), expected);
+        };
+        let slot = Slot::new;
+        wrote(&|w| tree.set_online(slot(9), w), &[(2, 2), (1, 1), (0, 0)]);
+        wrote(&|w| tree.set_online(slot(10), w), &[(2, 2)]);
+        wrote(&|w| tree.set_online(slot(14), w), &[(2, 3), (1, 1)]);
+        wrote(&|w| tree.arm(w), &[(0, 0), (1, 1), (2, 2), (2, 3)]);
+        wrote(&|w| tree.scan(w, |s| s != slot(14)), &[(2, 2), (1, 1)]);
+        wrote(&|w| tree.report(slot(9), w), &[]);
+        wrote(&|w| tree.set_offline(slot(10), w), &[(2, 2)]);
+        assert!(!tree.is_clear());
+        wrote(
+            &|w| tree.set_offline(slot(14), w),
+            &[(2, 3), (1, 1), (0, 0), (2, 3)],
+        );
+        assert!(tree.is_clear());
     }
 
     #[test]
