@@ -16,13 +16,14 @@ mod shared_readers;
 mod slot;
 mod trace;
 mod tree;
+mod waiters;
 mod worker;
 
 pub use callbacks::FreeObject;
 pub use node::{FANOUT, FANOUT_LEAF, Geometry, Node};
 pub use slot::TreeSlot;
 pub use trace::{Event, Lane, NoTrace, Trace};
-pub use tree::{Token, Tree, TreeStats};
+pub use tree::{SendToken, Token, Tree, TreeStats};
 
 #[doc(hidden)]
 pub use rcu_core;
@@ -76,6 +77,7 @@ macro_rules! static_tree {
             };
 
             $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>);
+            $crate::rcu_core::__domain_send!($name, TREE, $crate::Tree<'static, Threads>);
 
             impl $name {
                 /// The tree behind the domain.

@@ -1,56 +1,86 @@
-//! The grace-period machine: passive, driven by whoever needs progress.
+//! The grace-period machine of one lane: passive, driven by whoever needs progress.
 //!
-//! Source: Linux `rcu_gp_kthread` (G2, G3, G7) as a state machine behind a try-lock instead of a thread, so that a
-//! waiter, a full batch, a worker thread or a kernel's tick can push it.
+//! Source: Linux `rcu_gp_kthread` (G2, G3, G7) and `tree_exp.h` (G17) as one state machine behind a try-lock instead of two
+//! sets of threads, so that a waiter, a full batch, a worker thread or a kernel's tick can push it. A tree has one for
+//! each lane; they share nothing but the merged sequence, so that an expedited grace period starts at once though a
+//! normal one is held up. What makes a grace period expedited is who drives it: the requester, at once and without
+//! sleeping (`waiters`).
 //!
 //! # State
-//! | state | sequence | left when |
+//! | phase | lane's sequence | left when |
 //! |---|---|---|
-//! | idle | phase 0 | somebody asked for a later cookie: start, fence, arm the tree |
+//! | idle | phase 0 | somebody asked for a later cookie: join, start, fence, arm the tree |
 //! | first scan | phase 1 | right away: slots outside are credited, words of the others noted |
-//! | scanning | phase 1 | the tree and the shared readers are clear: end |
+//! | scanning | phase 1 | the tree and the shared readers are clear: end, leave |
+//!
+//! | word | meaning | who writes |
+//! |---|---|---|
+//! | `state` | the phase, and the stake in the merged sequence (`gp_seq`) | the driver, under the lock |
+//! | `again` | somebody changed something and found the lock taken | set by whoever leaves, cleared by the driver |
 //!
 //! # Invariants
-//! - I1. One driver at a time: the machine's lock.
+//! - I1. One driver of a lane at a time: the machine's lock. Whoever holds both takes the normal lane's first.
 //! - I2. The tree is armed after the fence that follows the start, so every slot that is not waited for registers
 //!   after that fence and sees what was unlinked before the start (P2, newcomer).
-//! - I3. Whoever asks and finds the lock taken leaves; the driver looks again after it has let go, and both run a full
-//!   fence between their store and their load, so one of them sees the other's (T36).
+//! - I3. Whoever asks and finds the lock taken leaves. The driver looks again after a grace period's end; before that the
+//!   request is seen by whoever ends it. Both run a full fence between their store and their load, so one of them sees
+//!   the other's (T36).
 //! - I4. The fence is `heavy`, unless no slot but the driver's own takes part: then nobody's `light` has to be met. A
 //!   newcomer runs a full fence before it enters, as the driver does before it looks; one of them sees the other. So a
 //!   process with one reading thread, or none, pays no system call for a grace period.
+//! - I5. Whoever took a reader out of the way and will not come back (a section without a thread) *insists*: it sets `again`
+//!   before it tries the lock; the driver clears `again` when it has the lock and reads it after it has let go, with
+//!   full fences in between. So either it gets the lock or the driver looks once more.
+//! - I6. A look at the nodes and the look at the shared readers that follows it are made under the lock that a section
+//!   takes to move from one to the other (`tree::send`). So the section is seen in one of them.
 //!
 //! # Progress
-//! `drive` never waits: one pass at a time. A reader inside holds up the end, nothing else.
+//! `drive` never waits: one pass at a time, and another for each who insisted meanwhile. A reader inside holds up the
+//! end, nothing else.
 
-use crate::gp_seq::GpSeq;
+use crate::gp_seq::Sequences;
 use crate::node::Nodes;
 use crate::reader::Seen;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
 use crate::trace::{Event, Lane, Trace};
-use rcu_core::cpu::{LocalLock, PerSlot, Slot, SpinMutex};
+use rcu_core::Seq;
+use rcu_core::cpu::{LocalLock, PerSlot, Slot, SpinGuard, SpinMutex};
 use rcu_core::fence;
-use rcu_core::sync::atomic::Ordering;
+use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 
 /// Where the machine stands.
-#[derive(Debug, Default, PartialEq, Eq)]
-enum State {
-    #[default]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
     Idle,
     FirstScan,
     Scanning,
 }
 
-/// The driver's own state.
-#[derive(Debug, Default)]
+/// What the driver keeps from step to step.
+#[derive(Debug)]
+pub(crate) struct State {
+    phase: Phase,
+    stake: Seq,
+}
+
+impl State {
+    pub(crate) fn is_idle(&self) -> bool {
+        self.phase == Phase::Idle
+    }
+}
+
+/// The driver's own state, for one lane.
+#[derive(Debug)]
 pub(crate) struct Machine {
     state: SpinMutex<State>,
+    again: AtomicUsize,
 }
 
 /// What the machine works on.
 pub(crate) struct World<'t, 'a, L, T> {
-    pub(crate) gp: &'t GpSeq,
+    pub(crate) lane: Lane,
+    pub(crate) gp: &'t Sequences,
     pub(crate) nodes: &'t Nodes<'a>,
     pub(crate) slots: &'t PerSlot<'a, TreeSlot<L>>,
     pub(crate) shared: &'t SharedReaders,
@@ -59,51 +89,108 @@ pub(crate) struct World<'t, 'a, L, T> {
     pub(crate) trace: &'t T,
 }
 
+/// What came of a drive.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Driven {
+    /// Readers, or another driver, are in the way.
+    pub(crate) in_the_way: bool,
+    /// A grace period has been ended.
+    pub(crate) ended: bool,
+}
+
 impl Machine {
     rcu_core::const_fn! {
         pub(crate) const fn new() -> Self {
-            Self { state: SpinMutex::new(State::Idle) }
+            Self {
+                state: SpinMutex::new(State { phase: Phase::Idle, stake: Seq::INITIAL }),
+                again: AtomicUsize::new(0),
+            }
         }
     }
 
-    /// Pushes on until a reader is in the way or nothing is asked for; true in the first case.
-    pub(crate) fn drive<L: LocalLock, T: Trace>(&self, world: &World<'_, '_, L, T>) -> bool {
+    /// Keeps every driver out: meanwhile no grace period of the lane starts, arms or ends. Blocking, for one pass.
+    pub(crate) fn lock(&self) -> SpinGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Pushes on until a reader is in the way or nothing is asked for.
+    pub(crate) fn drive<L: LocalLock, T: Trace>(&self, world: &World<'_, '_, L, T>) -> Driven {
+        let mut driven = Driven::default();
         loop {
             fence::full();
-            if !world.gp.is_needed() {
-                return false;
+            if !world.gp.is_needed(world.lane) {
+                driven.in_the_way = false;
+                return driven;
             }
+            driven.in_the_way = true;
             let Some(mut state) = self.state.try_lock() else {
-                // I3: whoever holds the lock looks again.
-                return true;
+                // I3: whoever ends the grace period looks again.
+                return driven;
             };
-            if !step(&mut state, world) {
-                return true;
+            // ORDERING: Acquire: I5; what the one who insisted did comes before this look.
+            self.again.swap(0, Ordering::Acquire);
+            let ended = step(&mut state, world);
+            drop(state);
+            driven.ended |= ended;
+            if !ended && !self.is_asked_again() {
+                return driven;
             }
         }
+    }
+
+    /// As [`Self::drive`], by someone who took a reader out of the way and will not look again (I5).
+    pub(crate) fn insist<L: LocalLock, T: Trace>(&self, world: &World<'_, '_, L, T>) -> Driven {
+        // ORDERING: Release: I5.
+        self.again.store(1, Ordering::Release);
+        self.drive(world)
+    }
+
+    /// One look at the grace period in progress, if there is one and nobody else is at it; none is started.
+    pub(crate) fn nudge<L: LocalLock, T: Trace>(&self, world: &World<'_, '_, L, T>) -> Driven {
+        let mut driven = Driven::default();
+        if !world.gp.lane(world.lane).load().in_progress() {
+            return driven;
+        }
+        if let Some(mut state) = self.state.try_lock()
+            && !state.is_idle()
+        {
+            driven.ended = step(&mut state, world);
+        }
+        // I5: this driver too may have kept out someone who insisted.
+        if self.is_asked_again() {
+            let more = self.drive(world);
+            driven.ended |= more.ended;
+        }
+        driven
+    }
+
+    fn is_asked_again(&self) -> bool {
+        fence::full();
+        // ORDERING: Relaxed: I5, by the full fence above.
+        self.again.load(Ordering::Relaxed) != 0
     }
 }
 
-/// One step; false if readers are in the way.
+/// One step; true if it ended a grace period.
 fn step<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) -> bool {
-    if *state == State::Idle {
-        if !world.gp.is_needed() {
-            return true;
+    let World {
+        lane, gp, trace, ..
+    } = *world;
+    if state.is_idle() {
+        if !gp.is_needed(lane) {
+            return false;
         }
-        world.gp.start();
-        world
-            .trace
-            .event(Event::Started(Lane::Normal, world.gp.load()));
-        fence::full();
+        state.stake = gp.begin(lane);
+        trace.event(Event::Started(lane, gp.lane(lane).load()));
         if world.nodes.any_online_but(world.own) {
             fence::heavy();
         }
-        world.nodes.arm(world.trace);
-        world.trace.event(Event::Armed(Lane::Normal));
-        *state = State::FirstScan;
+        world.nodes.arm(lane, trace);
+        trace.event(Event::Armed(lane));
+        state.phase = Phase::FirstScan;
     }
-    let first = *state == State::FirstScan;
-    world.nodes.scan(world.trace, |slot| {
+    let first = state.phase == Phase::FirstScan;
+    world.nodes.scan(lane, trace, |slot| {
         let Some(slot) = world.slots.get(slot) else {
             return true;
         };
@@ -111,22 +198,22 @@ fn step<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) 
         if seen.is_outside() {
             return true;
         }
+        let first_seen = &slot.first_seen[lane.index()];
         if first {
             // ORDERING: Relaxed: the driver's own, under the machine's lock.
-            slot.first_seen.store(seen.raw(), Ordering::Relaxed);
+            first_seen.store(seen.raw(), Ordering::Relaxed);
             return false;
         }
         // ORDERING: Relaxed: the driver's own, under the machine's lock.
-        seen.passed_since(Seen::from_raw(slot.first_seen.load(Ordering::Relaxed)))
+        seen.passed_since(Seen::from_raw(first_seen.load(Ordering::Relaxed)))
     });
-    *state = State::Scanning;
-    if !world.nodes.is_clear() || !world.shared.is_clear(world.gp) {
+    state.phase = Phase::Scanning;
+    // I6.
+    if !world.nodes.is_clear(lane) || !world.shared.is_clear(gp, lane) {
         return false;
     }
-    world.gp.end();
-    world
-        .trace
-        .event(Event::Ended(Lane::Normal, world.gp.load()));
-    *state = State::Idle;
+    gp.finish(lane, state.stake);
+    trace.event(Event::Ended(lane, gp.lane(lane).load()));
+    state.phase = Phase::Idle;
     true
 }

@@ -9,22 +9,24 @@
 //! |---|---|---|
 //! | `online`, leaf | bit i: slot first+i takes part | its owner |
 //! | `online`, inner | bit i: child i ever had a slot; sticky | owners, at first registration |
-//! | `waiting` | bits the grace period in progress still waits for | driver at start; reporters clear |
+//! | `waiting[l]` | bits the grace period in progress of lane l still waits for | lane l's driver at start; reporters clear |
 //!
 //! # Invariants
 //! - I1. An inner bit of `waiting` is set before the child's word is; so the root is not empty before every child reported.
-//! - I2. A report only comes from, or about, a slot seen outside since the grace period started; clearing a bit that
+//! - I2. A report only comes from, or about, a slot seen outside since the lane's grace period started; clearing a bit that
 //!   a *later* grace period set is right too, because the slot is outside now (T37).
-//! - I3. A word is written only to change it, but for arming: a newcomer leaves a sticky bit alone that is set, and who
-//!   is not waited for has nothing to report. So coming and going write a leaf once each, and an inner node no more
-//!   often than it has children, ever.
+//! - I3. In a grace period of a lane, its word of a node is written once when armed and once for each bit at the most: a
+//!   bit that is clear is not cleared again. Whoever finds it clear while the driver is about to set it has nothing to
+//!   report: the driver finds the slot outside.
+//! - I4. `online` is written only to change it: a newcomer leaves sticky bits alone that are set. So coming and going
+//!   write a leaf once each, and an inner node no more often than it has children, ever.
 //!
 //! # Orderings
 //! - P3 goes up the tree by AcqRel: whoever empties a word has acquired all reports to it and releases them to the parent.
 //! - P2 where a newcomer finds a sticky bit set: it reads the bit before its full fence, so a driver whose fence comes
 //!   later reads that bit too. It looks at every level, since whoever set one bit may not have set the next yet.
 
-use crate::trace::{Event, Trace};
+use crate::trace::{Event, Lane, Trace};
 use core::fmt;
 use rcu_core::cpu::Slot;
 use rcu_core::fence;
@@ -121,11 +123,11 @@ impl Geometry {
     }
 }
 
-/// One node: two words on a line of their own.
+/// One node: its words on a line of their own.
 #[repr(align(128))]
 pub struct Node {
     online: AtomicU64,
-    waiting: AtomicU64,
+    waiting: [AtomicU64; Lane::ALL.len()],
 }
 
 impl Default for Node {
@@ -139,7 +141,7 @@ impl Node {
         /// A node with nobody below it.
         #[must_use]
         pub const fn new() -> Self {
-            Self { online: AtomicU64::new(0), waiting: AtomicU64::new(0) }
+            Self { online: AtomicU64::new(0), waiting: [AtomicU64::new(0), AtomicU64::new(0)] }
         }
     }
 }
@@ -152,10 +154,10 @@ impl fmt::Debug for Node {
                 "online",
                 &format_args!("{:#x}", self.online.load(Ordering::Relaxed)),
             )
-            // ORDERING: Relaxed: a report for people.
             .field(
                 "waiting",
-                &format_args!("{:#x}", self.waiting.load(Ordering::Relaxed)),
+                // ORDERING: Relaxed: a report for people.
+                &Lane::ALL.map(|l| self.waiting[l.index()].load(Ordering::Relaxed)),
             )
             .finish()
     }
@@ -230,68 +232,83 @@ impl<'a> Nodes<'a> {
         let leaf = self.node(g.levels - 1, slot.index() / g.fanout_leaf);
         let bit = 1u64 << (slot.index() % g.fanout_leaf);
         // G19: report before the bit is cleared. ORDERING: P3 (exit side) is in `report`.
-        self.report(slot, trace);
+        for lane in Lane::ALL {
+            self.report(lane, slot, trace);
+        }
         // ORDERING: P3 (exit side): a driver that no longer finds the slot comes after its last section.
         leaf.online.fetch_and(!bit, Ordering::Release);
         written(trace, g.levels - 1, slot.index() / g.fanout_leaf);
         trace.event(Event::Offline(slot));
     }
 
-    /// Arms the tree for a grace period that has started (`heavy` included): every slot that takes part is waited for.
-    pub(crate) fn arm(&self, trace: &impl Trace) {
-        self.arm_below(0, 0, trace);
+    /// Arms the tree for a grace period of `lane` that has started (`heavy` included): every slot that takes part is
+    /// waited for.
+    pub(crate) fn arm(&self, lane: Lane, trace: &impl Trace) {
+        self.arm_below(lane, 0, 0, trace);
     }
 
-    fn arm_below(&self, level: usize, index: usize, trace: &impl Trace) {
+    fn arm_below(&self, lane: Lane, level: usize, index: usize, trace: &impl Trace) {
         let node = self.node(level, index);
         // ORDERING: P2 (driver's read of the registry, after `heavy`); P3: a slot that is gone has released its sections.
         let online = node.online.load(Ordering::Acquire);
         // ORDERING: P3 (up the tree): armed before the children are (I1), by the driver alone.
-        node.waiting.store(online, Ordering::Release);
+        node.waiting[lane.index()].store(online, Ordering::Release);
         written(trace, level, index);
         if self.geometry.is_leaf_level(level) {
             if online == 0 {
-                self.go_up(level, index, trace);
+                self.go_up(lane, level, index, trace);
             }
             return;
         }
         for child in bits(online) {
-            self.arm_below(level + 1, index * self.geometry.fanout + child, trace);
+            self.arm_below(lane, level + 1, index * self.geometry.fanout + child, trace);
         }
     }
 
-    /// Whether the grace period waits for nobody any more.
-    pub(crate) fn is_clear(&self) -> bool {
+    /// Whether the grace period of `lane` waits for no slot any more.
+    pub(crate) fn is_clear(&self, lane: Lane) -> bool {
         // ORDERING: P3 (root): the driver comes after every report.
-        self.nodes[0].waiting.load(Ordering::Acquire) == 0
+        self.nodes[0].waiting[lane.index()].load(Ordering::Acquire) == 0
     }
 
-    /// Calls `passed` for each slot still waited for, and reports those for which it says yes.
-    pub(crate) fn scan(&self, trace: &impl Trace, mut passed: impl FnMut(Slot) -> bool) {
-        self.scan_below(0, 0, trace, &mut passed);
+    /// Whether the grace period of `lane` still waits for `slot`. Means something while the lane's machine is locked.
+    pub(crate) fn is_waiting_for(&self, lane: Lane, slot: Slot) -> bool {
+        let g = &self.geometry;
+        let leaf = self.node(g.levels - 1, slot.index() / g.fanout_leaf);
+        // ORDERING: Relaxed: set under the machine's lock, which the caller holds; cleared by, or about, the slot of the
+        // caller, who has been inside for longer than it looks.
+        let waiting = leaf.waiting[lane.index()].load(Ordering::Relaxed);
+        waiting & (1u64 << (slot.index() % g.fanout_leaf)) != 0
+    }
+
+    /// Calls `passed` for each slot that `lane` still waits for, and reports those for which it says yes.
+    pub(crate) fn scan(
+        &self,
+        lane: Lane,
+        trace: &impl Trace,
+        mut passed: impl FnMut(Slot) -> bool,
+    ) {
+        self.scan_below(lane, 0, 0, trace, &mut passed);
     }
 
     fn scan_below(
         &self,
+        lane: Lane,
         level: usize,
         index: usize,
         trace: &impl Trace,
         passed: &mut impl FnMut(Slot) -> bool,
     ) {
         // ORDERING: Relaxed: a hint; reports are made by read-modify-writes.
-        let waiting = self.node(level, index).waiting.load(Ordering::Relaxed);
+        let waiting = self.node(level, index).waiting[lane.index()].load(Ordering::Relaxed);
         trace.event(Event::NodeRead {
             level: level as u8,
             index: index as u32,
         });
         if !self.geometry.is_leaf_level(level) {
             for child in bits(waiting) {
-                self.scan_below(
-                    level + 1,
-                    index * self.geometry.fanout + child,
-                    trace,
-                    passed,
-                );
+                let child = index * self.geometry.fanout + child;
+                self.scan_below(lane, level + 1, child, trace, passed);
             }
             return;
         }
@@ -303,41 +320,42 @@ impl<'a> Nodes<'a> {
                 through |= 1u64 << bit;
             }
         }
-        self.clear(level, index, through, trace);
+        self.clear(lane, level, index, through, trace);
         bits(through).for_each(|bit| trace.event(Event::Reported(slot(bit))));
     }
 
-    /// Reports that `slot` was outside since the grace period in progress, if any, started.
+    /// Reports that `slot` was outside since the grace period in progress of `lane`, if any, started.
     #[doc(alias = "rcu_report_qs_rnp")]
-    pub(crate) fn report(&self, slot: Slot, trace: &impl Trace) {
+    pub(crate) fn report(&self, lane: Lane, slot: Slot, trace: &impl Trace) {
         let g = &self.geometry;
         let index = slot.index() / g.fanout_leaf;
         let bit = 1u64 << (slot.index() % g.fanout_leaf);
-        if self.clear(g.levels - 1, index, bit, trace) {
+        if self.clear(lane, g.levels - 1, index, bit, trace) {
             trace.event(Event::Reported(slot));
         }
     }
 
-    /// Takes `gone` out of what is waited for, and goes up if that leaves nothing. False if nobody waits for `gone`.
-    fn clear(&self, level: usize, index: usize, gone: u64, trace: &impl Trace) -> bool {
-        let waiting = &self.node(level, index).waiting;
-        // ORDERING: Relaxed: I3: a bit that is armed only later is the scan's, which finds the slot outside (I2).
-        if waiting.load(Ordering::Relaxed) & gone == 0 {
+    /// Clears bits, and what that empties above them. False if all were clear (I3).
+    fn clear(&self, lane: Lane, level: usize, index: usize, gone: u64, trace: &impl Trace) -> bool {
+        let word = &self.node(level, index).waiting[lane.index()];
+        // ORDERING: Relaxed: I3; a bit that is not there is not waited for.
+        if word.load(Ordering::Relaxed) & gone == 0 {
             return false;
         }
         // ORDERING: P3 (up the tree): AcqRel, so that whoever empties the word carries all reports on.
-        let old = waiting.fetch_and(!gone, Ordering::AcqRel);
+        let old = word.fetch_and(!gone, Ordering::AcqRel);
         written(trace, level, index);
         if old != 0 && old & !gone == 0 {
-            self.go_up(level, index, trace);
+            self.go_up(lane, level, index, trace);
         }
-        true
+        old & gone != 0
     }
 
-    fn go_up(&self, level: usize, index: usize, trace: &impl Trace) {
+    fn go_up(&self, lane: Lane, level: usize, index: usize, trace: &impl Trace) {
         if level > 0 {
             let fanout = self.geometry.fanout;
-            self.clear(level - 1, index / fanout, 1u64 << (index % fanout), trace);
+            let bit = 1u64 << (index % fanout);
+            self.clear(lane, level - 1, index / fanout, bit, trace);
         }
     }
 
@@ -417,15 +435,33 @@ mod tests {
                 tree.set_online(slot, &NoTrace);
             }
             for _ in 0..2 {
-                tree.arm(&NoTrace);
+                tree.arm(Lane::Normal, &NoTrace);
                 for (i, &slot) in slots.iter().enumerate() {
-                    assert!(!tree.is_clear(), "{n} slots, before report {i}");
-                    tree.report(slot, &NoTrace);
-                    tree.report(slot, &NoTrace);
+                    assert!(!tree.is_clear(Lane::Normal), "{n} slots, before report {i}");
+                    tree.report(Lane::Normal, slot, &NoTrace);
+                    tree.report(Lane::Normal, slot, &NoTrace);
                 }
-                assert!(tree.is_clear());
+                assert!(tree.is_clear(Lane::Normal));
             }
         }
+    }
+
+    #[test]
+    fn g17_the_lanes_wait_each_for_itself() {
+        let tree = nodes(Geometry::with_fanout(16, 2, 2));
+        let (slot, other) = (Slot::new(5), Slot::new(11));
+        tree.set_online(slot, &NoTrace);
+        tree.set_online(other, &NoTrace);
+        tree.arm(Lane::Normal, &NoTrace);
+        assert!(tree.is_clear(Lane::Expedited));
+        tree.report(Lane::Normal, slot, &NoTrace);
+        tree.arm(Lane::Expedited, &NoTrace);
+        assert!(!tree.is_waiting_for(Lane::Normal, slot));
+        assert!(tree.is_waiting_for(Lane::Expedited, slot));
+        tree.set_offline(other, &NoTrace);
+        assert!(tree.is_clear(Lane::Normal) && !tree.is_clear(Lane::Expedited));
+        tree.report(Lane::Expedited, slot, &NoTrace);
+        assert!(tree.is_clear(Lane::Expedited));
     }
 
     #[test]
@@ -454,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn i3_words_are_written_only_to_change_them() {
+    fn i3_i4_words_are_written_only_to_change_them() {
         let tree = nodes(Geometry::with_fanout(16, 4, 2));
         let writes = Writes::default();
         let wrote = |what: &dyn Fn(&Writes), expected: &[(u8, u32)]| {
@@ -465,31 +501,37 @@ mod tests {
         wrote(&|w| tree.set_online(slot(9), w), &[(2, 2), (1, 1), (0, 0)]);
         wrote(&|w| tree.set_online(slot(10), w), &[(2, 2)]);
         wrote(&|w| tree.set_online(slot(14), w), &[(2, 3), (1, 1)]);
-        wrote(&|w| tree.arm(w), &[(0, 0), (1, 1), (2, 2), (2, 3)]);
-        wrote(&|w| tree.scan(w, |s| s != slot(14)), &[(2, 2), (1, 1)]);
-        wrote(&|w| tree.report(slot(9), w), &[]);
+        wrote(
+            &|w| tree.arm(Lane::Normal, w),
+            &[(0, 0), (1, 1), (2, 2), (2, 3)],
+        );
+        wrote(
+            &|w| tree.scan(Lane::Normal, w, |s| s != slot(14)),
+            &[(2, 2), (1, 1)],
+        );
+        wrote(&|w| tree.report(Lane::Normal, slot(9), w), &[]);
         wrote(&|w| tree.set_offline(slot(10), w), &[(2, 2)]);
-        assert!(!tree.is_clear());
+        assert!(!tree.is_clear(Lane::Normal));
         wrote(
             &|w| tree.set_offline(slot(14), w),
             &[(2, 3), (1, 1), (0, 0), (2, 3)],
         );
-        assert!(tree.is_clear());
+        assert!(tree.is_clear(Lane::Normal));
     }
 
     #[test]
     fn an_empty_tree_and_an_emptied_leaf_wait_for_nobody() {
         let tree = nodes(Geometry::with_fanout(16, 2, 2));
-        tree.arm(&NoTrace);
-        assert!(tree.is_clear());
+        tree.arm(Lane::Normal, &NoTrace);
+        assert!(tree.is_clear(Lane::Normal));
         tree.set_online(Slot::new(5), &NoTrace);
         tree.set_online(Slot::new(11), &NoTrace);
         tree.set_offline(Slot::new(5), &NoTrace);
-        tree.arm(&NoTrace);
-        assert!(!tree.is_clear());
+        tree.arm(Lane::Normal, &NoTrace);
+        assert!(!tree.is_clear(Lane::Normal));
         tree.set_offline(Slot::new(11), &NoTrace);
-        assert!(tree.is_clear(), "G19: going offline reports");
-        tree.arm(&NoTrace);
-        assert!(tree.is_clear());
+        assert!(tree.is_clear(Lane::Normal), "G19: going offline reports");
+        tree.arm(Lane::Normal, &NoTrace);
+        assert!(tree.is_clear(Lane::Normal));
     }
 }

@@ -14,10 +14,13 @@
 //!
 //! # Life
 //! Enter adds one; the outermost enter is followed by `light`. Exit subtracts one; the outermost exit also
-//! counts the section. The scan credits a slot that is outside, or whose count differs from the one seen before.
+//! counts the section. A quiescent state of a thread that stays inside is both in one store: it counts the section and
+//! leaves the depth at one; `light` follows as after an enter. The scan credits a slot that is outside, or whose count
+//! differs from the one seen before.
 //!
 //! # Invariants
-//! - I1. While bits 0–15 are not zero, the count does not change: a changed count means a moment outside.
+//! - I1. While bits 0–15 are not zero, the count does not change but at a quiescent state of the outermost level: a changed
+//!   count means a moment at which the owner held no reference.
 //!   (A signal handler between an enter's load and store can make the count repeat, never advance wrongly: the
 //!   scan then waits for one section more.)
 //! - I2. Only the owner stores to the word, so load and store need not be one operation.
@@ -51,6 +54,12 @@ const ENTER: Ordering = if cfg!(weaken = "p3_enter") {
     Ordering::Release
 };
 const EXIT: Ordering = if cfg!(weaken = "p3") {
+    Ordering::Relaxed
+} else {
+    Ordering::Release
+};
+
+const QUIESCENT: Ordering = if cfg!(weaken = "p3_quiescent") {
     Ordering::Relaxed
 } else {
     Ordering::Release
@@ -152,7 +161,7 @@ impl ReaderWord {
         debug_assert!(word & NEST != 0, "I2: left a section that was not entered");
         if word & (NEST | LINGERING) == 1 {
             // ORDERING: P3 (exit side).
-            self.0.store(word + (SECTION - 1), EXIT);
+            self.0.store(word.wrapping_add(SECTION - 1), EXIT);
             return Outcome::Done;
         }
         self.exit_nested(word)
@@ -166,6 +175,21 @@ impl ReaderWord {
         // ORDERING: P3 (exit side): a release although the section goes on, since the scan may read this store.
         self.0.store(word - 1, EXIT);
         Outcome::Done
+    }
+
+    /// Leaves the outermost level and enters it anew, in one store. Nested, nothing happens. The caller is inside.
+    #[inline(always)]
+    pub fn quiescent(&self) {
+        // ORDERING: Relaxed: same thread (I2).
+        let word = self.0.load(Ordering::Relaxed);
+        debug_assert!(word & NEST != 0, "I2: quiescent outside a section");
+        if word & NEST == 1 {
+            // ORDERING: P3 (exit side) and P2 (enter side).
+            self.0.store(word.wrapping_add(SECTION), QUIESCENT);
+            if cfg!(not(weaken = "p2_quiescent")) {
+                fence::light();
+            }
+        }
     }
 
     /// What the scan sees. The caller has run `heavy` since the sequence was bumped.

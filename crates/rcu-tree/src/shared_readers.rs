@@ -1,92 +1,209 @@
-//! Readers without a slot: threads beyond the last slot, or past their thread-local destructors.
+//! Readers that no slot stands for: threads beyond the last slot, or past their thread-local destructors, and sections
+//! that belong to no thread at all.
 //!
-//! Two counts under a lock, by the parity of the grace period that the reader came before. Why not one
-//! count: it might never be seen at zero while such readers overlap.
+//! Counts under locks, by the parity of the grace periods that the reader came before. Why not one count: it might
+//! never be seen at zero while such readers overlap. Why sharded: tasks that enter and leave in parallel are not to meet
+//! at one lock.
 //!
 //! # State
 //! | field | meaning |
 //! |---|---|
-//! | `inside[p]` | readers inside that entered while the *bank* of the sequence was p |
+//! | `shards[s].inside[b]` | readers inside that entered in shard s while the *banks* of the two lanes were b; under the shard's lock |
+//! | `used` | bit s: shard s has ever had a reader; sticky |
 //!
-//! The bank of a sequence value flips when a grace period starts: `(seq + 3) / 4 mod 2`.
+//! The bank of a lane flips when a grace period of it starts: `(seq + 3) / 4 mod 2`. A count's index holds both lanes'
+//! banks, the normal one in bit 0, the expedited one in bit 1.
 //!
 //! # Invariants
-//! - I1. A grace period waits for the bank that was current before it started; the other one was drained by the
-//!   grace period before, so everyone there entered after this one's start.
+//! - I1. A grace period of a lane waits for the bank that was current before it started; the other one was drained by
+//!   the lane's grace period before, so everyone there entered after this one's start.
+//! - I2. A section that moves here from a slot ([`SharedReaders::admit`]) counts, for a lane whose grace period still waits
+//!   for the slot, in the bank which that grace period waits for, and otherwise in the current one: it began after the
+//!   start, or after the slot was credited. The first is sometimes stricter than needed, at most once a slot and grace
+//!   period, since the next scan finds the slot past its section: moves cannot starve a grace period.
 //!
 //! # Orderings
-//! - P2 (shared side): the reader runs a full fence between reading the sequence and its section; the driver has run
-//!   `heavy` after bumping it. If the reader read the old value it is counted before the driver's look, by the lock;
-//!   if it read the new one, the writer's fence (P5) came before the reader's, so it sees the unlinking.
+//! - P2 (shared side): the reader runs a full fence between reading a lane's sequence and its section; the driver has run
+//!   a full fence after bumping it. If the reader read the old value it is counted before the driver's look, by the
+//!   shard's lock (had it come after, the lock would have shown it the new value); if it read the new one, the driver's
+//!   join came before that, so the writer's fence (P5) came before the reader's, and it sees the unlinking.
+//! - P2 (a shard's first reader): sets its bit in `used`, then the full fence; the driver reads `used` after its own. A
+//!   driver that misses the bit misses a reader who sees what was unlinked: the newcomer's argument.
 //! - P3 (shared side): the exit's unlock / the driver's lock.
 //!
 //! # Progress
 //! Blocking, for the lock's few instructions. Not for signal handlers of such threads.
 
-use crate::gp_seq::GpSeq;
+use crate::gp_seq::Sequences;
+use crate::trace::Lane;
+#[cfg(loom)]
+use core::array;
+use crossbeam_utils::CachePadded;
 use rcu_core::Seq;
-use rcu_core::cpu::SpinMutex;
+use rcu_core::cpu::{Slot, SpinMutex};
 use rcu_core::fence;
+use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 
-/// Which of the two counts a reader is in.
+/// How many locks the readers are spread over: more than a few tasks enter or leave at the same moment.
+pub(crate) const NR_SHARDS: usize = 16;
+/// One for each pair of banks.
+const NR_COUNTS: usize = 1 << Lane::ALL.len();
+
+/// The current bank of a sequence, 0 or 1. A grace period in progress waits for the other one.
+const fn current_bank(seq: Seq) -> usize {
+    (seq.raw().wrapping_add(3) >> 2) & 1
+}
+
+/// Where a reader is counted: its shard, and its bank in each lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Bank(bool);
+pub(crate) struct Place(u8);
 
-impl Bank {
-    const fn of(seq: Seq) -> Self {
-        Self((seq.raw().wrapping_add(3) >> 2) & 1 == 1)
+impl Place {
+    /// Raw values are below this.
+    pub(crate) const LIMIT: usize = NR_SHARDS * NR_COUNTS;
+
+    fn new(shard: usize, count: usize) -> Self {
+        Self((shard % NR_SHARDS * NR_COUNTS + count) as u8)
     }
 
-    /// The bank that a grace period in progress waits for.
-    const fn before(seq: Seq) -> Self {
-        Self(!Self::of(seq).0)
-    }
-
-    pub(crate) const fn index(self) -> usize {
+    pub(crate) const fn raw(self) -> usize {
         self.0 as usize
     }
 
-    pub(crate) const fn from_index(index: usize) -> Self {
-        Self(index & 1 == 1)
+    /// The place with this raw value, which came from [`Self::raw`].
+    pub(crate) fn from_raw(raw: usize) -> Self {
+        debug_assert!(raw < Self::LIMIT, "not a place");
+        Self((raw % Self::LIMIT) as u8)
+    }
+
+    const fn shard(self) -> usize {
+        self.raw() / NR_COUNTS
+    }
+
+    const fn count(self) -> usize {
+        self.raw() % NR_COUNTS
+    }
+
+    #[cfg(test)]
+    const fn bank(self, lane: Lane) -> usize {
+        self.count() >> lane.index() & 1
     }
 }
 
-/// The shared counts of one tree.
-#[derive(Debug, Default)]
+#[derive(Debug)]
+struct Shard {
+    inside: SpinMutex<[usize; NR_COUNTS]>,
+}
+
+#[derive(Debug)]
 pub(crate) struct SharedReaders {
-    inside: SpinMutex<[usize; 2]>,
+    shards: [CachePadded<Shard>; NR_SHARDS],
+    used: CachePadded<AtomicUsize>,
+    /// Spreads readers without a slot.
+    turn: CachePadded<AtomicUsize>,
 }
 
 impl SharedReaders {
-    rcu_core::const_fn! {
-        pub(crate) const fn new() -> Self {
-            Self { inside: SpinMutex::new([0; 2]) }
+    #[cfg(not(loom))]
+    pub(crate) const fn new() -> Self {
+        Self {
+            shards: [const { CachePadded::new(Shard::new()) }; NR_SHARDS],
+            used: CachePadded::new(AtomicUsize::new(0)),
+            turn: CachePadded::new(AtomicUsize::new(0)),
         }
     }
 
+    #[cfg(loom)]
+    pub(crate) fn new() -> Self {
+        Self {
+            shards: array::from_fn(|_| CachePadded::new(Shard::new())),
+            used: CachePadded::new(AtomicUsize::new(0)),
+            turn: CachePadded::new(AtomicUsize::new(0)),
+        }
+    }
+
+    /// Enters; `slot` is the caller's, if it has one, and only a hint where to count.
     #[cold]
-    pub(crate) fn enter(&self, gp: &GpSeq) -> Bank {
-        let mut inside = self.inside.lock();
-        let bank = Bank::of(gp.load());
-        inside[bank.index()] += 1;
+    pub(crate) fn enter(&self, gp: &Sequences, slot: Option<Slot>) -> Place {
+        let shard = slot.map_or_else(
+            // ORDERING: Relaxed: only spreads.
+            || self.turn.fetch_add(1, Ordering::Relaxed) % NR_SHARDS,
+            |slot| slot.index() % NR_SHARDS,
+        );
+        self.use_shard(shard);
+        let mut inside = self.shards[shard].inside.lock();
+        let count = Lane::ALL
+            .iter()
+            .map(|&lane| current_bank(gp.lane(lane).load()) << lane.index())
+            .sum();
+        inside[count] += 1;
         drop(inside);
         fence::full();
-        bank
+        Place::new(shard, count)
     }
 
+    /// Counts a section that is inside already, on `slot`. `waited_for` says whether the grace period in progress of a
+    /// lane, if there is one, still waits for the slot (I2). The machines of both lanes are locked.
+    pub(crate) fn admit(
+        &self,
+        gp: &Sequences,
+        slot: Slot,
+        waited_for: impl Fn(Lane) -> bool,
+    ) -> Place {
+        let shard = slot.index() % NR_SHARDS;
+        self.use_shard(shard);
+        let count: usize = Lane::ALL
+            .iter()
+            .map(|&lane| {
+                let current = current_bank(gp.lane(lane).load());
+                (current ^ usize::from(waited_for(lane))) << lane.index()
+            })
+            .sum();
+        self.shards[shard].inside.lock()[count] += 1;
+        Place::new(shard, count)
+    }
+
+    /// Notes that there are readers in `shard`. A full fence follows before the section; or the machines are locked.
+    fn use_shard(&self, shard: usize) {
+        // ORDERING: Relaxed: sticky; who finds its bit set runs its full fence all the same (P2).
+        if self.used.load(Ordering::Relaxed) & (1 << shard) == 0 {
+            // ORDERING: P2 (a shard's first reader), by the full fence that follows.
+            self.used.fetch_or(1 << shard, Ordering::Release);
+        }
+    }
+
+    /// Leaves. True if that was the last one of its count, which a grace period may be waiting for.
     #[cold]
-    pub(crate) fn exit(&self, bank: Bank) {
-        let mut inside = self.inside.lock();
-        debug_assert!(
-            inside[bank.index()] > 0,
-            "left a section that was not entered"
-        );
-        inside[bank.index()] -= 1;
+    pub(crate) fn exit(&self, place: Place) -> bool {
+        let mut inside = self.shards[place.shard()].inside.lock();
+        let count = &mut inside[place.count()];
+        debug_assert!(*count > 0, "left a section that was not entered");
+        *count -= 1;
+        *count == 0
     }
 
-    /// Whether the grace period in progress waits for none of these readers.
-    pub(crate) fn is_clear(&self, gp: &GpSeq) -> bool {
-        self.inside.lock()[Bank::before(gp.load()).index()] == 0
+    /// Whether the grace period in progress of `lane` waits for none of these readers. The lane's driver only.
+    pub(crate) fn is_clear(&self, gp: &Sequences, lane: Lane) -> bool {
+        // ORDERING: P2 (driver's read, after its full fence).
+        let used = self.used.load(Ordering::Acquire);
+        if used == 0 {
+            return true;
+        }
+        let before = current_bank(gp.lane(lane).load()) ^ 1;
+        (0..NR_SHARDS).filter(|s| used >> s & 1 != 0).all(|s| {
+            let inside = self.shards[s].inside.lock();
+            (0..NR_COUNTS)
+                .filter(|count| count >> lane.index() & 1 == before)
+                .all(|count| inside[count] == 0)
+        })
+    }
+}
+
+impl Shard {
+    rcu_core::const_fn! {
+        const fn new() -> Self {
+            Self { inside: SpinMutex::new([0; NR_COUNTS]) }
+        }
     }
 }
 
@@ -96,24 +213,54 @@ mod tests {
 
     #[test]
     fn a_grace_period_waits_for_those_before_it_and_for_nobody_after() {
-        let (gp, readers) = (GpSeq::new(), SharedReaders::new());
-        for _ in 0..1000 {
-            let before = readers.enter(&gp);
-            gp.start();
-            assert!(!readers.is_clear(&gp));
-            let after = readers.enter(&gp);
-            assert_ne!(before, after);
-            readers.exit(before);
-            assert!(readers.is_clear(&gp));
-            gp.end();
-            let idle = readers.enter(&gp);
-            assert_eq!(after, idle);
-            gp.start();
-            readers.exit(after);
-            assert!(!readers.is_clear(&gp));
-            readers.exit(idle);
-            assert!(readers.is_clear(&gp));
-            gp.end();
+        for lane in Lane::ALL {
+            let (gp, readers) = (Sequences::new(), SharedReaders::new());
+            for round in 0..1000 {
+                let slot = Some(Slot::new(round % 40));
+                let before = readers.enter(&gp, slot);
+                let stake = gp.begin(lane);
+                assert!(!readers.is_clear(&gp, lane));
+                let after = readers.enter(&gp, None);
+                assert_ne!(before.bank(lane), after.bank(lane));
+                assert!(readers.exit(before));
+                assert!(readers.is_clear(&gp, lane));
+                gp.finish(lane, stake);
+                let idle = readers.enter(&gp, slot);
+                assert_eq!(after.bank(lane), idle.bank(lane));
+                let stake = gp.begin(lane);
+                readers.exit(after);
+                assert!(!readers.is_clear(&gp, lane));
+                readers.exit(idle);
+                assert!(readers.is_clear(&gp, lane));
+                gp.finish(lane, stake);
+            }
         }
+    }
+
+    #[test]
+    fn g17_each_lane_has_its_own_banks() {
+        let (gp, readers) = (Sequences::new(), SharedReaders::new());
+        let first = readers.enter(&gp, None);
+        let normal = gp.begin(Lane::Normal);
+        let second = readers.enter(&gp, None);
+        let expedited = gp.begin(Lane::Expedited);
+        let third = readers.enter(&gp, None);
+        readers.exit(first);
+        assert!(readers.is_clear(&gp, Lane::Normal), "only waits for the first");
+        assert!(!readers.is_clear(&gp, Lane::Expedited), "waits for the second too");
+        gp.finish(Lane::Normal, normal);
+        readers.exit(second);
+        assert!(readers.is_clear(&gp, Lane::Expedited));
+        gp.finish(Lane::Expedited, expedited);
+        readers.exit(third);
+    }
+
+    #[test]
+    fn places_survive_being_raw() {
+        for raw in 0..Place::LIMIT {
+            assert_eq!(Place::from_raw(raw).raw(), raw);
+        }
+        let place = Place::new(NR_SHARDS - 1, NR_COUNTS - 1);
+        assert_eq!((place.shard(), place.count()), (NR_SHARDS - 1, NR_COUNTS - 1));
     }
 }

@@ -1,6 +1,7 @@
 //! What the tree keeps for one slot.
 
 use crate::reader::ReaderWord;
+use crate::trace::Lane;
 use core::fmt;
 use core::ptr::NonNull;
 use crossbeam_utils::CachePadded;
@@ -18,8 +19,8 @@ pub struct TreeSlot<L> {
     pub(crate) callbacks: LocalCell<L, SegList>,
     /// Whether `callbacks` is not empty, kept under its lock; read without it by who looks for work.
     pub(crate) has_callbacks: AtomicUsize,
-    /// What the driver saw of `reader` when it first found it inside; the driver's own.
-    pub(crate) first_seen: AtomicUsize,
+    /// What each lane's driver saw of `reader` when it first found it inside; the drivers' own.
+    pub(crate) first_seen: [AtomicUsize; Lane::ALL.len()],
     pub(crate) barrier: BarrierHead,
 }
 
@@ -36,7 +37,7 @@ impl<L: LocalLock> TreeSlot<L> {
                 reader: CachePadded::new(ReaderWord::new()),
                 callbacks: LocalCell::new(lock, SegList::new()),
                 has_callbacks: AtomicUsize::new(0),
-                first_seen: AtomicUsize::new(0),
+                first_seen: [AtomicUsize::new(0), AtomicUsize::new(0)],
                 barrier: BarrierHead::new(),
             }
         }

@@ -14,6 +14,18 @@ pub enum Lane {
     Expedited,
 }
 
+impl Lane {
+    /// Both, in the order in which their locks are taken.
+    pub const ALL: [Self; 2] = [Self::Normal, Self::Expedited];
+
+    /// The lane's place in an array with one element a lane.
+    #[inline]
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// Something that happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -2,7 +2,7 @@
 
 use super::Tree;
 use crate::callbacks::Queued;
-use crate::trace::Trace;
+use crate::trace::{Lane, Trace};
 use core::ptr::NonNull;
 use rcu_core::cpu::Cpus;
 use rcu_core::sync::Backoff;
@@ -26,7 +26,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     #[must_use]
     #[doc(alias = "rcu_pending")]
     pub fn has_work(&self) -> bool {
-        self.gp.is_needed() || self.callbacks.has_work(&self.lists())
+        Lane::ALL.iter().any(|&lane| self.gp.is_needed(lane))
+            || self.callbacks.has_work(&self.lists())
     }
 
     /// The body of the worker thread: drives grace periods and runs callbacks for ever.
@@ -37,7 +38,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 let in_the_way = self.drive();
                 let ran = self.run_callbacks();
                 // Running numbers the callbacks that had none: their grace period can start at once.
-                let can_start = !in_the_way && self.gp.is_needed();
+                let can_start = !in_the_way && self.gp.is_needed(Lane::Normal);
                 (ran > 0 || can_start, in_the_way)
             },
             || self.has_work(),
@@ -51,7 +52,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     pub(super) unsafe fn queue(&self, head: NonNull<Head>) {
         let own = self.own_slot();
         // SAFETY: the caller's debts; `own` is the caller's own slot.
-        match unsafe { self.callbacks.queue(&self.gp, own, head) } {
+        match unsafe { self.callbacks.queue(self.gp.polled(), own, head) } {
             Queued::First => self.kick(),
             Queued::Numbered => {
                 self.drive();

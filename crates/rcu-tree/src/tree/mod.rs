@@ -11,19 +11,22 @@
 
 mod calls;
 mod read;
+mod send;
 mod stats;
 mod wait;
 
 pub use read::Token;
+pub use send::SendToken;
 pub use stats::TreeStats;
 
 use crate::callbacks::{Callbacks, FreeObject, Lists};
-use crate::gp_seq::GpSeq;
+use crate::gp_seq::Sequences;
 use crate::machine::{Machine, World};
 use crate::node::{Geometry, Node, Nodes};
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
-use crate::trace::{NoTrace, Trace};
+use crate::trace::{Lane, NoTrace, Trace};
+use crate::waiters::Waiters;
 use crate::worker::Worker;
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -61,8 +64,10 @@ pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     cpus: C,
     slots: PerSlot<'a, TreeSlot<C::Lock>>,
     nodes: Nodes<'a>,
-    gp: GpSeq,
-    machine: Machine,
+    gp: Sequences,
+    machines: [Machine; Lane::ALL.len()],
+    waiters: [Waiters; Lane::ALL.len()],
+    policy: wait::Policy,
     shared: SharedReaders,
     callbacks: Callbacks,
     worker: Worker,
@@ -126,8 +131,10 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 cpus,
                 slots,
                 nodes: Nodes::new(geometry, nodes),
-                gp: GpSeq::new(),
-                machine: Machine::new(),
+                gp: Sequences::new(),
+                machines: [Machine::new(), Machine::new()],
+                waiters: [Waiters::new(), Waiters::new()],
+                policy: wait::Policy::new(),
                 shared: SharedReaders::new(),
                 callbacks: Callbacks::new(),
                 worker: Worker::new(),
@@ -158,10 +165,15 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         self
     }
 
-    fn world(&self) -> World<'_, 'a, C::Lock, T> {
+    fn machine(&self, lane: Lane) -> &Machine {
+        &self.machines[lane.index()]
+    }
+
+    fn world(&self, lane: Lane) -> World<'_, 'a, C::Lock, T> {
         // A slot that is only a hint may be somebody else's by now.
         let owned = <C::Lock as LocalLock>::NEEDS_OWNER;
         World {
+            lane,
             gp: &self.gp,
             nodes: &self.nodes,
             slots: &self.slots,
@@ -177,7 +189,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
 
     fn lists(&self) -> Lists<'_, 'a, C::Lock> {
         Lists {
-            gp: &self.gp,
+            gp: self.gp.polled(),
             nodes: &self.nodes,
             slots: &self.slots,
         }

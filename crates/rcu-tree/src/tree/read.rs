@@ -2,7 +2,7 @@
 
 use super::Tree;
 use crate::reader::{Outcome, ReaderWord};
-use crate::shared_readers::Bank;
+use crate::shared_readers::Place;
 use crate::slot::TreeSlot;
 use crate::trace::Trace;
 use core::fmt;
@@ -11,21 +11,34 @@ use rcu_core::cpu::{Cpus, OfflineHook, Slot};
 use rcu_core::sync::atomic::Ordering;
 use rcu_core::{Callback, Head, Rcu};
 
-/// What a reader gives back: the word of its slot, or the bank of a reader without a slot.
+/// What a reader gives back: the word of its slot, or the place of a reader without a slot.
 #[derive(Clone, Copy)]
 pub struct Token(*const ReaderWord);
 
 impl Token {
-    /// Addresses below this are banks; no word lies in the first page.
-    const BANKS: usize = 2;
+    /// Addresses below this are places among the shared readers; no word lies in the first page.
+    const PLACES: usize = Place::LIMIT;
+
+    fn of_place(place: Place) -> Self {
+        Self(ptr::without_provenance(place.raw()))
+    }
+
+    /// The place, or else the word.
+    #[inline(always)]
+    pub(super) fn place(self) -> Result<Place, *const ReaderWord> {
+        if self.0.addr() >= Self::PLACES {
+            Err(self.0)
+        } else {
+            Ok(Place::from_raw(self.0.addr()))
+        }
+    }
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.addr() < Self::BANKS {
-            write!(f, "Token(shared bank {})", self.0.addr())
-        } else {
-            f.write_str("Token(slot)")
+        match self.place() {
+            Ok(place) => write!(f, "Token(shared {})", place.raw()),
+            Err(_) => f.write_str("Token(slot)"),
         }
     }
 }
@@ -103,8 +116,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     #[cold]
     #[inline(never)]
     pub(super) fn end_lingering(&self, word: *const ReaderWord) {
-        let offset = word.addr() - self.slots.as_ptr().addr().get();
-        let slot = Slot::new((offset / size_of::<TreeSlot<C::Lock>>()) as u32);
+        let slot = self.slot_of(word);
         if let Some(own) = self.slots.get(slot) {
             self.take_offline(slot, own);
             // SAFETY: the hook returned false for this slot, once, and the tree has let go of it.
@@ -121,7 +133,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             }
             debug_assert!(false, "I2: the slot was just brought online");
         }
-        Token(ptr::without_provenance(self.shared.enter(&self.gp).index()))
+        Token::of_place(self.shared.enter(&self.gp, None))
     }
 }
 
@@ -143,14 +155,31 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
 
     #[inline(always)]
     unsafe fn exit(&self, token: Token) {
-        if token.0.addr() >= Token::BANKS {
-            // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
-            let word = unsafe { &*token.0 };
-            if word.exit() == Outcome::Transition {
-                self.end_lingering(token.0);
+        match token.place() {
+            Err(word) => {
+                // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
+                if unsafe { &*word }.exit() == Outcome::Transition {
+                    self.end_lingering(word);
+                }
             }
-        } else {
-            self.shared.exit(Bank::from_index(token.0.addr()));
+            Ok(place) => {
+                self.shared.exit(place);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quiescent_state(&self, token: Token) -> Token {
+        match token.place() {
+            Err(word) => {
+                // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
+                unsafe { &*word }.quiescent();
+                token
+            }
+            Ok(place) => {
+                self.exit_shared(place);
+                self.enter_slow()
+            }
         }
     }
 

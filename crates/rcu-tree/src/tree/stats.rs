@@ -1,7 +1,7 @@
 //! What a tree tells about itself.
 
 use super::Tree;
-use crate::trace::Trace;
+use crate::trace::{Lane, Trace};
 use core::fmt;
 use rcu_core::cpu::Cpus;
 
@@ -9,8 +9,10 @@ use rcu_core::cpu::Cpus;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TreeStats {
-    /// Grace periods that have ended.
+    /// Normal grace periods that have ended.
     pub grace_periods: usize,
+    /// Expedited grace periods that have ended.
+    pub expedited: usize,
     /// Slots that take part now.
     pub slots_online: usize,
     /// Callbacks that have been run.
@@ -23,8 +25,12 @@ impl fmt::Display for TreeStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "grace periods {}, slots online {}, callbacks run {} ({} panicked)",
-            self.grace_periods, self.slots_online, self.callbacks_run, self.callbacks_panicked
+            "grace periods {}, expedited {}, slots online {}, callbacks run {} ({} panicked)",
+            self.grace_periods,
+            self.expedited,
+            self.slots_online,
+            self.callbacks_run,
+            self.callbacks_panicked
         )
     }
 }
@@ -36,7 +42,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         let mut slots_online = 0;
         self.nodes.for_each_online(|_| slots_online += 1);
         TreeStats {
-            grace_periods: self.gp.load().completed(),
+            grace_periods: self.gp.lane(Lane::Normal).load().completed(),
+            expedited: self.gp.lane(Lane::Expedited).load().completed(),
             slots_online,
             callbacks_run: self.callbacks.invoked(),
             callbacks_panicked: self.callbacks.panicked(),
