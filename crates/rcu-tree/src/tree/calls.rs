@@ -1,7 +1,7 @@
 //! Callbacks: who queues them, who runs them.
 
 use super::Tree;
-use crate::callbacks::Queued;
+use crate::callbacks::{CHUNK, Queued};
 use crate::trace::{Lane, Trace};
 use core::ptr::NonNull;
 use rcu_core::cpu::Cpus;
@@ -16,7 +16,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     pub fn run_callbacks(&self) -> usize {
         self.callbacks
             .run(&self.lists(), || {
-                self.drive();
+                self.drive_for(CHUNK);
             })
             .unwrap_or(0)
     }
@@ -55,7 +55,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         match unsafe { self.callbacks.queue(self.gp.polled(), own, head) } {
             Queued::First => self.kick(),
             Queued::Numbered => {
-                self.drive();
+                self.drive_for(CHUNK);
             }
             Queued::Behind => {}
         }
