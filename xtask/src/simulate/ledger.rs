@@ -345,3 +345,134 @@ impl Trace for Ledger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcu_core::Seq;
+
+    fn ledger() -> Ledger {
+        Ledger::new(&Case {
+            slots: 16,
+            fanout_leaf: 4,
+            fanout: 2,
+            seed: 0,
+            grace_periods: 1,
+            readers: 0,
+            churn: 0,
+        })
+    }
+
+    fn start(ledger: &Ledger) {
+        ledger.tick();
+        ledger.event(Event::Started(Lane::Normal, Seq::INITIAL));
+        ledger.event(Event::Armed(Lane::Normal));
+    }
+
+    fn end(ledger: &Ledger) {
+        ledger.tick();
+        ledger.event(Event::Ended(Lane::Normal, Seq::INITIAL));
+    }
+
+    fn write(ledger: &Ledger, level: u8, times: u32) {
+        (0..times).for_each(|_| ledger.event(Event::NodeWrite { level, index: 0 }));
+    }
+
+    #[test]
+    fn what_comes_too_early_is_noticed() {
+        let early = |act: fn(&Ledger)| {
+            let ledger = ledger();
+            ledger.enter(ledger.tick());
+            start(&ledger);
+            act(&ledger);
+            ledger.take_fault().is_some()
+        };
+        assert!(early(end));
+        assert!(early(|ledger| ledger.ran(2)));
+        assert!(early(|ledger| ledger.ran(0)));
+        assert!(!early(|ledger| ledger.ran(1)));
+        assert!(!early(|ledger| {
+            ledger.leave(1);
+            end(ledger);
+        }));
+    }
+
+    #[test]
+    fn waiting_for_a_newcomer_is_noticed() {
+        let ledger = ledger();
+        let old = ledger.tick();
+        ledger.enter(old);
+        start(&ledger);
+        ledger.driven(true);
+        assert_eq!(ledger.take_fault(), None);
+        ledger.leave(old);
+        ledger.enter(ledger.tick());
+        ledger.driven(true);
+        assert!(ledger.take_fault().is_some());
+        ledger.driven(false);
+        assert!(ledger.take_fault().is_some(), "left in progress");
+    }
+
+    #[test]
+    fn writes_count_for_what_they_were_for() {
+        let ledger = ledger();
+        write(&ledger, 2, 1);
+        write(&ledger, 1, 1);
+        ledger.event(Event::Online(Slot::new(3)));
+        start(&ledger);
+        write(&ledger, 2, 1);
+        ledger.event(Event::Reported(Slot::new(3)));
+        write(&ledger, 2, 1);
+        ledger.event(Event::Offline(Slot::new(3)));
+        end(&ledger);
+        let periods = ledger.periods();
+        assert_eq!(periods[0].writes, [0, 0, 1, 0]);
+        assert_eq!(periods[0].registry, [0, 1, 2, 0]);
+        assert_eq!((periods[0].most_leaf, periods[0].most_with_moves), (1, 3));
+        assert_eq!(ledger.broken(), None);
+    }
+
+    #[test]
+    fn one_write_too_many_breaks_a_bound_and_none_is_carried_over() {
+        let broken = |writes: [u32; 2], level| {
+            let ledger = ledger();
+            for writes in writes {
+                start(&ledger);
+                write(&ledger, level, writes);
+                end(&ledger);
+            }
+            ledger.broken()
+        };
+        assert_eq!(broken([6, 6], 2), None);
+        assert_eq!(broken([4, 4], 0), None);
+        let text = broken([6, 7], 2).expect("7 of 6");
+        assert!(
+            text.contains("grace period 2") && text.contains("level 2"),
+            "{text}"
+        );
+        assert!(broken([5, 0], 1).is_some());
+    }
+
+    #[test]
+    fn the_registry_has_bounds_of_its_own() {
+        let ledger = ledger();
+        write(&ledger, 2, 2);
+        ledger.event(Event::Online(Slot::new(0)));
+        end(&ledger);
+        assert!(
+            ledger.broken().is_some(),
+            "two writes of a leaf for one slot"
+        );
+        for _ in 0..3 {
+            start(&ledger);
+            write(&ledger, 1, 1);
+            ledger.event(Event::Online(Slot::new(0)));
+            assert_eq!(ledger.broken(), None);
+            end(&ledger);
+        }
+        assert!(
+            ledger.broken().is_some(),
+            "two children, three writes, ever"
+        );
+    }
+}

@@ -333,3 +333,86 @@ fn row_json(row: &Row) -> Value {
         "grace_periods": periods,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine whose one grace period read `lines` cache lines of every slot.
+    fn row(slots: u32, lines: u64) -> Row {
+        let period = Period {
+            online: slots,
+            slot_reads: lines * u64::from(slots),
+            writes: [3, 7, 0, 0],
+            most_leaf: 5,
+            ..Period::default()
+        };
+        Row {
+            case: Case {
+                slots,
+                fanout_leaf: 16,
+                fanout: 64,
+                seed: 1,
+                grace_periods: 1,
+                readers: 25,
+                churn: 2,
+            },
+            run: Run {
+                levels: 2,
+                nodes: 17,
+                bytes_per_slot: 520.0,
+                coming_up: [0; LEVELS],
+                periods: vec![period],
+                callbacks: 3,
+                broken: None,
+            },
+        }
+    }
+
+    fn holds(rows: &[Row]) -> Vec<bool> {
+        verdicts(rows).iter().map(|verdict| verdict.holds).collect()
+    }
+
+    #[test]
+    fn flatness_is_judged_between_large_machines_only() {
+        assert_eq!(holds(&[row(16, 90), row(256, 10)]), [true; 2]);
+        assert_eq!(
+            holds(&[row(16, 90), row(256, 10), row(4096, 11)]),
+            [true; 3]
+        );
+        assert_eq!(holds(&[row(256, 10), row(4096, 13)]), [true, true, false]);
+        assert_eq!(holds(&[row(256, 13), row(4096, 10)]), [true, true, false]);
+    }
+
+    #[test]
+    fn a_broken_bound_is_a_verdict_that_names_the_machine() {
+        let mut rows = [row(256, 10), row(4096, 10)];
+        rows[1].run.broken = Some("in grace period 3 ...".to_owned());
+        let verdicts = verdicts(&rows);
+        assert!(!verdicts[1].holds);
+        assert_eq!(
+            verdicts[1].to_string(),
+            "FALLS SHORT  4096 slots: in grace period 3 ..."
+        );
+    }
+
+    #[test]
+    fn tables_line_up_and_json_has_every_figure() {
+        let rows = [row(16, 1), row(65536, 1)];
+        for text in [render(&rows), each(&rows)] {
+            let lines: Vec<usize> = text.lines().map(str::len).collect();
+            assert!(
+                lines.len() == 3 && lines.iter().all(|n| *n == lines[0]),
+                "{text}"
+            );
+        }
+        let text = json(9, &rows, &verdicts(&rows));
+        let value: Value = serde_json::from_str(&text).expect("valid JSON");
+        assert_eq!(value["seed"], 9);
+        assert_eq!(value["runs"][1]["bound_leaf"], 18);
+        let period = &value["runs"][1]["grace_periods"][0];
+        assert_eq!(period["writes_by_level"], json!([3, 7]));
+        assert_eq!(period["most_leaf"], 5);
+        assert_eq!(value["verdicts"].as_array().map(Vec::len), Some(2));
+    }
+}

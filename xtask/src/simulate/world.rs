@@ -447,3 +447,79 @@ impl Random {
         self.below(100) < percent
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_machines_of_many_shapes_keep_the_model_and_the_bounds() {
+        let shapes = [
+            (1, 2, 2),
+            (2, 2, 2),
+            (16, 2, 2),
+            (27, 3, 3),
+            (81, 3, 3),
+            (256, 4, 4),
+            (256, 16, 64),
+        ];
+        for (slots, fanout_leaf, fanout) in shapes {
+            for (seed, readers, churn) in [
+                (1, 25, 2),
+                (2, 90, 30),
+                (3, 0, 100),
+                (4, 100, 0),
+                (5, 50, 10),
+            ] {
+                let case = Case {
+                    slots,
+                    fanout_leaf,
+                    fanout,
+                    seed,
+                    grace_periods: 12,
+                    readers,
+                    churn,
+                };
+                let run = run(&case, |_| ()).unwrap_or_else(|fault| panic!("{case:?}: {fault}"));
+                assert_eq!(run.broken, None, "{case:?}");
+                assert_eq!(run.periods.len(), 12);
+            }
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_one_history_and_another_seed_another() {
+        let history = |seed| {
+            let case = Case {
+                slots: 64,
+                fanout_leaf: 4,
+                fanout: 4,
+                seed,
+                grace_periods: 8,
+                readers: 30,
+                churn: 5,
+            };
+            let run = run(&case, |_| ()).expect("a good run");
+            format!("{run:?}")
+        };
+        assert_eq!(history(7), history(7));
+        assert_ne!(history(7), history(8));
+    }
+
+    #[test]
+    fn bringing_all_slots_up_writes_inner_nodes_once_a_child() {
+        let case = Case {
+            slots: 256,
+            fanout_leaf: 4,
+            fanout: 4,
+            seed: 1,
+            grace_periods: 1,
+            readers: 0,
+            churn: 0,
+        };
+        let run = run(&case, |_| ()).expect("a good run");
+        assert_eq!(run.coming_up, [4, 16, 64, 256]);
+        // Armed once; all slots of a leaf, then all children of a node, are reported at once.
+        assert_eq!(run.periods[0].writes, [1 + 4, 4 + 16, 16 + 64, 64 + 64]);
+    }
+}
