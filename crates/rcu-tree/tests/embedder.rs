@@ -150,6 +150,34 @@ fn g19_s7_a_cpu_that_is_unplugged_is_not_waited_for_and_leaves_its_callbacks_to_
 }
 
 #[test]
+fn an_interrupt_over_a_cpu_on_its_way_out_does_not_hide_the_next_owner() {
+    let (machine, tree) = Machine::up(4, 2, 2);
+    let ran = counter();
+    on(1, || Item::call(tree, &ran));
+    let (handled, again) = (counter(), ran.clone());
+    let seen = handled.clone();
+    // It hits where the callbacks are handed over, and brings the slot online again.
+    interrupt_next_lock_holder(move || {
+        tree.read(|_| Item::call(tree, &again));
+        seen.fetch_add(1, Ordering::Relaxed);
+    });
+    assert!(!machine.unplug(1));
+    assert_eq!(count(&handled), 1);
+    assert_eq!(tree.stats().slots_online, 0);
+
+    machine.plug(1);
+    let token = on(1, || tree.enter());
+    let cookie = on(0, || tree.start());
+    (0..ENOUGH).for_each(|_| on(0, || tick(tree)));
+    assert!(!tree.poll(cookie), "CPU 1 is inside");
+    // SAFETY: entered above, on this CPU.
+    on(1, || unsafe { tree.exit(token) });
+    (0..ENOUGH).for_each(|_| on(0, || tick(tree)));
+    assert!(tree.poll(cookie));
+    assert_eq!(count(&ran), 2);
+}
+
+#[test]
 fn t41_a_leaf_whose_cpus_have_all_gone_holds_nothing_up() {
     let (machine, tree) = Machine::up(8, 2, 2);
     for cpu in 0..8 {
