@@ -360,6 +360,7 @@ mod tests {
             grace_periods: 1,
             readers: 0,
             churn: 0,
+            drivers: 1,
         })
     }
 

@@ -55,6 +55,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "P", default_value_t = 2)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=100))]
     churn: u32,
+    /// How often in a round somebody drives grace periods and runs callbacks: each look reads what is waited for anew
+    #[arg(long, value_name = "D", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=65536))]
+    drivers: u32,
     /// Also print a line for each grace period
     #[arg(long)]
     pub(crate) each: bool,
@@ -78,6 +82,7 @@ pub(crate) struct Case {
     pub(crate) readers: u32,
     /// In percent.
     pub(crate) churn: u32,
+    pub(crate) drivers: u32,
 }
 
 impl Options {
@@ -102,6 +107,7 @@ impl Options {
             grace_periods: self.grace_periods,
             readers: self.readers,
             churn: self.churn,
+            drivers: self.drivers,
         };
         Ok(counts.into_iter().map(case).collect())
     }
@@ -109,9 +115,17 @@ impl Options {
     /// What the runs have in common, in words.
     pub(crate) fn conditions(&self) -> String {
         format!(
-            "fanout {} over leaves of {}; seed {}; a slot outside enters with {} % a round, and a storm a round \
-             reaches {} % of the slots",
-            self.fanout, self.fanout_leaf, self.seed, self.readers, self.churn
+            "fanout {} over leaves of {}; seed {}; in a round a slot that is outside enters with {} %, a storm reaches \
+             {} % of the slots, and somebody drives {}",
+            self.fanout,
+            self.fanout_leaf,
+            self.seed,
+            self.readers,
+            self.churn,
+            match self.drivers {
+                1 => "once".to_owned(),
+                times => format!("{times} times"),
+            }
         )
     }
 }
@@ -156,6 +170,7 @@ mod tests {
             "--grace-periods 0",
             "--readers 101",
             "--churn -1",
+            "--drivers 0",
             "--seed x",
         ] {
             assert!(parse(words).is_err(), "{words}");

@@ -319,6 +319,7 @@ fn row_json(row: &Row) -> Value {
         "fanout": case.fanout,
         "readers_percent": case.readers,
         "churn_percent": case.churn,
+        "drivers": case.drivers,
         "levels": run.levels,
         "nodes": run.nodes,
         "bytes_per_slot": run.bytes_per_slot,
@@ -356,6 +357,7 @@ mod tests {
                 grace_periods: 1,
                 readers: 25,
                 churn: 2,
+                drivers: 1,
             },
             run: Run {
                 levels: 2,

@@ -6,7 +6,7 @@
 //! 2. Every slot in turn: outside, it may enter a section, for none to three rounds; inside, it may nest deeper, or
 //!    leave when its time has come. One in [`CALL`] queues a callback.
 //! 3. At a random place in 2, somebody asks for a grace period, drives once, and runs the callbacks that are ready:
-//!    the worker's part, or the tick's of one CPU.
+//!    the worker's part, or one CPU's tick. There may be more of them (`--drivers`).
 //!
 //! After as many grace periods as wanted every slot leaves and goes, and a barrier must find every callback. What that
 //! costs is not reported, but held against the bounds.
@@ -159,9 +159,12 @@ impl World<'_, '_> {
         while self.ledger.nr_ended() < wanted {
             self.round += 1;
             self.storm();
-            let driver_at = self.random.below(self.case.slots);
+            let mut drive_at: Vec<u32> = (0..self.case.drivers)
+                .map(|_| self.random.below(self.case.slots))
+                .collect();
+            drive_at.sort_unstable_by(|a, b| b.cmp(a));
             for index in 0..self.case.slots {
-                if index == driver_at {
+                while drive_at.pop_if(|at| *at == index).is_some() {
                     self.drive();
                 }
                 self.act(index);
@@ -354,7 +357,7 @@ impl World<'_, '_> {
             }
             !done
         });
-        if self.cookies.len() > PATIENCE as usize {
+        if self.cookies.len() > (PATIENCE * self.case.drivers) as usize {
             self.ledger
                 .accuse("cookies that were asked for are not done");
         }
@@ -440,7 +443,7 @@ impl Random {
 
     /// A number below `limit`, which is not zero.
     fn below(&mut self, limit: u32) -> u32 {
-        ((self.next() >> 32) * u64::from(limit) >> 32) as u32
+        (((self.next() >> 32) * u64::from(limit)) >> 32) as u32
     }
 
     fn percent(&mut self, percent: u32) -> bool {
@@ -479,6 +482,7 @@ mod tests {
                     grace_periods: 12,
                     readers,
                     churn,
+                    drivers: 1 + seed as u32 % 3,
                 };
                 let run = run(&case, |_| ()).unwrap_or_else(|fault| panic!("{case:?}: {fault}"));
                 assert_eq!(run.broken, None, "{case:?}");
@@ -498,6 +502,7 @@ mod tests {
                 grace_periods: 8,
                 readers: 30,
                 churn: 5,
+                drivers: 1,
             };
             let run = run(&case, |_| ()).expect("a good run");
             format!("{run:?}")
@@ -516,6 +521,7 @@ mod tests {
             grace_periods: 1,
             readers: 0,
             churn: 0,
+            drivers: 1,
         };
         let run = run(&case, |_| ()).expect("a good run");
         assert_eq!(run.coming_up, [4, 16, 64, 256]);
