@@ -53,11 +53,16 @@ const fn mutant(weaken: &'static str, package: &'static str, test: &'static str)
     }
 }
 
-const MUTANTS: [Mutant; 8] = [
+const MUTANTS: [Mutant; 13] = [
     mutant("p2", "rcu-tree", "p2_enter_vs_scan"),
+    mutant("p2_quiescent", "rcu-tree", "p2_quiescent_vs_scan"),
     mutant("p3", "rcu-tree", "p3_exit_vs_scan"),
     mutant("p3_enter", "rcu-tree", "p3_second_section"),
+    mutant("p3_quiescent", "rcu-tree", "p3_quiescent_vs_scan"),
     mutant("p4", "rcu-tree", "p4_end_vs_poll"),
+    mutant("p4_merge", "rcu-tree", "p4_merge_of_two_lanes"),
+    mutant("p4_nest", "rcu-tree", "p4_nest_of_full_and_small_cookies"),
+    mutant("p5_join", "rcu-tree", "p5_join_vs_snapshot"),
     mutant("p8", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_busy", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_push", "rcu-core", "p8_head_stack_hand_over"),

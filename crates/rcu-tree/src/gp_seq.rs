@@ -90,7 +90,12 @@ impl Needed {
     /// Drags what was asked for long ago along to `seq`, which is idle and far past it (I4).
     fn keep_up(&self, seq: Seq) {
         let needed = self.load();
-        if seq.raw().wrapping_sub(needed.raw()).wrapping_sub(usize::MAX / 4) <= usize::MAX / 4 {
+        if seq
+            .raw()
+            .wrapping_sub(needed.raw())
+            .wrapping_sub(usize::MAX / 4)
+            <= usize::MAX / 4
+        {
             // Losing to somebody who asks for more is as good.
             let _ = self.replace(needed, Cookie::from_raw(seq.raw()));
         }
@@ -216,12 +221,9 @@ impl GpSeq {
             stake
         };
         // ORDERING: P4 (end side); on failure, Relaxed: the other lane has ended it.
-        let _ = self.seq.compare_exchange(
-            stake.raw(),
-            stake.ended().raw(),
-            END,
-            Ordering::Relaxed,
-        );
+        let _ = self
+            .seq
+            .compare_exchange(stake.raw(), stake.ended().raw(), END, Ordering::Relaxed);
     }
 }
 

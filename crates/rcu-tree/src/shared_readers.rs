@@ -246,8 +246,14 @@ mod tests {
         let expedited = gp.begin(Lane::Expedited);
         let third = readers.enter(&gp, None);
         readers.exit(first);
-        assert!(readers.is_clear(&gp, Lane::Normal), "only waits for the first");
-        assert!(!readers.is_clear(&gp, Lane::Expedited), "waits for the second too");
+        assert!(
+            readers.is_clear(&gp, Lane::Normal),
+            "only waits for the first"
+        );
+        assert!(
+            !readers.is_clear(&gp, Lane::Expedited),
+            "waits for the second too"
+        );
         gp.finish(Lane::Normal, normal);
         readers.exit(second);
         assert!(readers.is_clear(&gp, Lane::Expedited));
@@ -261,6 +267,9 @@ mod tests {
             assert_eq!(Place::from_raw(raw).raw(), raw);
         }
         let place = Place::new(NR_SHARDS - 1, NR_COUNTS - 1);
-        assert_eq!((place.shard(), place.count()), (NR_SHARDS - 1, NR_COUNTS - 1));
+        assert_eq!(
+            (place.shard(), place.count()),
+            (NR_SHARDS - 1, NR_COUNTS - 1)
+        );
     }
 }

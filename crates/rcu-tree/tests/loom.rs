@@ -10,13 +10,15 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 use rcu_core::fence;
-use rcu_tree::gp_seq::GpSeq;
+use rcu_tree::Lane;
+use rcu_tree::gp_seq::{GpSeq, Sequences};
 use rcu_tree::reader::{Outcome, ReaderWord};
 
 /// Two versions of an object; `which` publishes one, version 0 is retired and destroyed.
 struct World {
     word: ReaderWord,
     gp: GpSeq,
+    lanes: Sequences,
     which: AtomicUsize,
     versions: [UnsafeCell<usize>; 2],
 }
@@ -28,6 +30,7 @@ impl World {
         let world = Self {
             word: ReaderWord::new(),
             gp: GpSeq::new(),
+            lanes: Sequences::new(),
             which: AtomicUsize::new(0),
             versions: [UnsafeCell::new(1), UnsafeCell::new(2)],
         };
@@ -62,6 +65,14 @@ impl World {
         fence::heavy();
         self.scan();
         self.gp.end();
+    }
+
+    /// A whole grace period of one lane of two, as the machine drives it.
+    fn lane_grace_period(&self, lane: Lane) {
+        // `begin` runs a full fence, which is all that `heavy` is here.
+        let stake = self.lanes.begin(lane);
+        self.scan();
+        self.lanes.finish(lane, stake);
     }
 
     fn destroy(&self) {
@@ -201,4 +212,128 @@ fn p2_newcomer_vs_driver_without_heavy() {
         }
         reader.join().unwrap();
     });
+}
+
+/// P5 with a merged sequence: what a cookie counts on is joined before the fence, not after it.
+#[test]
+fn p5_join_vs_snapshot() {
+    model(|| {
+        let world = World::new();
+        let reader = thread::spawn({
+            let world = world.clone();
+            move || world.section()
+        });
+        let driver = thread::spawn({
+            let world = world.clone();
+            move || world.lane_grace_period(Lane::Normal)
+        });
+        world.which.store(1, Ordering::Release);
+        let cookie = world.lanes.polled().snapshot();
+        if world.lanes.polled().poll(cookie) {
+            world.destroy();
+        }
+        driver.join().unwrap();
+        reader.join().unwrap();
+    });
+}
+
+/// P4 and P5 with two lanes (I1 of `gp_seq`): a lane that joined a grace period which the other lane has ended does not
+/// end the next one, which may have started after an unlinking that the first lane did not wait for.
+#[test]
+fn p4_merge_of_two_lanes() {
+    model(|| {
+        let world = World::new();
+        let reader = thread::spawn({
+            let world = world.clone();
+            move || world.section()
+        });
+        // The expedited lane has begun; nobody it waits for is inside yet.
+        let first = world.lanes.begin(Lane::Expedited);
+        let normal = thread::spawn({
+            let world = world.clone();
+            move || world.lane_grace_period(Lane::Normal)
+        });
+        world.lanes.finish(Lane::Expedited, first);
+        world.which.store(1, Ordering::Release);
+        let cookie = world.lanes.polled().snapshot();
+        // The next one of the expedited lane starts, and does not end: the normal lane may join it, or miss it.
+        let _second = world.lanes.begin(Lane::Expedited);
+        if world.lanes.polled().poll(cookie) {
+            world.destroy();
+        }
+        normal.join().unwrap();
+        reader.join().unwrap();
+    });
+}
+
+/// I2 of `gp_seq` (R8): a full cookie taken before a small one is done when the small one is. The main thread drives:
+/// loom looks for races from the later access back to the last one only, so the polling thread has to come later.
+#[test]
+fn p4_nest_of_full_and_small_cookies() {
+    model(|| {
+        let world = World::new();
+        let taker = thread::spawn({
+            let world = world.clone();
+            move || {
+                let full = world.lanes.snapshot_full();
+                let small = world.lanes.polled().snapshot();
+                if world.lanes.polled().poll(small) {
+                    assert!(
+                        world.lanes.poll_full(full),
+                        "a full cookie missed a grace period"
+                    );
+                }
+            }
+        });
+        let expedited = thread::spawn({
+            let world = world.clone();
+            move || {
+                let stake = world.lanes.begin(Lane::Expedited);
+                world.lanes.finish(Lane::Expedited, stake);
+            }
+        });
+        let stake = world.lanes.begin(Lane::Normal);
+        world.lanes.finish(Lane::Normal, stake);
+        taker.join().unwrap();
+        expedited.join().unwrap();
+    });
+}
+
+/// A thread that is always inside and says once that it holds nothing.
+fn quiescent_against_one_grace_period() {
+    model(|| {
+        let world = World::new();
+        let reader = thread::spawn({
+            let world = world.clone();
+            move || {
+                assert_eq!(world.word.enter(), Outcome::Done);
+                for _ in 0..2 {
+                    let which = world.which.load(Ordering::Acquire);
+                    world.versions[which].with(|v| {
+                        // SAFETY: what the model checks: nobody destroys the version a reader found.
+                        assert_ne!(unsafe { *v }, DESTROYED);
+                    });
+                    world.word.quiescent();
+                }
+                assert_eq!(world.word.exit(), Outcome::Done);
+            }
+        });
+        world.which.store(1, Ordering::Release);
+        fence::full();
+        world.grace_period();
+        world.destroy();
+        reader.join().unwrap();
+    });
+}
+
+/// P2: after a quiescent state the reader gets the new version, or the scan sees the state later.
+#[test]
+fn p2_quiescent_vs_scan() {
+    quiescent_against_one_grace_period();
+}
+
+/// P3: what was read before a quiescent state comes before the destruction.
+#[test]
+fn p3_quiescent_vs_scan() {
+    quiescent_against_one_grace_period();
 }

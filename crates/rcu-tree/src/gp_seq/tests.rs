@@ -67,7 +67,11 @@ fn r8_full_cookies_never_miss_in_any_order_of_two_lanes() {
             }
             for &(taken, full, small) in &cookies {
                 let whole = begun.iter().any(|&(_, since)| since >= taken);
-                assert_eq!(gp.poll_full(full), whole, "walk {walk:#x}, step {step}, {taken}");
+                assert_eq!(
+                    gp.poll_full(full),
+                    whole,
+                    "walk {walk:#x}, step {step}, {taken}"
+                );
                 assert!(whole || !gp.polled().poll(small), "R7: never early");
             }
         }
@@ -83,7 +87,7 @@ fn r9_the_completed_marks_are_always_done() {
 #[test]
 fn r11_a_cookie_half_the_space_old_is_done_and_one_of_just_now_is_not() {
     let old = Sequences::starting_at(Seq::from_raw(8)).polled().snapshot();
-    let gp = Sequences::starting_at(Seq::from_raw((usize::MAX / 2 & !3) + 64));
+    let gp = Sequences::starting_at(Seq::from_raw(((usize::MAX / 2) & !3) + 64));
     assert!(gp.polled().poll(old));
     assert!(!gp.polled().poll(gp.polled().snapshot()));
 }
@@ -91,7 +95,7 @@ fn r11_a_cookie_half_the_space_old_is_done_and_one_of_just_now_is_not() {
 /// G20: only expedited grace periods for a quarter of the number space and more.
 #[test]
 fn g20_what_was_asked_for_long_ago_is_dragged_along() {
-    const QUARTER: usize = usize::MAX / 4 & !3;
+    const QUARTER: usize = (usize::MAX / 4) & !3;
     let gp = Sequences::starting_at(Seq::from_raw(0));
     let at = |raw: usize| {
         for seq in [&gp.polled, &gp.lanes[0], &gp.lanes[1]] {
@@ -104,7 +108,10 @@ fn g20_what_was_asked_for_long_ago_is_dragged_along() {
         assert!(!gp.is_needed(Lane::Normal), "leap {leap}: nobody asked");
         assert!(!gp.is_needed(Lane::Expedited), "leap {leap}: nobody asked");
         let cookie = gp.polled().snapshot();
-        assert!(gp.request(Lane::Normal, cookie), "leap {leap}: a new need is seen");
+        assert!(
+            gp.request(Lane::Normal, cookie),
+            "leap {leap}: a new need is seen"
+        );
         assert!(gp.is_needed(Lane::Normal) && !gp.is_needed(Lane::Expedited));
         grace_period(&gp, Lane::Normal);
         assert!(!gp.is_needed(Lane::Normal));

@@ -43,7 +43,11 @@ impl<C: Cpus, T: Trace> Tree<'_, C, T> {
     pub(super) fn exit_shared(&self, place: Place) {
         let last = self.shared.exit(place);
         // A grace period that starts after this look takes the count's lock later, and finds the section gone.
-        if last && Lane::ALL.iter().any(|&l| self.gp.lane(l).load().in_progress()) {
+        if last
+            && Lane::ALL
+                .iter()
+                .any(|&l| self.gp.lane(l).load().in_progress())
+        {
             self.insist();
         }
     }
@@ -75,9 +79,9 @@ unsafe impl<C: Cpus, T: Trace> RcuSend for Tree<'_, C, T> {
         let slot = self.slot_of(word);
         let normal = self.machine(Lane::Normal).lock();
         let expedited = self.machine(Lane::Expedited).lock();
-        let place = self.shared.admit(&self.gp, slot, |lane| {
-            self.nodes.is_waiting_for(lane, slot)
-        });
+        let place = self
+            .shared
+            .admit(&self.gp, slot, |lane| self.nodes.is_waiting_for(lane, slot));
         drop(expedited);
         drop(normal);
         // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
