@@ -21,7 +21,7 @@ use crate::cargo::{Failure, Workspace};
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
-    after_help = "Examples:\n  cargo xtask scale\n  cargo xtask test-all --quick\n  cargo xtask loom --mutants"
+    after_help = "Examples:\n  cargo xtask scale\n  cargo xtask simulate\n  cargo xtask test-all --quick\n  cargo xtask loom --mutants"
 )]
 struct Cli {
     #[command(subcommand)]

@@ -208,8 +208,9 @@ impl<'a> Nodes<'a> {
         let mut bit = 1u64 << (slot.index() % g.fanout_leaf);
         loop {
             let online = &self.node(level, index).online;
-            // ORDERING: P2 (newcomer's read of a sticky bit): ordered before its first section by the full fence below.
-            if online.load(Ordering::Relaxed) & bit == 0 {
+            // ORDERING: P2 (newcomer's read of a sticky bit): ordered before its first section by the full fence below;
+            // whoever set the bit comes before that fence too.
+            if online.load(Ordering::Acquire) & bit == 0 {
                 // ORDERING: P2 (newcomer's store): ordered before its first section by the full fence below;
                 // the driver reads after `heavy`.
                 online.fetch_or(bit, Ordering::Release);

@@ -245,7 +245,7 @@ fn fanouts(rows: &[Row]) -> Verdict {
             .map_or((0, 0), |row| (bound(row.case.fanout_leaf), bound(row.case.fanout)));
         format!(
             "no node is written more than fanout + 2 times in a grace period: a leaf {} of {leaf}, a node above {} of \
-             {inner}",
+             {inner}; coming and going write a leaf once each besides",
             most(|period| period.most_leaf),
             most(|period| period.most_inner)
         )
