@@ -35,7 +35,7 @@ use rcu_core::{Callback, CbList, Head, HeadStack, SegList};
 /// small part of their cost, few enough that little waits unnumbered, or behind a long batch.
 #[doc(alias = "blimit")]
 #[doc(alias = "qhimark")]
-const CHUNK: usize = 256;
+pub(crate) const CHUNK: usize = 256;
 
 /// How an object named by its head's offset is freed.
 pub type FreeObject = unsafe fn(NonNull<u8>);

@@ -1,7 +1,7 @@
 //! Callbacks: who queues them, who runs them.
 
 use super::Tree;
-use crate::callbacks::Queued;
+use crate::callbacks::{CHUNK, Queued};
 use crate::marks::{Doing, Mark};
 use crate::trace::{Lane, Trace};
 use core::ptr::NonNull;
@@ -19,7 +19,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         let _mark = Mark::new(self.mark(), Doing::Callbacks);
         self.callbacks
             .run(&self.lists(), || {
-                self.drive();
+                self.drive_for(CHUNK);
             })
             .unwrap_or(0)
     }
@@ -58,7 +58,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         match unsafe { self.callbacks.queue(self.gp.polled(), own, head) } {
             Queued::First => self.kick(),
             Queued::Numbered => {
-                self.drive();
+                self.drive_for(CHUNK);
             }
             Queued::Behind => {}
         }
