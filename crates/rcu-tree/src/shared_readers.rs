@@ -84,7 +84,7 @@ impl Place {
         self.raw() % NR_COUNTS
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     const fn bank(self, lane: Lane) -> usize {
         self.count() >> lane.index() & 1
     }

@@ -146,7 +146,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         }
     }
 
-    /// Gives the tree a way to free objects, for [`Callback::Free`].
+    /// Gives the tree a way to free objects, for [`Callback::Free`](rcu_core::Callback::Free).
     ///
     /// # Safety
     /// 1. `free` may be called with any object whose head is queued with an offset, once, from any thread.
