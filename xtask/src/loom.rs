@@ -8,6 +8,7 @@ use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use clap::Args;
 
@@ -42,6 +43,8 @@ impl Options {
 struct Mutant {
     weaken: &'static str,
     package: &'static str,
+    /// The file in the package's `tests`.
+    file: &'static str,
     test: &'static str,
 }
 
@@ -49,11 +52,20 @@ const fn mutant(weaken: &'static str, package: &'static str, test: &'static str)
     Mutant {
         weaken,
         package,
+        file: "loom",
         test,
     }
 }
 
+impl Mutant {
+    const fn in_file(self, file: &'static str) -> Self {
+        Self { file, ..self }
+    }
+}
+
 const MUTANTS: &[Mutant] = &[
+    mutant("p1", "rcu-core", "p1_publish_vs_load"),
+    mutant("p1_exchange", "rcu-core", "p1_exchange_vs_load"),
     mutant("p2", "rcu-tree", "p2_enter_vs_scan"),
     mutant("p2_quiescent", "rcu-tree", "p2_quiescent_vs_scan"),
     mutant("p3", "rcu-tree", "p3_exit_vs_scan"),
@@ -63,23 +75,28 @@ const MUTANTS: &[Mutant] = &[
     mutant("p4_merge", "rcu-tree", "p4_merge_of_two_lanes"),
     mutant("p4_nest", "rcu-tree", "p4_nest_of_full_and_small_cookies"),
     mutant("p5_join", "rcu-tree", "p5_join_vs_snapshot"),
+    mutant("p5", "rcu-tree", "p5_unlink_vs_anothers_grace_period").in_file("loom_p5"),
     mutant("p8", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_busy", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_push", "rcu-core", "p8_head_stack_hand_over"),
     mutant("p8_revoked", "rcu-core", "p8_owner_vs_visitor"),
-    mutant("nulls", "rcu-core", "t23_a_reader_carried_off_starts_again"),
+    mutant("nulls", "rcu-core", "t23_a_reader_carried_off_starts_again").in_file("loom_r22"),
     mutant(
         "p1_nulls",
         "rcu-core",
         "p1_a_reader_sees_what_a_link_leads_to",
     ),
-    mutant("p8_work", "rcu-core", "p8_work_queue_vs_run"),
-    mutant("refcount", "rcu-core", "r22_get_vs_last_put"),
+    mutant("p8_work", "rcu-core", "p8_work_queue_vs_run").in_file("loom_r22"),
+    mutant("refcount", "rcu-core", "r22_get_vs_last_put").in_file("loom_r22"),
+    mutant("t38", "rcu-core", "t38_numbering_vs_grace_periods"),
     mutant("t39", "rcu-tree", "t39_barrier_vs_migration"),
 ];
 
-/// The packages that have a loom model.
-const PACKAGES: [&str; 2] = ["rcu-core", "rcu-tree"];
+/// The packages that have loom models, and the files that these are in.
+const MODELS: [(&str, &[&str]); 2] = [
+    ("rcu-core", &["loom", "loom_r22"]),
+    ("rcu-tree", &["loom", "loom_p5"]),
+];
 
 /// Enough to find every known mutant, few enough that a model of three threads ends within seconds.
 const MAX_PREEMPTIONS: &str = "3";
@@ -129,9 +146,11 @@ struct Bench<'w> {
 
 impl<'w> Bench<'w> {
     fn new(workspace: &'w Workspace) -> Result<Self, Failure> {
-        for package in PACKAGES {
-            if !workspace.has_target(package, "test", "loom") {
-                return Err(Failure::Run(format!("{package} has no tests/loom.rs")));
+        for (package, files) in MODELS {
+            for file in files {
+                if !workspace.has_target(package, "test", file) {
+                    return Err(Failure::Run(format!("{package} has no tests/{file}.rs")));
+                }
             }
         }
         Ok(Self {
@@ -141,12 +160,12 @@ impl<'w> Bench<'w> {
         })
     }
 
-    fn cargo_test(&self, packages: &[&str], flags: &[&str]) -> Command {
+    fn cargo_test(&self, package: &str, files: &[&str], flags: &[&str]) -> Command {
         let mut command = self.workspace.cargo();
-        command.args(["test", "--release", "--test", "loom", "--target"]);
+        command.args(["test", "--release", "-p", package, "--target"]);
         command.arg(&self.host);
-        for package in packages {
-            command.args(["-p", package]);
+        for file in files {
+            command.args(["--test", file]);
         }
         let (name, value) = with_rustflags(flags);
         command.env(name, value);
@@ -159,15 +178,22 @@ impl<'w> Bench<'w> {
 
     /// Runs every model as it stands.
     fn models(&self) -> Result<(), Failure> {
-        let status = self
-            .cargo_test(&PACKAGES, &["--cfg=loom"])
-            .arg("--no-fail-fast")
-            .status()
-            .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
-        if status.success() {
+        let mut failed = Vec::new();
+        for (package, files) in MODELS {
+            let status = self
+                .cargo_test(package, files, &["--cfg=loom"])
+                .arg("--no-fail-fast")
+                .status()
+                .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
+            if !status.success() {
+                failed.push(package);
+            }
+        }
+        if failed.is_empty() {
             Ok(())
         } else {
-            Err(Failure::Run("a loom model failed".to_owned()))
+            let packages = failed.join(", ");
+            Err(Failure::Run(format!("a loom model failed in {packages}")))
         }
     }
 
@@ -176,30 +202,37 @@ impl<'w> Bench<'w> {
         let Mutant {
             weaken,
             package,
+            file,
             test,
         } = mutant;
+        let begun = Instant::now();
         let cfg = format!("--cfg=weaken=\"{weaken}\"");
         let mut command = if cfg!(unix) {
-            let mut command = self.cargo_test(&[package], &["--cfg=loom"]);
+            let mut command = self.cargo_test(package, &[file], &["--cfg=loom"]);
             let wrapper = self
                 .wrapper(weaken)
                 .map_err(|error| Failure::Run(format!("mutant {weaken}: no wrapper: {error}")))?;
             command.env("RUSTC_WORKSPACE_WRAPPER", wrapper);
             command
         } else {
-            self.cargo_test(&[package], &["--cfg=loom", &cfg])
+            self.cargo_test(package, &[file], &["--cfg=loom", &cfg])
         };
         let output = command
             .args(["--", "--exact", test])
             .output()
             .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
+        let seconds = begun.elapsed().as_secs_f64();
         match judge(&output, test) {
             Fate::Killed => {
-                say(&format!("mutant {weaken}: killed by {package}::{test}"));
+                say(&format!(
+                    "mutant {weaken}: killed by {package}::{test}, {seconds:.1} s"
+                ));
                 Ok(true)
             }
             Fate::Survived => {
-                say(&format!("mutant {weaken}: SURVIVED {package}::{test}"));
+                say(&format!(
+                    "mutant {weaken}: SURVIVED {package}::{test}, {seconds:.1} s"
+                ));
                 Ok(false)
             }
             Fate::NotTested(why) => Err(Failure::Run(format!(

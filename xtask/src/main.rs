@@ -1,4 +1,4 @@
-//! The workspace's own commands: `scale` (the main job), `test-all`, `loom` and `tidy`.
+//! The workspace's own commands: `scale` (the main job), `simulate`, `test-all`, `loom` and `tidy`.
 //!
 //! One file per verb. What they share is in [`cargo`]: where the workspace is, how cargo is called, and how a failure
 //! ends the program: one line on stderr, exit status 2 for a bad option or bad input, 1 for a failed run or test.
@@ -6,6 +6,7 @@
 mod cargo;
 mod loom;
 mod scale;
+mod simulate;
 mod test_all;
 mod tidy;
 
@@ -20,7 +21,7 @@ use crate::cargo::{Failure, Workspace};
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
-    after_help = "Examples:\n  cargo xtask scale\n  cargo xtask test-all --quick\n  cargo xtask loom --mutants"
+    after_help = "Examples:\n  cargo xtask scale\n  cargo xtask simulate\n  cargo xtask test-all --quick\n  cargo xtask loom --mutants"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -30,6 +31,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Scale(scale::Options),
+    Simulate(simulate::Options),
     TestAll(test_all::Options),
     Loom(loom::Options),
     Tidy(tidy::Options),
@@ -47,9 +49,10 @@ fn main() -> ExitCode {
     };
     let verdict = Workspace::locate().and_then(|workspace| match cli.verb {
         Verb::Scale(options) => scale::run(&workspace, &options),
+        Verb::Simulate(options) => simulate::run(&workspace, &options),
         Verb::TestAll(options) => test_all::run(&workspace, &options),
         Verb::Loom(options) => loom::run(&workspace, &options),
-        Verb::Tidy(_) => tidy::run(&workspace),
+        Verb::Tidy(options) => tidy::with_options(&workspace, &options),
     });
     match verdict {
         Ok(()) => ExitCode::SUCCESS,
@@ -91,6 +94,7 @@ mod tests {
             &["xtask", "scale", "--objects", "0"],
             &["xtask", "scale", "--engine", "none"],
             &["xtask", "scale", "--nothing"],
+            &["xtask", "simulate", "--cpus", "0"],
         ] {
             let error = Cli::try_parse_from(words).err().expect("must be refused");
             let line = one_line(&error);

@@ -145,7 +145,7 @@ fn measure(worker: &Path, cases: &[Case], options: &Options) -> Result<Vec<Row>,
     Ok(rows.collect())
 }
 
-fn progress_bar(length: u64) -> ProgressBar {
+pub(crate) fn progress_bar(length: u64) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -162,7 +162,7 @@ fn kernel() -> Option<String> {
 }
 
 /// Finds out before the runs, not after them, that the JSON has no place to go.
-fn check_writable(path: &Path) -> Result<(), Failure> {
+pub(crate) fn check_writable(path: &Path) -> Result<(), Failure> {
     let parent = match path.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -183,15 +183,15 @@ fn check_writable(path: &Path) -> Result<(), Failure> {
     }
 }
 
-fn save(path: &Path, text: &str) -> Result<(), Failure> {
+pub(crate) fn save(path: &Path, text: &str) -> Result<(), Failure> {
     fs::write(path, text).map_err(|error| cannot_write(path, &error.to_string()))
 }
 
-fn cannot_write(path: &Path, why: &str) -> Failure {
+pub(crate) fn cannot_write(path: &Path, why: &str) -> Failure {
     Failure::Run(format!("cannot write {}: {why}", path.display()))
 }
 
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     // A reader that has seen enough (`| head`) must not turn a good run into a failed one.
     let _ = writeln!(io::stdout(), "{text}");
 }

@@ -5,6 +5,7 @@
 
 mod layers;
 mod orderings;
+mod rows;
 mod text;
 
 use std::collections::BTreeSet;
@@ -16,11 +17,17 @@ use clap::Args;
 
 use crate::cargo::{CRATES, Failure, Workspace};
 
-/// Check layers, dependencies, file lengths, paths, leftovers and the comments on atomic accesses
+/// Check layers, dependencies, file lengths, paths, leftovers, the comments on atomic accesses and the rows' tests
 #[derive(Args)]
-#[command(after_help = "Example:\n  cargo xtask tidy\n\n\
-                  Prints one line a violation, with file and line, and exits with 1 if there is any.")]
-pub(crate) struct Options {}
+#[command(
+    after_help = "Examples:\n  cargo xtask tidy\n  cargo xtask tidy --rows\n\n\
+                  Prints one line a violation, with file and line, and exits with 1 if there is any."
+)]
+pub(crate) struct Options {
+    /// Print the rows of the notes on Linux's semantics, each with its tests or the reason why it has none
+    #[arg(long)]
+    rows: bool,
+}
 
 /// A text file of the repository.
 #[derive(Debug)]
@@ -34,6 +41,16 @@ impl Source {
     fn is_rust(&self) -> bool {
         self.path.ends_with(".rs")
     }
+}
+
+pub(crate) fn with_options(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
+    if !options.rows {
+        return run(workspace);
+    }
+    let table = rows::table(&sources(workspace)?);
+    // A closed pipe has seen what it wanted.
+    let _ = write!(io::stdout(), "{table}");
+    Ok(())
 }
 
 pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
@@ -60,6 +77,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
             complaints.extend(orderings::unknown_pairs(source, &pairs));
         }
     }
+    complaints.extend(rows::unproved(&sources));
     for name in CRATES {
         complaints.extend(text::crate_files(name, &sources));
     }

@@ -19,6 +19,18 @@ use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 
+/// Of the two ways to publish, each with a mutant of its own.
+const SWAP: Ordering = if cfg!(weaken = "p1") {
+    Ordering::Acquire
+} else {
+    Ordering::AcqRel
+};
+const EXCHANGE: Ordering = if cfg!(weaken = "p1_exchange") {
+    Ordering::Acquire
+} else {
+    Ordering::AcqRel
+};
+
 /// An owning pointer to an object that readers of `Domain` may hold references to.
 ///
 /// # Safety
@@ -176,7 +188,7 @@ impl<P: RcuPointer> RcuCell<P> {
     fn swap_raw(&self, new: Option<P>) -> Option<P> {
         let new = raw_or_null(new.map(P::into_raw));
         // ORDERING: P1 (publish side); Acquire, so that the old object's state is seen by its destructor.
-        let old = self.pointer.swap(new, Ordering::AcqRel);
+        let old = self.pointer.swap(new, SWAP);
         // SAFETY: what was in the cell came from `into_raw`, and the swap took it out for us alone.
         NonNull::new(old).map(|old| unsafe { P::from_raw(old) })
     }
@@ -196,12 +208,10 @@ impl<P: RcuPointer> RcuCell<P> {
         let expected = current.map_or(ptr::null_mut(), |c| ptr::from_ref(c).cast_mut());
         let raw = new.map(P::into_raw);
         // ORDERING: P1 (publish side; load side on failure).
-        match self.pointer.compare_exchange(
-            expected,
-            raw_or_null(raw),
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        ) {
+        match self
+            .pointer
+            .compare_exchange(expected, raw_or_null(raw), EXCHANGE, Ordering::Acquire)
+        {
             Ok(old) => {
                 // SAFETY: as in `swap_raw`; `old` has the provenance that the cell held.
                 Ok(NonNull::new(old).map(|old| Retired::new(unsafe { P::from_raw(old) })))

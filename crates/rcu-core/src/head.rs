@@ -167,6 +167,8 @@ impl Head {
     /// then leaves the head alone. The two queueings cannot both be right, so the object is leaked, its callback
     /// replaced by one that does nothing, and the first few times this is [reported](crate::on_double_call). Elsewhere
     /// nothing is checked, and a head that is queued twice corrupts the list.
+    ///
+    /// Who keeps heads in other places than this crate's lists calls [`Self::set_unlinked`] before it runs the callback.
     #[doc(alias = "debug_rcu_head_queue")]
     #[inline(always)]
     #[must_use = "a head that is queued already must not be queued again"]

@@ -257,6 +257,7 @@ mod tests {
     }
 
     fn word(count: &RefCount) -> u32 {
+        // ORDERING: Relaxed: one thread.
         count.word.load(Ordering::Relaxed)
     }
 

@@ -12,6 +12,10 @@
 //! | `NEXT_READY` | a later one | `cookies[1]` |
 //! | `NEXT` | a number | none |
 //!
+//! A cookie is a pair, of normal and of expedited grace periods: either makes its segment ready (S9), so that somebody
+//! else's hurry releases callbacks early. Segments are told apart by the normal half, and that is what their owner asks
+//! for. Where there is one sequence only, both halves are the same.
+//!
 //! Beside them `len` counts the linked callbacks *and* the batch that was extracted and is being run.
 //! All of it is written by the holder of the slot's local lock only.
 //!
@@ -22,7 +26,7 @@
 //!
 //! # Invariants
 //! - I1. Segments in order, each oldest first, are the order of queueing (S1).
-//! - I2. If `WAIT` is empty so is `NEXT_READY`; if neither is, `WAIT`'s cookie is no later (S1).
+//! - I2. If `WAIT` is empty so is `NEXT_READY`; if neither is, `WAIT`'s cookie is no later, in either half (S1).
 //! - I3. A cookie means something only while its segment is not empty.
 //! - I4. `len` is the sum of the segments plus the batch in flight, and is raised before a callback is
 //!   linked: it never under-reports, so that a barrier may post in vain but never misses one (S2, S8).
@@ -32,7 +36,7 @@ mod tests;
 
 use crate::cb_list::CbList;
 use crate::head::Head;
-use crate::seq::{Cookie, Seq};
+use crate::seq::{Cookie, FullCookie, Seq};
 use core::fmt;
 use core::ptr::NonNull;
 
@@ -55,7 +59,7 @@ const NR: usize = 4;
 pub struct SegList {
     segments: [CbList; NR],
     /// Of `WAIT` and `NEXT_READY`.
-    cookies: [Cookie; 2],
+    cookies: [FullCookie; 2],
     len: usize,
 }
 
@@ -68,7 +72,7 @@ impl SegList {
     pub const fn new() -> Self {
         Self {
             segments: [const { CbList::new() }; NR],
-            cookies: [Cookie::from_raw(0); 2],
+            cookies: [FullCookie::of_one_sequence(Cookie::from_raw(0)); 2],
             len: 0,
         }
     }
@@ -169,8 +173,13 @@ impl SegList {
     /// Moves what `now` has made ready to `DONE` (S3). Idempotent.
     #[doc(alias = "rcu_segcblist_advance")]
     pub fn advance(&mut self, now: Seq) {
+        self.advance_full(|cookie| now.is_done(cookie.normal()));
+    }
+
+    /// As [`Self::advance`], by whatever says that a cookie is done: either kind of grace period (S9).
+    pub fn advance_full(&mut self, is_done: impl Fn(FullCookie) -> bool) {
         for segment in [WAIT, NEXT_READY] {
-            if self.segments[segment].is_empty() || !now.is_done(self.cookies[segment - WAIT]) {
+            if self.segments[segment].is_empty() || !is_done(self.cookies[segment - WAIT]) {
                 break;
             }
             let ready = self.segments[segment].take();
@@ -194,10 +203,17 @@ impl SegList {
     /// let them run too early.
     #[doc(alias = "rcu_segcblist_accelerate")]
     pub fn accelerate(&mut self, cookie: Cookie) -> bool {
-        debug_assert!(!cookie.is_completed_mark(), "I3: not a number to wait for");
+        self.accelerate_full(FullCookie::of_one_sequence(cookie))
+    }
+
+    /// As [`Self::accelerate`], with the number of either kind of grace period (S9): the caller has to see to the
+    /// normal half. A segment that gets nothing new keeps its expedited half, which may come sooner.
+    pub fn accelerate_full(&mut self, cookie: FullCookie) -> bool {
+        let normal = cookie.normal();
+        debug_assert!(!normal.is_completed_mark(), "I3: not a number to wait for");
         let earlier = |i: usize| {
-            let its = self.cookies[i - WAIT];
-            !self.segments[i].is_empty() && its != cookie && its.is_no_later_than(cookie)
+            let its = self.cookies[i - WAIT].normal();
+            !self.segments[i].is_empty() && its != normal && its.is_no_later_than(normal)
         };
         let segment = if earlier(NEXT_READY) {
             // I2: `WAIT` waits for an earlier one still.
@@ -207,6 +223,7 @@ impl SegList {
         } else {
             WAIT
         };
+        let before = self.segments[segment].len();
         for later in segment + 1..NR {
             let moved = self.segments[later].take();
             self.segments[segment].append(moved);
@@ -214,7 +231,10 @@ impl SegList {
         if self.segments[segment].is_empty() {
             return false;
         }
-        self.cookies[segment - WAIT] = cookie;
+        let its = &mut self.cookies[segment - WAIT];
+        if self.segments[segment].len() > before || its.normal() != normal {
+            *its = cookie;
+        }
         self.check();
         true
     }
@@ -235,6 +255,49 @@ impl SegList {
             "T38: the sequence was read before the snapshot"
         );
         waits
+    }
+
+    /// The three steps with their inputs in the right order: takes a `snapshot`, reads `now`, then
+    /// [`snap_advance_accelerate`](Self::snap_advance_accelerate) (T38). Afterwards nothing is without a number.
+    ///
+    /// Returns the snapshot if callbacks wait for it now: the caller asks for that grace period. An empty list takes
+    /// no snapshot.
+    pub fn number(
+        &mut self,
+        snapshot: impl FnOnce() -> Cookie,
+        now: impl FnOnce() -> Seq,
+    ) -> Option<Cookie> {
+        if self.is_empty() {
+            return None;
+        }
+        let (cookie, now) = if cfg!(weaken = "t38") {
+            let now = now();
+            (snapshot(), now)
+        } else {
+            let cookie = snapshot();
+            (cookie, now())
+        };
+        self.snap_advance_accelerate(cookie, now).then_some(cookie)
+    }
+
+    /// As [`Self::number`], with cookies of both kinds of grace periods (S9): `is_done` is asked after the snapshot was
+    /// taken, and what is returned is to be asked for by its normal half.
+    pub fn number_full(
+        &mut self,
+        snapshot: impl FnOnce() -> FullCookie,
+        is_done: impl Fn(FullCookie) -> bool,
+    ) -> Option<FullCookie> {
+        if self.is_empty() {
+            return None;
+        }
+        let cookie = snapshot();
+        self.advance_full(is_done);
+        let waits = self.accelerate_full(cookie);
+        debug_assert!(
+            self.segments[NEXT].is_empty(),
+            "T38: asked before the snapshot"
+        );
+        waits.then_some(cookie)
     }
 
     /// Takes out what is ready to run. It counts on (S6) until it is [`finished`](Self::finished)
@@ -314,7 +377,7 @@ impl SegList {
     #[must_use]
     #[doc(alias = "rcu_segcblist_nextgp")]
     pub fn pending_cookie(&self) -> Option<Cookie> {
-        (!self.segments[WAIT].is_empty()).then_some(self.cookies[0])
+        (!self.segments[WAIT].is_empty()).then_some(self.cookies[0].normal())
     }
 
     /// The latest cookie that callbacks wait for.
@@ -323,7 +386,7 @@ impl SegList {
         if self.segments[NEXT_READY].is_empty() {
             self.pending_cookie()
         } else {
-            Some(self.cookies[1])
+            Some(self.cookies[1].normal())
         }
     }
 
@@ -335,7 +398,9 @@ impl SegList {
         );
         debug_assert!(
             self.segments[NEXT_READY].is_empty()
-                || self.cookies[0].is_no_later_than(self.cookies[1]),
+                || self.cookies[0]
+                    .normal()
+                    .is_no_later_than(self.cookies[1].normal()),
             "I2: numbers out of order"
         );
         debug_assert!(

@@ -5,7 +5,7 @@
 
 use rcu_core::conformance as suite;
 use rcu_core::manual::ManualGp;
-use rcu_core::{Callback, Cookie, GracePeriod, Head, Rcu};
+use rcu_core::{Callback, Cookie, FullCookie, GracePeriod, Head, Rcu};
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
@@ -31,12 +31,33 @@ enum Fault {
     NoBarrier,
     /// Cookies of nothing are not done.
     ForgetsCompleted,
+    /// Full cookies are done at once.
+    FullEarly,
+    /// Full cookies see normal grace periods only.
+    FullMissesExpedited,
+    /// Waiting for a full cookie returns at once.
+    FullNeverEnds,
+    /// Expedited grace periods wait for nobody.
+    ExpeditedEarly,
+    /// Every full cookie is another one.
+    CookiesDiffer,
+    /// Lazy callbacks are put off for ever.
+    LazyNever,
+    /// Lazy callbacks run when they are queued.
+    LazyAtOnce,
+    /// A quiescent state lets grace periods pass beside another guard.
+    QuiescentIgnoresNesting,
 }
 
 /// An RCU on one thread with one fault.
 struct Busted {
     fault: Fault,
+    /// What small cookies are of: both kinds of grace periods move it.
     gp: ManualGp,
+    /// The halves of full cookies.
+    normal: ManualGp,
+    expedited: ManualGp,
+    taken: Cell<usize>,
     nesting: Cell<usize>,
     queue: RefCell<Vec<NonNull<Head>>>,
 }
@@ -46,6 +67,9 @@ impl Busted {
         Self {
             fault,
             gp: ManualGp::auto(),
+            normal: ManualGp::auto(),
+            expedited: ManualGp::auto(),
+            taken: Cell::new(0),
             nesting: Cell::new(0),
             queue: RefCell::default(),
         }
@@ -72,6 +96,15 @@ unsafe impl GracePeriod for Busted {
     }
 
     fn start(&self) -> Cookie {
+        self.normal.start();
+        self.gp.start()
+    }
+
+    fn start_expedited(&self) -> Cookie {
+        if self.fault == Fault::ExpeditedEarly {
+            return Cookie::COMPLETED;
+        }
+        self.expedited.start();
         self.gp.start()
     }
 
@@ -81,14 +114,44 @@ unsafe impl GracePeriod for Busted {
     }
 
     fn wait(&self, cookie: Cookie) {
-        if self.fault != Fault::NeverEnds {
+        if self.fault != Fault::NeverEnds && !self.poll(cookie) {
             self.gp.wait(cookie);
+            self.normal.advance();
+        }
+    }
+
+    fn wait_expedited(&self, cookie: Cookie) {
+        if self.fault != Fault::NeverEnds && !self.poll(cookie) {
+            self.gp.wait(cookie);
+            self.expedited.advance();
+        }
+    }
+
+    fn snapshot_full(&self) -> FullCookie {
+        if self.fault == Fault::CookiesDiffer {
+            self.taken.update(|n| n + 1);
+            let later = Cookie::from_raw(self.normal.snapshot().raw() + self.taken.get() % 8 * 4);
+            return FullCookie::new(later, self.expedited.snapshot());
+        }
+        FullCookie::new(self.normal.snapshot(), self.expedited.snapshot())
+    }
+
+    fn poll_full(&self, cookie: FullCookie) -> bool {
+        let by_expedited = self.expedited.poll(cookie.expedited());
+        self.fault == Fault::FullEarly
+            || self.normal.poll(cookie.normal())
+            || (by_expedited && self.fault != Fault::FullMissesExpedited)
+    }
+
+    fn wait_full(&self, cookie: FullCookie) {
+        if self.fault != Fault::FullNeverEnds && !self.poll_full(cookie) {
+            self.synchronize();
         }
     }
 
     fn drive(&self) -> bool {
         let reading = self.nesting.get() > 0 && self.fault != Fault::IgnoresReaders;
-        if reading { true } else { self.gp.drive() }
+        reading || self.gp.drive() | self.normal.drive() | self.expedited.drive()
     }
 
     fn grace_periods(&self) -> usize {
@@ -119,6 +182,28 @@ unsafe impl Rcu for Busted {
         }
     }
 
+    unsafe fn call_lazy(&self, head: NonNull<Head>, callback: Callback) {
+        match self.fault {
+            Fault::LazyNever => {}
+            Fault::LazyAtOnce => {
+                // SAFETY: the head is valid (debt 1).
+                unsafe { head.as_ref() }.set_callback(callback);
+                self.run(head);
+            }
+            // SAFETY: the caller's debts.
+            _ => unsafe { self.call(head, callback) },
+        }
+    }
+
+    unsafe fn quiescent_state(&self, (): ()) {
+        let nesting = self.nesting.get();
+        if nesting == 1 || self.fault == Fault::QuiescentIgnoresNesting {
+            self.nesting.set(0);
+            while self.drive() {}
+            self.nesting.set(nesting);
+        }
+    }
+
     fn barrier(&self) {
         self.synchronize();
         if self.fault == Fault::NoBarrier {
@@ -136,18 +221,30 @@ unsafe impl Rcu for Busted {
 
 type Test = (&'static str, fn(&Busted));
 
-const TESTS: [Test; 8] = [
-    ("completed", suite::completed_is_always_done),
-    ("synchronize", suite::done_after_synchronize),
-    ("snapshot", suite::snapshot_asks_for_nothing),
-    ("section", suite::never_done_inside_a_section),
-    ("guards", suite::guards_end_in_any_order),
+const TESTS: [Test; 20] = [
+    ("completed", suite::r9_completed_is_always_done),
+    ("synchronize", suite::r3_done_after_synchronize),
+    ("snapshot", suite::r7_snapshot_asks_for_nothing),
+    ("section", suite::r1_never_done_inside_a_section),
+    ("guards", suite::r1_guards_end_in_any_order),
+    ("read", suite::r1_read_runs_inside),
     (
         "callbacks",
-        suite::callbacks_run_once_after_a_grace_period_in_order,
+        suite::r4_callbacks_run_once_after_a_grace_period_in_order,
     ),
-    ("barrier", suite::barrier_of_nothing_returns),
-    ("inside", suite::calls_inside_a_section_wait_for_its_end),
+    ("others", suite::r4_callbacks_queue_others),
+    ("barrier", suite::r13_barrier_of_nothing_returns),
+    ("inside", suite::r4_calls_inside_a_section_wait_for_its_end),
+    ("full", suite::r8_t35_full_cookie_never_misses),
+    ("full wait", suite::r8_wait_full_ends_for_any_cookie),
+    ("full early", suite::r8_full_cookie_is_never_early),
+    ("live", suite::r10_few_cookies_are_live),
+    ("expedited", suite::r12_expedited_cookie_is_never_early),
+    ("lazy", suite::r17_lazy_and_ordinary_callbacks_run_once),
+    ("lazy alone", suite::r17_t40_lazy_alone_is_found_by_barrier),
+    ("lazy inside", suite::r17_lazy_callbacks_wait_for_sections),
+    ("online", suite::r20_g10_online_is_a_section),
+    ("nested", suite::r20_quiescent_respects_other_guards),
 ];
 
 /// Which tests flag `fault`.
@@ -164,18 +261,76 @@ fn flagged(fault: Fault) -> Vec<&'static str> {
 fn every_fault_is_flagged_and_no_other() {
     for (fault, expected) in [
         (Fault::None, &[][..]),
-        (Fault::IgnoresReaders, &["section", "guards"]),
+        (
+            Fault::IgnoresReaders,
+            &[
+                "section",
+                "guards",
+                "read",
+                "full early",
+                "expedited",
+                "online",
+                "nested",
+            ],
+        ),
         (Fault::FirstExitEnds, &["guards"]),
         (Fault::SnapshotAsks, &["snapshot"]),
         (
             Fault::NeverEnds,
-            &["synchronize", "callbacks", "barrier", "inside"],
+            &[
+                "synchronize",
+                "callbacks",
+                "others",
+                "barrier",
+                "inside",
+                "full",
+                "full wait",
+                "lazy",
+                "lazy alone",
+                "lazy inside",
+            ],
         ),
-        (Fault::RunsAtOnce, &["callbacks", "barrier", "inside"]),
+        (
+            Fault::RunsAtOnce,
+            &[
+                "callbacks",
+                "others",
+                "barrier",
+                "inside",
+                "lazy",
+                "lazy alone",
+                "lazy inside",
+            ],
+        ),
         (Fault::Lifo, &["callbacks", "inside"]),
-        (Fault::NoBarrier, &["callbacks", "barrier", "inside"]),
+        (
+            Fault::NoBarrier,
+            &[
+                "callbacks",
+                "others",
+                "barrier",
+                "inside",
+                "lazy",
+                "lazy alone",
+                "lazy inside",
+            ],
+        ),
         (Fault::ForgetsCompleted, &["completed"]),
-        (Fault::Twice, &["callbacks", "barrier"]),
+        (
+            Fault::Twice,
+            &["callbacks", "others", "barrier", "lazy", "lazy alone"],
+        ),
+        (Fault::FullEarly, &["full early"]),
+        (Fault::FullMissesExpedited, &["full", "full wait"]),
+        (Fault::FullNeverEnds, &["full", "full wait"]),
+        (
+            Fault::ExpeditedEarly,
+            &["synchronize", "full", "full wait", "expedited"],
+        ),
+        (Fault::CookiesDiffer, &["full", "full wait", "live"]),
+        (Fault::LazyNever, &["lazy", "lazy alone", "lazy inside"]),
+        (Fault::LazyAtOnce, &["lazy", "lazy alone", "lazy inside"]),
+        (Fault::QuiescentIgnoresNesting, &["nested"]),
     ] {
         assert_eq!(flagged(fault), expected, "{fault:?}");
     }

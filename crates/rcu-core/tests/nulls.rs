@@ -285,7 +285,6 @@ fn t23_lookups_never_miss_what_is_always_there() {
                 lookups.fetch_add(1, Ordering::Relaxed);
             }
         });
-        let mut next = KEYS;
         for turn in 0..MOVES {
             let object = &objects[2 + turn % (KEYS - 2)];
             // SAFETY: one thread writes; everything stays where it is until the end.
@@ -294,8 +293,7 @@ fn t23_lookups_never_miss_what_is_always_there() {
             while !object.refs.put() && object.refs.get() {
                 std::thread::yield_now();
             }
-            object.key.store(next, Ordering::Relaxed);
-            next += 1;
+            object.key.store(KEYS + turn, Ordering::Relaxed);
             object.refs.reset(1);
             add(object);
         }

@@ -382,20 +382,26 @@ fn seg_list(ops: &[SegOp], start: u64) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn seg_list_does_as_the_model_does(ops in vec(seg_op(), 0..150), start in 270u64..300) {
+    fn s1_s8_seg_list_does_as_the_model_does(ops in vec(seg_op(), 0..150), start in 270u64..300) {
         seg_list(&ops, start)?;
     }
 }
 
-/// One visit of a slot: time passes, a callback comes, time passes between the two steps.
+/// One visit of a slot: time passes, a callback comes, time passes between the steps: before the snapshot, between it
+/// and the reading of the sequence, and (which nobody reads) between advancing and accelerating.
 fn visit(list: &mut SegList, time: &mut Time, head: &Head, gaps: [u8; 2], snap_first: bool) {
     time.step(gaps[0]);
     // SAFETY: the heads outlive the lists, each is queued once a list, and all stays on this thread.
     unsafe { list.enqueue(NonNull::from(head)) };
+    let now = std::cell::Cell::new(*time);
     if snap_first {
-        let snapshot = time.seq().snapshot();
-        time.step(gaps[1]);
-        list.snap_advance_accelerate(snapshot, time.seq());
+        let snapshot = || {
+            let snapshot = now.get().seq().snapshot();
+            time.step(gaps[1]);
+            now.set(*time);
+            snapshot
+        };
+        list.number(snapshot, || now.get().seq());
     } else {
         list.advance(time.seq());
         time.step(gaps[1]);
@@ -432,4 +438,54 @@ fn t38_snap_before_advance() {
         0,
         "the other order goes wrong, so this test can fail"
     );
+}
+
+proptest! {
+    /// S9, T38: callbacks of one slot while grace periods of two kinds start and end at random: none is ready before
+    /// one of its own kinds has passed whole, none is left without a number, all come in order.
+    #[test]
+    fn s9_two_kinds_of_grace_periods(visits in vec((0u8..4, 0u8..4, 0u8..3, 0u8..3), 1..80)) {
+        use rcu_core::FullCookie;
+        let mut arena = Arena::new(visits.len());
+        let (normal, expedited) = (std::cell::Cell::new(Time(4 * 290)), std::cell::Cell::new(Time(4 * 280)));
+        let step = |time: &std::cell::Cell<Time>, steps: u8| {
+            let mut now = time.get();
+            now.step(steps);
+            time.set(now);
+        };
+        let is_done = |cookie: FullCookie| {
+            normal.get().seq().is_done(cookie.normal())
+                || expedited.get().seq().is_done(cookie.expedited())
+        };
+        let mut list = SegList::new();
+        // What each needs: the model's numbers, from when it was queued.
+        let mut needs: VecDeque<(usize, u64, u64)> = VecDeque::new();
+        for (before, hurry, between, hurry_between) in visits {
+            step(&normal, before);
+            step(&expedited, hurry);
+            let (id, head) = arena.next();
+            // SAFETY: the arena outlives the list, the head is fresh, and all stays on this thread.
+            unsafe { list.enqueue(head) };
+            needs.push_back((id, normal.get().needs(), expedited.get().needs()));
+            let snapshot = || {
+                let taken = [&normal, &expedited].map(|time| time.get().seq().snapshot());
+                step(&normal, between);
+                step(&expedited, hurry_between);
+                FullCookie::new(taken[0], taken[1])
+            };
+            list.number_full(snapshot, is_done);
+            prop_assert!(!list.has_unnumbered(), "T38");
+            let ready = arena.drain(list.extract_done());
+            list.finished(ready.len());
+            for got in ready {
+                let (id, by_normal, by_expedited) = needs.pop_front().unwrap();
+                prop_assert_eq!(got, id);
+                let passed = normal.get().0 >= by_normal || expedited.get().0 >= by_expedited;
+                prop_assert!(passed, "ready before a grace period of either kind");
+            }
+        }
+        step(&normal, 4);
+        list.advance_full(is_done);
+        prop_assert_eq!(arena.drain(list.extract_done()).len(), needs.len(), "all by normal ones");
+    }
 }

@@ -97,7 +97,7 @@ fn small_values_and_the_wrap_against_the_model() {
 }
 
 #[test]
-fn r11_a_cookie_from_before_the_numbers_went_round_is_done() {
+fn r11_t34_a_cookie_from_before_the_numbers_went_round_is_done() {
     let half = usize::MAX as u128 / 2;
     for now in 0..2 * WRAP {
         let at = (now + half + 20).next_multiple_of(4);

@@ -25,7 +25,7 @@ fn runs<Q>(work: &RcuWork<AtomicUsize, Q>) -> usize {
 
 #[test]
 fn r19_runs_once_after_a_grace_period() {
-    let work = leak(RcuWork::new(AtomicUsize::new(0), |work| count(work)));
+    let work = leak(RcuWork::new(AtomicUsize::new(0), count));
     let guard = read_lock::<Exact>();
     assert!(!work.is_pending());
     assert!(work.queue(&Exact));
@@ -49,7 +49,7 @@ fn r19_runs_once_after_a_grace_period() {
 /// first queueing, and the run does not wait for it. So `queue` has to say no.
 #[test]
 fn t1_a_pending_work_says_that_it_asks_for_no_grace_period() {
-    let work = leak(RcuWork::new(AtomicUsize::new(0), |work| count(work)));
+    let work = leak(RcuWork::new(AtomicUsize::new(0), count));
     let before = read_lock::<Exact>();
     assert!(work.queue(&Exact));
     let between = read_lock::<Exact>();

@@ -9,7 +9,12 @@
 //! |---|---|---|
 //! | `nesting` | sections entered and not left; 0: nobody reads | `enter`, `exit` |
 //! | `seq` | the [`Seq`], always idle: a grace period takes no time here | `pass`, in a critical section |
-//! | `callbacks` | two lists, a flag, the latest request | anyone, in a critical section |
+//! | `callbacks` | two lists, a flag, the latest request, two counts | anyone, in a critical section |
+//! | `place` | where the outermost section was entered, if that is kept | `enter` |
+//!
+//! # Kinds of grace periods
+//! There is one kind: expedited ones are the normal ones, a full cookie is the small one twice (R8), a lazy callback is
+//! a callback (T-5). All of them take no time, so there is nothing to hurry and nothing to put off.
 //!
 //! # Life of a callback
 //! `call` puts it on `waiting`. A quiescent state (a moment at which `nesting` is 0) moves all of
@@ -38,17 +43,19 @@
 //! # Contexts
 //! | function | in a section | from a callback | from an interrupt |
 //! |---|---|---|---|
-//! | `enter`, `exit`, `call`, `snapshot`, `start`, `poll`, `drive`, `tick(false)` | yes | yes | yes |
+//! | `enter`, `exit`, `call`, `snapshot`, `start`, `poll`, `drive`, `tick(false)`, `stats` | yes | yes | yes |
+//! | `quiescent_state` | passes nothing on, unless it is the only one | yes | yes |
 //! | `wait`, `synchronize`, `quiescent`, `tick(true)` | panics | yes | if it interrupted no section |
 //! | `barrier` | panics | panics | if it interrupted neither section nor callback |
 
+use crate::place::Place;
 use core::cell::{Cell, RefCell};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering, compiler_fence};
 use critical_section::Mutex;
-use rcu_core::{Callback, CbList, Cookie, GracePeriod, Head, Rcu, Seq};
+use rcu_core::{Callback, CbList, Cookie, FullCookie, GracePeriod, Head, Rcu, Seq};
 
 /// How objects are freed whose callback is an offset.
 type Kfree = unsafe fn(NonNull<u8>);
@@ -70,6 +77,7 @@ pub struct Tiny {
     nesting: AtomicUsize,
     seq: AtomicUsize,
     callbacks: Mutex<RefCell<Callbacks>>,
+    place: Place,
     kfree: Option<Kfree>,
     /// Not `Sync`.
     _one_thread: PhantomData<Cell<()>>,
@@ -85,6 +93,31 @@ struct Callbacks {
     running: bool,
     /// The latest cookie of `start`.
     wanted: Cookie,
+    /// How many were queued, and how many have run or panicked, ever.
+    queued: usize,
+    run: usize,
+}
+
+/// Counts of one [`Tiny`]. They wrap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TinyStats {
+    /// Grace periods that have passed.
+    pub grace_periods: usize,
+    /// Callbacks that were ever queued.
+    pub callbacks_queued: usize,
+    /// Callbacks that have run, panicking ones included. The batch being run is counted when it ends.
+    pub callbacks_run: usize,
+}
+
+impl fmt::Display for TinyStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "grace periods {}, callbacks queued {}, run {}",
+            self.grace_periods, self.callbacks_queued, self.callbacks_run
+        )
+    }
 }
 
 impl Callbacks {
@@ -109,7 +142,10 @@ impl Tiny {
                 waiting: CbList::new(),
                 running: false,
                 wanted: Cookie::COMPLETED,
+                queued: 0,
+                run: 0,
             })),
+            place: Place::new(),
             kfree: None,
             _one_thread: PhantomData,
         }
@@ -172,6 +208,17 @@ impl Tiny {
         self.with(|c| c.done.len() + c.waiting.len())
     }
 
+    /// What has happened so far.
+    #[must_use]
+    pub fn stats(&self) -> TinyStats {
+        let grace_periods = self.grace_periods();
+        self.with(|c| TinyStats {
+            grace_periods,
+            callbacks_queued: c.queued,
+            callbacks_run: c.run,
+        })
+    }
+
     /// Whether a section is entered.
     #[must_use]
     #[doc(alias = "rcu_read_lock_held")]
@@ -212,8 +259,13 @@ impl Tiny {
             idle.then(|| c.done.take())
         });
         let Some(batch) = batch else { return };
-        let mut batch = Batch { tiny: self, batch };
+        let mut batch = Batch {
+            tiny: self,
+            batch,
+            run: 0,
+        };
         while let Some(head) = batch.batch.pop_front() {
+            batch.run += 1;
             // SAFETY: what queued this head allowed its callback once a grace period has passed,
             // which it has (it was on `done`), and it is on no list now.
             unsafe { self.run(head) };
@@ -244,7 +296,8 @@ impl Tiny {
     fn refuse_in_section(&self, what: &str) {
         assert!(
             !self.in_section(),
-            "rcu-tiny: {what} inside a read-side critical section would wait for ever"
+            "rcu-tiny: {what} inside a read-side critical section{} would wait for ever",
+            self.place
         );
     }
 }
@@ -253,6 +306,7 @@ impl Tiny {
 struct Batch<'a> {
     tiny: &'a Tiny,
     batch: CbList,
+    run: usize,
 }
 
 impl Drop for Batch<'_> {
@@ -260,6 +314,7 @@ impl Drop for Batch<'_> {
         let rest = self.batch.take();
         self.tiny.with(|c| {
             c.done.push_front_list(rest);
+            c.run = c.run.wrapping_add(self.run);
             c.running = false;
         });
     }
@@ -324,6 +379,43 @@ unsafe impl GracePeriod for Tiny {
         wanted
     }
 
+    /// # Panics
+    /// Inside a section.
+    #[track_caller]
+    fn synchronize(&self) {
+        self.wait(self.start());
+    }
+
+    /// The same as [`synchronize`](GracePeriod::synchronize) (T-5).
+    ///
+    /// # Panics
+    /// Inside a section.
+    #[track_caller]
+    fn synchronize_expedited(&self) {
+        self.wait(self.start());
+    }
+
+    /// # Panics
+    /// As [`wait`](GracePeriod::wait).
+    #[track_caller]
+    fn wait_expedited(&self, cookie: Cookie) {
+        self.wait(cookie);
+    }
+
+    /// # Panics
+    /// As [`wait`](GracePeriod::wait).
+    #[track_caller]
+    fn wait_full(&self, cookie: FullCookie) {
+        self.wait(cookie.normal());
+    }
+
+    /// # Panics
+    /// As [`wait`](GracePeriod::wait).
+    #[track_caller]
+    fn wait_full_expedited(&self, cookie: FullCookie) {
+        self.wait(cookie.normal());
+    }
+
     fn grace_periods(&self) -> usize {
         self.seq().completed()
     }
@@ -337,6 +429,7 @@ unsafe impl Rcu for Tiny {
     type Token = Section;
 
     #[inline]
+    #[track_caller]
     fn enter(&self) -> Section {
         // ORDERING: Relaxed: same CPU (I3).
         let nesting = self.nesting.load(Ordering::Relaxed);
@@ -345,6 +438,9 @@ unsafe impl Rcu for Tiny {
         };
         // ORDERING: P2 (enter side): the compiler fence below keeps the section behind it.
         self.nesting.store(nesting, Ordering::Relaxed);
+        if nesting == 1 {
+            self.place.note();
+        }
         // ORDERING: P2 (enter side): an interrupt that reads the count sees the section covered.
         compiler_fence(Ordering::SeqCst);
         Section(())
@@ -382,7 +478,18 @@ unsafe impl Rcu for Tiny {
         self.with(|c| {
             // SAFETY: valid until its callback gets it, on no list (debt 1), from any thread (debt 3).
             unsafe { c.waiting.push_back(head) };
+            c.queued = c.queued.wrapping_add(1);
         });
+    }
+
+    /// If the section is the only one and somebody wants a grace period, it passes here: on this CPU nobody else would
+    /// let it. Runs no callback ([`quiescent`](Self::quiescent) and [`barrier`](Rcu::barrier) do, outside).
+    #[track_caller]
+    unsafe fn quiescent_state(&self, token: Section) -> Section {
+        // SAFETY: the caller's debt.
+        unsafe { self.exit(token) };
+        self.drive();
+        self.enter()
     }
 
     /// Runs every callback that is queued; never blocks (T-5).
@@ -424,6 +531,7 @@ impl fmt::Debug for Tiny {
             .field("nesting", &self.nesting.load(Ordering::Relaxed))
             .field("done", &done)
             .field("waiting", &waiting)
+            .field("stats", &self.stats())
             .finish_non_exhaustive()
     }
 }

@@ -2,7 +2,7 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use rcu_core::{Callback, Cookie, GracePeriod, Guard, Head, Rcu};
+use rcu_core::{Callback, Cookie, FullCookie, GracePeriod, Head, Rcu};
 use rcu_tiny::Tiny;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 #[derive(Clone, Debug)]
 enum Op {
     Enter,
-    /// Drops one of the guards, whichever.
+    /// Gives one of the tokens back, whichever.
     Exit(usize),
     /// Queues a callback that queues so many more, each from the one before.
     Call(u8),
@@ -19,8 +19,13 @@ enum Op {
     Tick(bool),
     Snapshot,
     Start,
+    /// Full, and asking if so.
+    Full(bool),
     /// Waits for one of the cookies.
     Wait(usize),
+    WaitFull(usize),
+    /// A quiescent state of the youngest section.
+    QuiescentState,
     Drive,
     Synchronize,
     Barrier,
@@ -35,7 +40,10 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<bool>().prop_map(Op::Tick),
         2 => Just(Op::Snapshot),
         2 => Just(Op::Start),
+        2 => any::<bool>().prop_map(Op::Full),
         2 => any::<usize>().prop_map(Op::Wait),
+        1 => any::<usize>().prop_map(Op::WaitFull),
+        2 => Just(Op::QuiescentState),
         2 => Just(Op::Drive),
         1 => Just(Op::Synchronize),
         1 => Just(Op::Barrier),
@@ -124,19 +132,22 @@ fn check(ops: &[Op]) -> Result<(), TestCaseError> {
     RAN.take();
     let rcu = Box::new(Tiny::new());
     let mut model = Model::default();
-    let mut guards: Vec<Guard<&Tiny>> = Vec::new();
+    let mut tokens: Vec<rcu_tiny::Section> = Vec::new();
     let mut cookies: Vec<(Cookie, u128)> = Vec::new();
+    let mut full: Vec<(FullCookie, u128)> = Vec::new();
     let mut objects: Vec<*mut Object> = Vec::new();
     for op in ops {
         let inside = model.nesting > 0;
         match *op {
             Op::Enter => {
-                guards.push(rcu.read_lock());
+                tokens.push(rcu.enter());
                 model.nesting += 1;
             }
             Op::Exit(which) => {
                 if inside {
-                    drop(guards.swap_remove(which % guards.len()));
+                    let token = tokens.swap_remove(which % tokens.len());
+                    // SAFETY: the token was not given back yet.
+                    unsafe { rcu.exit(token) };
                     model.nesting -= 1;
                 }
             }
@@ -185,6 +196,34 @@ fn check(ops: &[Op]) -> Result<(), TestCaseError> {
                     }
                 }
             }
+            Op::Full(asks) => {
+                let cookie = if asks {
+                    model.wanted = model.ended + 1;
+                    rcu.start_full()
+                } else {
+                    rcu.snapshot_full()
+                };
+                full.push((cookie, model.ended + 1));
+            }
+            Op::WaitFull(which) => {
+                if !full.is_empty() {
+                    let (cookie, at) = full[which % full.len()];
+                    let waits = model.ended < at;
+                    prop_assert_eq!(refused(|| rcu.wait_full(cookie)), waits && inside);
+                    if waits && !inside {
+                        model.pass();
+                    }
+                }
+            }
+            Op::QuiescentState => {
+                if let Some(token) = tokens.pop() {
+                    // SAFETY: the token was not given back yet; the new one stands in its place.
+                    tokens.push(unsafe { rcu.quiescent_state(token) });
+                    if model.nesting == 1 && model.is_wanted() {
+                        model.pass();
+                    }
+                }
+            }
             Op::Drive => {
                 let wanted = model.is_wanted();
                 prop_assert_eq!(rcu.drive(), wanted && inside);
@@ -214,9 +253,15 @@ fn check(ops: &[Op]) -> Result<(), TestCaseError> {
         for &(cookie, at) in &cookies {
             prop_assert_eq!(rcu.poll(cookie), model.ended >= at);
         }
+        for &(cookie, at) in &full {
+            prop_assert_eq!(rcu.poll_full(cookie), model.ended >= at);
+        }
         prop_assert_eq!(&RAN.with_borrow(Vec::clone), &model.ran);
     }
-    drop(guards);
+    for token in tokens {
+        // SAFETY: the token was not given back yet.
+        unsafe { rcu.exit(token) };
+    }
     while rcu.pending() > 0 {
         rcu.barrier();
         model.pass();

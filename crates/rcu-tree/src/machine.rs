@@ -17,6 +17,7 @@
 //! |---|---|---|
 //! | `state` | the phase, and the stake in the merged sequence (`gp_seq`) | the driver, under the lock |
 //! | `again` | somebody changed something and found the lock taken | set by whoever leaves, cleared by the driver |
+//! | `owed` | words of slots that the last look read, less the work done since (`drive_for`) | the driver; who works |
 //!
 //! # Invariants
 //! - I1. One driver of a lane at a time: the machine's lock. Whoever holds both takes the normal lane's first.
@@ -64,6 +65,8 @@ enum Phase {
 pub(crate) struct State {
     phase: Phase,
     stake: Seq,
+    /// Words of slots that the last look read.
+    looked_at: usize,
 }
 
 impl State {
@@ -77,6 +80,7 @@ impl State {
 pub(crate) struct Machine {
     state: SpinMutex<State>,
     again: AtomicUsize,
+    owed: AtomicUsize,
 }
 
 /// What the machine works on.
@@ -106,8 +110,9 @@ impl Machine {
     rcu_core::const_fn! {
         pub(crate) const fn new() -> Self {
             Self {
-                state: SpinMutex::new(State { phase: Phase::Idle, stake: Seq::INITIAL }),
+                state: SpinMutex::new(State { phase: Phase::Idle, stake: Seq::INITIAL, looked_at: 0 }),
                 again: AtomicUsize::new(0),
+                owed: AtomicUsize::new(0),
             }
         }
     }
@@ -134,11 +139,35 @@ impl Machine {
             // ORDERING: Acquire: I5; what the one who insisted did comes before this look.
             self.again.swap(0, Ordering::Acquire);
             let ended = step(&mut state, world);
+            // ORDERING: Relaxed: a rate; see `drive_for`.
+            self.owed.store(state.looked_at, Ordering::Relaxed);
             drop(state);
             driven.ended |= ended;
             if !ended && !self.is_asked_again() {
                 return driven;
             }
+        }
+    }
+
+    /// As [`Self::drive`], by someone who comes by after every `work` callbacks: does nothing until as many have been dealt
+    /// with as words of slots were read by the last look. Else looks would come with the callbacks, which grow with the
+    /// slots as what one look reads does: their cost would grow with the square. Only for those who leave the rest to
+    /// somebody that comes anyway (a worker, a tick).
+    pub(crate) fn drive_for<L: LocalLock, T: Trace>(
+        &self,
+        work: usize,
+        world: &World<'_, '_, L, T>,
+    ) -> Driven {
+        // ORDERING: Relaxed: a rate: an update that gets lost moves a look a little.
+        let owed = self.owed.load(Ordering::Relaxed);
+        if owed <= work {
+            return self.drive(world);
+        }
+        // ORDERING: Relaxed: as above.
+        self.owed.store(owed - work, Ordering::Relaxed);
+        Driven {
+            in_the_way: world.gp.is_needed(world.lane),
+            ended: false,
         }
     }
 
@@ -221,6 +250,7 @@ fn step<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) 
     });
     world.counts.scanned(first, looked_at, inside);
     state.phase = Phase::Scanning;
+    state.looked_at = looked_at;
     // I6.
     if !world.nodes.is_clear(lane) || !world.shared.is_clear(gp, lane) {
         return false;

@@ -2,7 +2,7 @@
 //!
 //! Source: Linux `rcu_init_geometry` and `rcu_report_qs_rnp` (G1, G5); why atomics instead of a lock a node: a
 //! report is one read-modify-write, and whoever empties a word goes up, so no word is written more often than its
-//! fanout in a grace period, and nobody waits.
+//! fanout in a grace period, and nobody waits. The scan reports what it finds under one leaf at once.
 //!
 //! # State
 //! | word | meaning | who writes |
@@ -18,9 +18,13 @@
 //! - I3. In a grace period of a lane, its word of a node is written once when armed and once for each bit at the most: a
 //!   bit that is clear is not cleared again. Whoever finds it clear while the driver is about to set it has nothing to
 //!   report: the driver finds the slot outside.
+//! - I4. `online` is written only to change it: a newcomer leaves sticky bits alone that are set. So coming and going
+//!   write a leaf once each, and an inner node no more often than it has children, ever.
 //!
 //! # Orderings
 //! - P3 goes up the tree by AcqRel: whoever empties a word has acquired all reports to it and releases them to the parent.
+//! - P2 where a newcomer finds a sticky bit set: it reads the bit before its full fence, so a driver whose fence comes
+//!   later reads that bit too. It looks at every level, since whoever set one bit may not have set the next yet.
 
 use crate::trace::{Event, Lane, Trace};
 use core::fmt;
@@ -203,12 +207,15 @@ impl<'a> Nodes<'a> {
         let mut index = slot.index() / g.fanout_leaf;
         let mut bit = 1u64 << (slot.index() % g.fanout_leaf);
         loop {
-            // ORDERING: P2 (newcomer's store): ordered before its first section by the full fence below;
-            // the driver reads after `heavy`.
-            self.node(level, index)
-                .online
-                .fetch_or(bit, Ordering::Release);
-            written(trace, level, index);
+            let online = &self.node(level, index).online;
+            // ORDERING: P2 (newcomer's read of a sticky bit): ordered before its first section by the full fence below;
+            // whoever set the bit comes before that fence too.
+            if online.load(Ordering::Acquire) & bit == 0 {
+                // ORDERING: P2 (newcomer's store): ordered before its first section by the full fence below;
+                // the driver reads after `heavy`.
+                online.fetch_or(bit, Ordering::Release);
+                written(trace, level, index);
+            }
             if level == 0 {
                 break;
             }
@@ -295,18 +302,27 @@ impl<'a> Nodes<'a> {
     ) {
         // ORDERING: Relaxed: a hint; reports are made by read-modify-writes.
         let waiting = self.node(level, index).waiting[lane.index()].load(Ordering::Relaxed);
-        for bit in bits(waiting) {
-            if self.geometry.is_leaf_level(level) {
-                let slot = Slot::new((index * self.geometry.fanout_leaf + bit) as u32);
-                trace.event(Event::SlotRead(slot));
-                if passed(slot) {
-                    self.report(lane, slot, trace);
-                }
-            } else {
-                let child = index * self.geometry.fanout + bit;
+        trace.event(Event::NodeRead {
+            level: level as u8,
+            index: index as u32,
+        });
+        if !self.geometry.is_leaf_level(level) {
+            for child in bits(waiting) {
+                let child = index * self.geometry.fanout + child;
                 self.scan_below(lane, level + 1, child, trace, passed);
             }
+            return;
         }
+        let slot = |bit| Slot::new((index * self.geometry.fanout_leaf + bit) as u32);
+        let mut through = 0;
+        for bit in bits(waiting) {
+            trace.event(Event::SlotRead(slot(bit)));
+            if passed(slot(bit)) {
+                through |= 1u64 << bit;
+            }
+        }
+        self.clear(lane, level, index, through, trace);
+        bits(through).for_each(|bit| trace.event(Event::Reported(slot(bit))));
     }
 
     /// Reports that `slot` was outside since the grace period in progress of `lane`, if any, started.
@@ -320,20 +336,20 @@ impl<'a> Nodes<'a> {
         }
     }
 
-    /// Clears a bit, and what that empties above it. False if it was clear (I3).
-    fn clear(&self, lane: Lane, level: usize, index: usize, bit: u64, trace: &impl Trace) -> bool {
+    /// Clears bits, and what that empties above them. False if all were clear (I3).
+    fn clear(&self, lane: Lane, level: usize, index: usize, gone: u64, trace: &impl Trace) -> bool {
         let word = &self.node(level, index).waiting[lane.index()];
         // ORDERING: Relaxed: I3; a bit that is not there is not waited for.
-        if word.load(Ordering::Relaxed) & bit == 0 {
+        if word.load(Ordering::Relaxed) & gone == 0 {
             return false;
         }
         // ORDERING: P3 (up the tree): AcqRel, so that whoever empties the word carries all reports on.
-        let old = word.fetch_and(!bit, Ordering::AcqRel);
+        let old = word.fetch_and(!gone, Ordering::AcqRel);
         written(trace, level, index);
-        if old == bit {
+        if old != 0 && old & !gone == 0 {
             self.go_up(lane, level, index, trace);
         }
-        old & bit != 0
+        old & gone != 0
     }
 
     fn go_up(&self, lane: Lane, level: usize, index: usize, trace: &impl Trace) {
@@ -460,6 +476,48 @@ mod tests {
         assert!(tree.any_online_but(Some(Slot::new(5))));
         tree.set_offline(Slot::new(12), &NoTrace);
         assert!(!tree.any_online_but(Some(Slot::new(5))));
+    }
+
+    /// Which words were written, in order.
+    #[derive(Default)]
+    struct Writes(core::cell::RefCell<Vec<(u8, u32)>>);
+
+    impl Trace for Writes {
+        fn event(&self, event: Event) {
+            if let Event::NodeWrite { level, index, .. } = event {
+                self.0.borrow_mut().push((level, index));
+            }
+        }
+    }
+
+    #[test]
+    fn i3_i4_words_are_written_only_to_change_them() {
+        let tree = nodes(Geometry::with_fanout(16, 4, 2));
+        let writes = Writes::default();
+        let wrote = |what: &dyn Fn(&Writes), expected: &[(u8, u32)]| {
+            what(&writes);
+            assert_eq!(writes.0.take(), expected);
+        };
+        let slot = Slot::new;
+        wrote(&|w| tree.set_online(slot(9), w), &[(2, 2), (1, 1), (0, 0)]);
+        wrote(&|w| tree.set_online(slot(10), w), &[(2, 2)]);
+        wrote(&|w| tree.set_online(slot(14), w), &[(2, 3), (1, 1)]);
+        wrote(
+            &|w| tree.arm(Lane::Normal, w),
+            &[(0, 0), (1, 1), (2, 2), (2, 3)],
+        );
+        wrote(
+            &|w| tree.scan(Lane::Normal, w, |s| s != slot(14)),
+            &[(2, 2), (1, 1)],
+        );
+        wrote(&|w| tree.report(Lane::Normal, slot(9), w), &[]);
+        wrote(&|w| tree.set_offline(slot(10), w), &[(2, 2)]);
+        assert!(!tree.is_clear(Lane::Normal));
+        wrote(
+            &|w| tree.set_offline(slot(14), w),
+            &[(2, 3), (1, 1), (0, 0), (2, 3)],
+        );
+        assert!(tree.is_clear(Lane::Normal));
     }
 
     #[test]

@@ -247,7 +247,7 @@ impl ReaderWord {
         self.0.load(Ordering::Relaxed) & ONLINE != 0
     }
 
-    /// Makes the slot take part. The caller then publishes it in the tree and runs a full fence before it enters.
+    /// Makes the slot take part. The caller has published it in the tree and run a full fence.
     pub fn set_online(&self) {
         // ORDERING: Relaxed: same thread (I2).
         let word = self.0.load(Ordering::Relaxed);

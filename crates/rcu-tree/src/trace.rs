@@ -45,6 +45,13 @@ pub enum Event {
         /// The node's place on its level.
         index: u32,
     },
+    /// The scan looked at a node: which of those below it are still waited for.
+    NodeRead {
+        /// The node's level, the root's being 0.
+        level: u8,
+        /// The node's place on its level.
+        index: u32,
+    },
     /// The scan read the word of a slot: a cache line of another CPU.
     SlotRead(Slot),
     /// A slot was credited with a quiescent state.

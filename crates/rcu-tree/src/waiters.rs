@@ -107,10 +107,11 @@ mod with_std {
     /// How many times a waiter drives for itself before it leads or sleeps, spinning twice as long each time: microseconds
     /// in all, longer than most sections.
     const SPINS: u32 = 9;
-    /// A leader's yields before it sleeps: about as long as a short section may be preempted on a busy machine.
-    const YIELDS_NORMAL: u32 = 64;
-    /// The same for who is in a hurry: milliseconds.
-    const YIELDS_EXPEDITED: u32 = 4096;
+    /// A leader's yields before it sleeps. Few: on a busy CPU a yield may last for a time slice of everybody else, after
+    /// which the reader is inside again; who slept is let in at once.
+    const YIELDS_NORMAL: u32 = 8;
+    /// The same for who is in a hurry, where the CPU is its own.
+    const YIELDS_EXPEDITED: u32 = 256;
     /// A leader's first sleep; the later ones are longer, up to [`LONGEST_NAP`].
     const SHORTEST_NAP: Duration = Duration::from_micros(50);
     /// A leader's longest sleep: a tick.

@@ -98,7 +98,7 @@ impl Drop for Counted {
 }
 
 #[test]
-fn a_reader_keeps_what_it_loaded() {
+fn r2_a_reader_keeps_what_it_loaded() {
     let drops = Arc::new(AtomicUsize::new(0));
     let cell = RcuCell::new(Bx::new(Counted::new(&drops, 1)));
     let guard = read_lock::<Readers>();

@@ -173,6 +173,61 @@ fn p2_newcomer_vs_driver() {
     });
 }
 
+/// P2 for a newcomer that finds its parent's bit set, or about to be, by another: it leaves a set bit alone (I4 of
+/// `node`) but goes on to the root, and the driver, who reads from the root down, finds it. (It would not if the newcomer
+/// stopped where the bit is set.)
+#[test]
+fn p2_newcomer_behind_another() {
+    struct Registry {
+        root: AtomicUsize,
+        inner: AtomicUsize,
+        leaf: AtomicUsize,
+    }
+    impl Registry {
+        fn come(&self, bit: usize) {
+            for (word, bit) in [(&self.leaf, bit), (&self.inner, 1), (&self.root, 1)] {
+                if word.load(Ordering::Acquire) & bit == 0 {
+                    word.fetch_or(bit, Ordering::Release);
+                }
+            }
+            fence::full();
+        }
+    }
+    model(|| {
+        let world = World::new();
+        let registry = Arc::new(Registry {
+            root: AtomicUsize::new(0),
+            inner: AtomicUsize::new(0),
+            leaf: AtomicUsize::new(0),
+        });
+        let reader = thread::spawn({
+            let (world, registry) = (world.clone(), registry.clone());
+            move || {
+                registry.come(1);
+                world.section();
+            }
+        });
+        let other = thread::spawn({
+            let registry = registry.clone();
+            move || registry.come(2)
+        });
+        world.which.store(1, Ordering::Release);
+        fence::full();
+        world.gp.start();
+        fence::heavy();
+        let above = [&registry.root, &registry.inner];
+        if above.iter().all(|word| word.load(Ordering::Acquire) != 0)
+            && registry.leaf.load(Ordering::Acquire) & 1 != 0
+        {
+            world.scan();
+        }
+        world.gp.end();
+        world.destroy();
+        reader.join().unwrap();
+        other.join().unwrap();
+    });
+}
+
 /// I4 of the machine: a driver that sees that nobody takes part runs no `heavy`, only a full fence; a newcomer runs one
 /// too. The newcomer's `light` is left out, and the driver is not who unlinks, so that nothing else orders them.
 #[test]

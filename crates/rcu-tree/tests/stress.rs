@@ -65,7 +65,7 @@ fn g19_callbacks_of_ended_threads_are_run() {
 }
 
 #[test]
-fn a_guard_outlives_its_threads_slot() {
+fn t41_a_guard_outlives_its_threads_slot() {
     let tree = tree(16, 64);
     struct Kept(Guard<&'static Tree<'static, Threads>>);
     impl Drop for Kept {

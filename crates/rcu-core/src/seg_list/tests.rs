@@ -33,6 +33,40 @@ fn a_zeroed_list_is_empty() {
 }
 
 #[test]
+fn s2_queueing_counts_before_it_links_and_gives_no_number() {
+    let heads: [Head; 3] = core::array::from_fn(|_| Head::new());
+    let mut list = SegList::new();
+    for (i, head) in heads.iter().enumerate() {
+        enqueue(&mut list, core::slice::from_ref(head));
+        assert_eq!((list.len(), list.nr_unnumbered()), (i + 1, i + 1));
+        assert!(list.pending_cookie().is_none());
+        list.advance(Seq::from_raw(4 * i));
+    }
+    assert_eq!(
+        list.seglens(),
+        [0, 0, 0, 3],
+        "time alone makes nothing ready"
+    );
+    assert!(list.accelerate(cookie(7)));
+    let more: [Head; 1] = [Head::new()];
+    enqueue(&mut list, &more);
+    assert_eq!(list.seglens(), [0, 3, 0, 1], "behind those with a number");
+}
+
+#[test]
+fn t38_an_empty_list_takes_no_snapshot() {
+    let mut list = SegList::new();
+    let refuse = || unreachable!("there is nothing to number");
+    assert_eq!(list.number(refuse, || unreachable!("nor to read")), None);
+    let heads: [Head; 1] = [Head::new()];
+    enqueue(&mut list, &heads);
+    let got = list.number(|| cookie(2), || Seq::from_raw(5));
+    assert_eq!(got, Some(cookie(2)));
+    let done = list.number(|| cookie(3), || Seq::from_raw(8));
+    assert_eq!((done, list.seglens()), (None, [1, 0, 0, 0]));
+}
+
+#[test]
 fn s4_accelerate_fills_the_earliest_segment_that_will_do() {
     let heads: [Head; 5] = core::array::from_fn(|_| Head::new());
     let mut list = SegList::new();
@@ -161,6 +195,43 @@ fn s7_merge_starts_over_and_leaves_the_batch_in_flight() {
     assert_eq!((dead.len(), survivor.in_flight()), (1, 8));
     dead.finished(drain(batch).len());
     assert!(dead.is_empty());
+}
+
+#[test]
+fn s9_either_kind_of_grace_period_makes_a_segment_ready() {
+    let pair = |normal: usize, expedited: usize| FullCookie::new(cookie(normal), cookie(expedited));
+    let done_at = |normal: usize, expedited: usize| {
+        let [normal, expedited] = [normal, expedited].map(|n| Seq::from_raw(4 * n));
+        move |c: FullCookie| normal.is_done(c.normal()) || expedited.is_done(c.expedited())
+    };
+    let heads: [Head; 4] = core::array::from_fn(|_| Head::new());
+    let mut list = SegList::new();
+    let queue = |list: &mut SegList, i: usize, number: FullCookie| {
+        enqueue(list, &heads[i..=i]);
+        list.number_full(|| number, done_at(0, 0))
+    };
+    assert_eq!(queue(&mut list, 0, pair(1, 1)), Some(pair(1, 1)));
+    assert_eq!(queue(&mut list, 1, pair(2, 1)), Some(pair(2, 1)));
+    // The same normal number: one segment, which waits for the later expedited one.
+    assert_eq!(queue(&mut list, 2, pair(2, 3)), Some(pair(2, 3)));
+    assert_eq!(list.seglens(), [0, 1, 2, 0]);
+    // Nothing new: the number that comes sooner stays.
+    assert!(list.accelerate_full(pair(2, 9)));
+    list.advance_full(done_at(0, 2));
+    assert_eq!(
+        list.seglens(),
+        [1, 2, 0, 0],
+        "an expedited one, the first segment's"
+    );
+    list.advance_full(done_at(0, 3));
+    assert_eq!(list.seglens(), [3, 0, 0, 0]);
+    assert_eq!(queue(&mut list, 3, pair(5, 9)), Some(pair(5, 9)));
+    assert_eq!(
+        (list.pending_cookie(), list.last_cookie()),
+        (Some(cookie(5)), Some(cookie(5)))
+    );
+    list.advance_full(done_at(5, 3));
+    assert_eq!(list.seglens(), [4, 0, 0, 0], "a normal one");
 }
 
 #[test]

@@ -154,12 +154,11 @@ impl<T: 'static> Headed<T> {
         // SAFETY: dropped once.
         unsafe { value.drop_in_place() };
         let memory = head.cast::<std::mem::ManuallyDrop<Self>>();
-        with(|s| {
+        let free = move || {
             // SAFETY: made by `Box::leak`, of the same layout; its value is dropped.
-            s.graves.push(Box::new(move || {
-                drop(unsafe { Box::from_raw(memory.as_ptr()) })
-            }));
-        });
+            drop(unsafe { Box::from_raw(memory.as_ptr()) });
+        };
+        with(|s| s.graves.push(Box::new(free)));
     }
 
     fn head_of(object: NonNull<T>) -> NonNull<Head> {

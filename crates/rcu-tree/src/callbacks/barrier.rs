@@ -120,7 +120,10 @@ impl Callbacks {
         }
         let mut queue = calls.queue.visit();
         queue.unpark();
-        if !queue.list.is_empty() {
+        // Of a slot gone offline nothing is left here but a batch in flight, for whose end the orphans' head waits (I6); a
+        // head that came here now would have nobody to run it.
+        let is_gone = queue.orphaned && queue.list.len() == queue.list.in_flight();
+        if !queue.list.is_empty() && !is_gone {
             let head = posts.arm(&calls.barrier);
             // SAFETY: the slot's barrier head is free (one barrier at a time, which waits for it) and stays.
             let queued = unsafe { queue.list.entrain(head) };

@@ -52,7 +52,7 @@ mod tests;
 pub use config::CallbackConfig;
 pub use stats::CallbackStats;
 
-pub(crate) use queue::{Queued, SlotCalls};
+pub(crate) use queue::{CHUNK, Queued, SlotCalls};
 
 use crate::gp_seq::GpSeq;
 use crate::node::Nodes;

@@ -24,7 +24,7 @@ use rcu_core::{CbList, Head, SegList};
 
 /// Callbacks that are queued, or run, between two pushes of the grace-period machine: enough to make its heavy fence a
 /// small part of their cost, few enough that little waits unnumbered, or behind a long batch.
-pub(super) const CHUNK: usize = 256;
+pub(crate) const CHUNK: usize = 256;
 
 /// What a callback that was queued leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,11 +320,8 @@ impl Callbacks {
 
 /// Snapshot, advance, accelerate (T38), and the request for what that leads to: true if nobody had asked for as much.
 pub(super) fn number(gp: &GpSeq, list: &mut SegList) -> bool {
-    if list.is_empty() {
-        return false;
-    }
-    let snapshot = gp.snapshot();
-    list.snap_advance_accelerate(snapshot, gp.load()) && gp.request(snapshot)
+    list.number(|| gp.snapshot(), || gp.load())
+        .is_some_and(|snapshot| gp.request(snapshot))
 }
 
 /// Moves what is ready by now to the front.

@@ -150,3 +150,37 @@ fn t38_the_owner_leaves_nothing_unnumbered_for_long() {
         world.pass();
     }
 }
+
+#[test]
+fn t39_a_barrier_leaves_nothing_on_a_slot_gone_offline_whose_batch_is_being_run() {
+    let world = World::new(CallbackConfig::new(), 2);
+    let posts = barrier::Posts::default();
+    world.queue(0);
+    assert_eq!(world.with(|lists| world.callbacks.run(lists, &|| ())), 0);
+    world.gp.start();
+    world.gp.end();
+    world.queue(1);
+    let left = AtomicBool::new(false);
+    world.with(|lists| {
+        // Called with the first batch in flight, since the second callback has just asked for a grace period.
+        world.callbacks.run(lists, &|| {
+            if left.swap(true, Ordering::Relaxed) {
+                return;
+            }
+            // The owner has handed its callbacks over, and is about to leave the tree.
+            assert!(world.callbacks.migrate(world.calls()));
+            posts.count.store(1, Ordering::Relaxed);
+            world.callbacks.post(lists.gp, &posts, world.calls());
+            world.callbacks.post_orphans(&posts);
+            posts.count.fetch_sub(1, Ordering::Relaxed);
+            assert_ne!(posts.count.load(Ordering::Relaxed), 0);
+            lists.nodes.set_offline(Slot::new(0), &NoTrace);
+        })
+    });
+    assert!(left.into_inner(), "the slot went offline in the middle");
+    while world.callbacks.has_orphans() {
+        world.pass();
+    }
+    assert!(world.calls().is_idle());
+    assert_eq!(posts.count.into_inner(), 0, "a head has nobody to run it");
+}

@@ -5,7 +5,7 @@
 //! without offloading does.
 
 use super::Tree;
-use crate::callbacks::{CallbackConfig, CallbackStats, Callbacks, Queued};
+use crate::callbacks::{CHUNK, CallbackConfig, CallbackStats, Callbacks, Queued};
 use crate::marks::{Doing, Mark};
 use crate::slot::TreeSlot;
 use crate::trace::{Event, Lane, Trace};
@@ -282,13 +282,13 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
 
     fn run_all(&self) -> usize {
         let _mark = Mark::new(self.mark(), Doing::Callbacks);
-        self.callbacks.run(&self.lists(), &|| self.push_on())
+        self.callbacks.run(&self.lists(), &|| self.push_on_for())
     }
 
     fn run_orphans(&self) -> usize {
         let _mark = Mark::new(self.mark(), Doing::Callbacks);
         self.callbacks
-            .run_orphans(&self.lists(), &|| self.push_on())
+            .run_orphans(&self.lists(), &|| self.push_on_for())
     }
 
     fn run_own(&self) -> usize {
@@ -299,13 +299,20 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         // SAFETY: `own` is the caller's slot.
         unsafe {
             self.callbacks
-                .run_own(&self.lists(), &own.calls, &|| self.push_on())
+                .run_own(&self.lists(), &own.calls, &|| self.push_on_for())
         }
     }
 
     /// Pushes grace periods on, and has the driver see to what cannot be done now.
     fn push_on(&self) {
         if self.drive() {
+            self.kick();
+        }
+    }
+
+    /// The same after another [`CHUNK`] of callbacks, if that is worth a look at the slots; else the driver comes anyway.
+    fn push_on_for(&self) {
+        if self.drive_for(CHUNK) {
             self.kick();
         }
     }
@@ -351,7 +358,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             Queued::Behind => {}
             Queued::First => self.first_queued(own),
             Queued::Shared | Queued::Parked => self.kick_runner(),
-            Queued::Numbered => self.push_on(),
+            Queued::Numbered => self.push_on_for(),
             Queued::Flooded => {
                 self.push_on();
                 self.worker.nudge();

@@ -1,7 +1,7 @@
 //! The tree RCU: readers, grace periods and callbacks, put together over the caller's memory.
 //!
 //! # Life of a slot
-//! A thread's first section (or callback) brings its slot online: the word says so, the tree is told, a full fence.
+//! A thread's first section (or callback) brings its slot online: the tree is told, a full fence, the word says so.
 //! When the thread ends, its callbacks go to the orphans and the slot leaves the tree. If the thread ends *inside*
 //! a section (a guard in another thread-local), the slot lingers: the last exit takes it offline.
 //!

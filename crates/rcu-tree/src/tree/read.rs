@@ -62,8 +62,9 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     #[inline(never)]
     pub(super) fn bring_online(&self, slot: Slot, own: &TreeSlot<C::Lock>) {
         self.list_hook();
-        own.reader.set_online();
+        // The tree first: a handler that comes in between finds the word as it was, and comes here itself.
         self.nodes.set_online(slot, &self.trace);
+        own.reader.set_online();
     }
 
     /// Lists the offline hook, once (I1).
@@ -110,11 +111,18 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     }
 
     pub(super) fn take_offline(&self, slot: Slot, own: &TreeSlot<C::Lock>) {
-        own.reader.set_offline();
-        if self.callbacks.migrate(&own.calls) {
-            self.kick_runner();
+        loop {
+            own.reader.set_offline();
+            if self.callbacks.migrate(&own.calls) {
+                self.kick_runner();
+            }
+            self.nodes.set_offline(slot, &self.trace);
+            // A handler on top of this may have brought the slot online again, and then its word said so although the
+            // tree has just been told otherwise: no grace period would wait for the next owner.
+            if !own.reader.is_online() {
+                return;
+            }
         }
-        self.nodes.set_offline(slot, &self.trace);
     }
 
     /// The last section of a thread that has ended is over.

@@ -98,6 +98,16 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         self.after(lane, driven)
     }
 
+    /// Pushes grace periods on after `work` callbacks have been queued or run, if that is worth a look at the slots.
+    pub(super) fn drive_for(&self, work: usize) -> bool {
+        let mut in_the_way = false;
+        for lane in Lane::ALL {
+            let driven = self.machine(lane).drive_for(work, &self.world(lane));
+            in_the_way |= self.after(lane, driven);
+        }
+        in_the_way
+    }
+
     /// As `drive_lane`, for both, by someone who took a reader out of the way and will not look again.
     pub(super) fn insist(&self) {
         for lane in Lane::ALL {
