@@ -9,6 +9,7 @@ pub mod conformance;
 pub mod contract;
 pub mod cpu;
 pub mod fence;
+pub mod fork;
 mod guard;
 mod head;
 mod head_stack;

@@ -12,16 +12,21 @@ mod hooks;
 mod local;
 mod lock;
 mod per_slot;
+mod register;
+mod slot_table;
 #[cfg(all(feature = "std", not(loom)))]
-mod threads;
+pub(crate) mod threads;
 
-pub use hooks::{HookList, OfflineHook};
+pub use hooks::{Forked, HookList, OfflineHook};
 pub use local::{LocalCell, OwnerGuard, VisitorGuard};
 pub use lock::{BiasedLock, LocalLock, SpinGuard, SpinLock, SpinMutex, UpLock};
 pub use per_slot::{PerSlot, ZeroInit, in_register};
+pub use register::RegisterError;
+pub use slot_table::SlotTable;
 #[cfg(all(feature = "std", not(loom)))]
 pub use threads::{MAX_THREAD_SLOTS, Threads};
 
+use core::fmt;
 use core::ptr::NonNull;
 
 /// A CPU's number, or in user space a thread's, below [`Cpus::nr_slots`].
@@ -84,6 +89,17 @@ pub unsafe trait Cpus {
         self.current()
     }
 
+    /// As [`Self::current`], and says why if there is none. For whoever would rather know than go the shared way; a
+    /// thread that registers before it needs to does not pay for it later.
+    ///
+    /// # Errors
+    /// [`RegisterError`]. The caller may use every layer all the same, on its shared path.
+    fn try_register(&self) -> Result<Slot, RegisterError> {
+        self.current().ok_or(RegisterError::AllTaken {
+            nr_slots: self.nr_slots(),
+        })
+    }
+
     /// Lists `hook`, to be run for each slot that goes offline.
     ///
     /// # Safety
@@ -101,6 +117,15 @@ pub unsafe trait Cpus {
     /// 2. The caller no longer uses `slot`.
     unsafe fn release(&self, slot: Slot) {
         let _ = slot;
+    }
+
+    /// Writes who is on `slot`, for reports to people: a thread's name, a CPU's number. Takes no lock that a caller could
+    /// hold, and may be out of date.
+    ///
+    /// # Errors
+    /// Those of the formatter.
+    fn describe(&self, slot: Slot, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "slot {}", slot.index())
     }
 }
 
@@ -123,6 +148,10 @@ unsafe impl<C: Cpus + ?Sized> Cpus for &C {
         (**self).current_if_online()
     }
 
+    fn try_register(&self) -> Result<Slot, RegisterError> {
+        (**self).try_register()
+    }
+
     unsafe fn add_offline_hook(&self, hook: NonNull<OfflineHook>) {
         // SAFETY: the caller's debts 1 and 2 are passed on.
         unsafe { (**self).add_offline_hook(hook) }
@@ -135,6 +164,10 @@ unsafe impl<C: Cpus + ?Sized> Cpus for &C {
     unsafe fn release(&self, slot: Slot) {
         // SAFETY: the caller's debts are passed on.
         unsafe { (**self).release(slot) };
+    }
+
+    fn describe(&self, slot: Slot, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).describe(slot, f)
     }
 }
 
