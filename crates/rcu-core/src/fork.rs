@@ -63,13 +63,13 @@ mod with_std {
     /// Makes RCU usable in the child of a `fork`: see the [module](self) for what becomes of what was there.
     ///
     /// Allocates nothing, starts no thread, and costs a look at every slot of every tree, and every waiting callback if
-    /// a barrier was in progress. Calling it again before RCU was used does no harm, so a program may do so without
-    /// knowing whether a library did. Not `unsafe` would be wrong: nothing tells the child that another thread of *it* is
-    /// in the middle of something, and a wrong call takes that thread's locks away.
+    /// a barrier was in progress. Calling it twice in a row does no harm, so a program may call it without knowing whether
+    /// a library did. It is `unsafe` because it takes locks away from threads that are supposed not to exist, and because
+    /// it forgets readers that nothing tells from the caller's own.
     ///
     /// # Safety
     /// 1. This process is the child of a `fork`, the caller is its only thread, and nothing of RCU was called in the
-    ///    child before, save leaving sections. (`fork` in the sense of POSIX: not `vfork`, nothing that shares memory.)
+    ///    child before, save this function and leaving sections. (`fork` in the sense of POSIX: not `vfork`, nothing that shares memory.)
     /// 2. The thread that called `fork` did so outside every function of RCU, that is, not from a callback, from a
     ///    listener, or from a signal handler that may have interrupted such a function; nor while its thread-locals were
     ///    being destroyed.

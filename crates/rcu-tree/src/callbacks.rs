@@ -20,6 +20,11 @@
 //! - P8: lists are handed between owner and visitor by the local lock; `shared` by Release push / Acquire take.
 //!
 //! Lock order: a slot's local lock, then `orphans`.
+//!
+//! # After a fork
+//! In the child, the locks that are held are held by nobody. A list whose lock was free is whole, and its callbacks go to
+//! the orphans; one whose lock was held is forgotten with its callbacks, and so is a batch that was being run (`lost`
+//! counts both). A barrier that was waiting is forgotten too, and its heads are taken out of the lists.
 
 use crate::gp_seq::GpSeq;
 use crate::node::Nodes;
@@ -55,6 +60,7 @@ pub(crate) struct Callbacks {
     barrier: SpinMutex<BarrierState>,
     invoked: AtomicUsize,
     panicked: AtomicUsize,
+    lost: AtomicUsize,
     free_object: Option<FreeObject>,
 }
 
@@ -96,6 +102,7 @@ impl Callbacks {
                 }),
                 invoked: AtomicUsize::new(0),
                 panicked: AtomicUsize::new(0),
+                lost: AtomicUsize::new(0),
                 free_object: None,
             }
         }
@@ -113,6 +120,11 @@ impl Callbacks {
     pub(crate) fn panicked(&self) -> usize {
         // ORDERING: Relaxed: a statistic.
         self.panicked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn lost(&self) -> usize {
+        // ORDERING: Relaxed: a statistic.
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Queues `head` on the owner's slot, and says what has to be done about it. Every [`CHUNK`] callbacks the owner
@@ -338,6 +350,55 @@ impl Callbacks {
         while state.count.load(Ordering::Acquire) != 0 {
             push(&backoff);
         }
+    }
+
+    /// Takes every callback to the orphans, the caller's too, in the child of a fork: with all lists empty, the next
+    /// callback that is queued is the first one, and its queuer sees to a worker. What another thread was running or
+    /// moving is lost: what it holds cannot be found, and its list is not to be trusted.
+    ///
+    /// # Safety
+    /// 1. This is the child of a fork and the caller its only thread, inside none of these functions.
+    pub(crate) unsafe fn reset_after_fork<L: LocalLock>(&self, slots: &PerSlot<'_, TreeSlot<L>>) {
+        // SAFETY: there is no other thread, and the caller does not hold the mark (1).
+        drop(unsafe { self.running.seize() });
+        // SAFETY: as above.
+        let (barrier, no_barrier) = unsafe { self.barrier.seize() };
+        // SAFETY: as above.
+        let (mut orphans, whole) = unsafe { self.orphans.seize() };
+        let mut lost = settle(&mut orphans.list, whole);
+        self.take_shared(&mut orphans);
+        for (_, slot) in slots.iter() {
+            // SAFETY: as above.
+            let (mut list, whole) = unsafe { slot.callbacks.seize() };
+            lost += settle(&mut list, whole);
+            orphans.list.merge(&mut list);
+            slot.note(&list);
+        }
+        if !no_barrier {
+            // Nobody waits for its heads any more, and the next barrier uses them again.
+            let orphans_head = NonNull::from(&barrier.orphans_head).cast::<Head>();
+            let start = slots.as_ptr().addr().get();
+            let in_slots = start..start + slots.len() * size_of::<TreeSlot<L>>();
+            orphans
+                .list
+                .remove_if(|head| head == orphans_head || in_slots.contains(&head.addr().get()));
+        }
+        orphans.last = CbList::new();
+        // ORDERING: Relaxed: a statistic.
+        self.lost.fetch_add(lost, Ordering::Relaxed);
+    }
+}
+
+/// Makes a list usable whose holder, or whose batch's runner, is gone; returns how many callbacks that loses.
+fn settle(list: &mut SegList, whole: bool) -> usize {
+    if whole {
+        let lost = list.in_flight();
+        list.finished(lost);
+        lost
+    } else {
+        let lost = list.len();
+        *list = SegList::new();
+        lost
     }
 }
 

@@ -111,6 +111,14 @@ impl GpSeq {
         self.seq.store(seq.started().raw(), Ordering::Release);
     }
 
+    /// Forgets what was asked for, in the child of a fork: who asks next is then told to see to it that somebody drives.
+    pub(crate) fn reset_after_fork(&self) {
+        let seq = self.load();
+        let reached = seq.raw().wrapping_sub(usize::from(seq.in_progress()));
+        // ORDERING: Relaxed: there is one thread.
+        self.needed.store(reached, Ordering::Relaxed);
+    }
+
     /// Ends the grace period. The driver only, after it saw every reader pass.
     pub fn end(&self) {
         // ORDERING: Relaxed: only the driver stores.

@@ -28,7 +28,7 @@ use crate::node::Nodes;
 use crate::reader::Seen;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
-use crate::trace::{Event, Lane, Trace};
+use crate::trace::{Event, Lane, NoTrace, Trace};
 use rcu_core::cpu::{LocalLock, PerSlot, Slot, SpinMutex};
 use rcu_core::fence;
 use rcu_core::sync::atomic::Ordering;
@@ -81,6 +81,23 @@ impl Machine {
                 return true;
             }
         }
+    }
+
+    /// Goes on from the sequence, which tells more than the state that a driver was just changing, in the child of a
+    /// fork: a grace period in progress waits for whoever takes part in `nodes` now, as if it had just been armed.
+    ///
+    /// # Safety
+    /// 1. This is the child of a fork and the caller its only thread, not driving; it has run a full fence in the child.
+    pub(crate) unsafe fn reset_after_fork(&self, gp: &GpSeq, nodes: &Nodes<'_>) {
+        // SAFETY: there is no other thread, and the caller does not hold the lock (1).
+        let (mut state, _) = unsafe { self.state.seize() };
+        *state = if gp.load().in_progress() {
+            // I2: the caller's fence came after the start.
+            nodes.arm(&NoTrace);
+            State::FirstScan
+        } else {
+            State::Idle
+        };
     }
 }
 

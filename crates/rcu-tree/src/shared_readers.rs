@@ -84,6 +84,17 @@ impl SharedReaders {
         inside[bank.index()] -= 1;
     }
 
+    /// Forgets every reader, in the child of a fork.
+    ///
+    /// # Safety
+    /// 1. This is the child of a fork and the caller its only thread, inside none of these functions.
+    /// 2. No section of here from before the fork is used or left.
+    pub(crate) unsafe fn reset_after_fork(&self) {
+        // SAFETY: there is no other thread, and the caller does not hold the lock (1).
+        let (mut inside, _) = unsafe { self.inside.seize() };
+        *inside = [0; 2];
+    }
+
     /// Whether the grace period in progress waits for none of these readers.
     pub(crate) fn is_clear(&self, gp: &GpSeq) -> bool {
         self.inside.lock()[Bank::before(gp.load()).index()] == 0

@@ -11,6 +11,9 @@
 //! | `AWAKE` | it will look again within [`LINGER_STEP`] | itself |
 //! | `ASLEEP` | it sleeps until kicked | a kick |
 //!
+//! Beside it `thread` is the worker's handle, null before it runs: written by the worker once in its life, and never
+//! freed, of which there is one in a process. In the child of a fork there is no worker: `ABSENT`, and null.
+//!
 //! # Invariants
 //! - I1. A kicker stores its work, runs a full fence, then reads `state`; the worker stores `ASLEEP`, runs a full fence,
 //!   then looks for work: one of them sees the other's store.
@@ -36,6 +39,8 @@ mod without_std {
         }
 
         pub(crate) const fn kick(&self) {}
+
+        pub(crate) const fn reset_after_fork(&self) {}
     }
 
     /// Waits one step.
@@ -48,10 +53,10 @@ mod without_std {
 mod with_std {
     use super::Backoff;
     use core::fmt;
+    use core::ptr;
     use core::time::Duration;
     use rcu_core::fence;
-    use rcu_core::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::OnceLock;
+    use rcu_core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
     use std::thread::Thread;
 
     const ABSENT: u32 = 0;
@@ -71,13 +76,17 @@ mod with_std {
     pub(crate) struct Worker {
         main: Option<fn()>,
         state: AtomicU32,
-        thread: OnceLock<Thread>,
+        thread: AtomicPtr<Thread>,
     }
 
     impl Worker {
         rcu_core::const_fn! {
             pub(crate) const fn new() -> Self {
-                Self { main: None, state: AtomicU32::new(ABSENT), thread: OnceLock::new() }
+                Self {
+                    main: None,
+                    state: AtomicU32::new(ABSENT),
+                    thread: AtomicPtr::new(ptr::null_mut()),
+                }
             }
         }
 
@@ -99,12 +108,24 @@ mod with_std {
 
         #[cold]
         fn wake(&self) {
-            // ORDERING: Relaxed: only one kicker needs to wake it; the work is ordered by I1.
-            if self.state.swap(AWAKE, Ordering::Relaxed) == ASLEEP
-                && let Some(thread) = self.thread.get()
-            {
-                thread.unpark();
+            // ORDERING: Acquire meets the Release of `ASLEEP`: the handle is there. Only one kicker needs to wake it;
+            // the work is ordered by I1.
+            if self.state.swap(AWAKE, Ordering::Acquire) == ASLEEP {
+                // ORDERING: Relaxed: ordered by the exchange.
+                let thread = self.thread.load(Ordering::Relaxed);
+                // SAFETY: null, or a handle that is never freed.
+                if let Some(thread) = unsafe { thread.as_ref() } {
+                    thread.unpark();
+                }
             }
+        }
+
+        /// Forgets the worker, in the child of a fork.
+        pub(crate) fn reset_after_fork(&self) {
+            // ORDERING: Relaxed: there is one thread.
+            self.thread.store(ptr::null_mut(), Ordering::Relaxed);
+            // ORDERING: Relaxed: as above.
+            self.state.store(ABSENT, Ordering::Relaxed);
         }
 
         #[cold]
@@ -132,7 +153,9 @@ mod with_std {
             mut step: impl FnMut() -> (bool, bool),
             mut has_work: impl FnMut() -> bool,
         ) -> ! {
-            let _ = self.thread.set(std::thread::current());
+            let handle = Box::into_raw(Box::new(std::thread::current()));
+            // ORDERING: Relaxed: published by the Release of `ASLEEP`.
+            self.thread.store(handle, Ordering::Relaxed);
             let (mut idle, mut in_the_way_for) = (0, 0);
             loop {
                 let (progress, in_the_way) = step();
@@ -151,8 +174,8 @@ mod with_std {
                     std::thread::sleep(LINGER_STEP);
                     continue;
                 }
-                // ORDERING: Relaxed: I1, by the full fence below.
-                self.state.store(ASLEEP, Ordering::Relaxed);
+                // ORDERING: Release publishes the handle; I1 by the full fence below.
+                self.state.store(ASLEEP, Ordering::Release);
                 fence::full();
                 if !has_work() {
                     // ORDERING: Relaxed: a spurious or early wake-up only looks again.
