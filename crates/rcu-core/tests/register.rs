@@ -58,7 +58,8 @@ fn a_slot_is_described_by_the_name_of_its_thread() {
 fn whoever_always_has_a_slot_registers_always() {
     // SAFETY: this value is used here only.
     let cpus = unsafe { OneCpu::new() };
-    assert_eq!((&cpus).try_register(), Ok(Slot::new(0)));
+    let by_reference = <&OneCpu as Cpus>::try_register(&&cpus);
+    assert_eq!(by_reference, Ok(Slot::new(0)));
     assert_eq!(Who(cpus, Slot::new(0)).to_string(), "slot 0");
 }
 

@@ -21,7 +21,6 @@ type Threaded = &'static Tree<'static, Threads>;
 rcu_tree::static_tree! { struct Worked; }
 
 /// Forks; the child puts RCU right and runs `child`.
-#[must_use]
 fn in_child(child: impl FnOnce()) -> Result<(), i32> {
     fork(|| {
         // SAFETY: the first thing that the child does. The tests fork outside of RCU, and have guards on slots only.
@@ -77,7 +76,7 @@ fn replace(tree: Threaded) {
 }
 
 /// What `_guard` protects, or null.
-fn element<'g>(_guard: &'g Guard<Threaded>) -> Option<&'g AtomicUsize> {
+fn element(_guard: &Guard<Threaded>) -> Option<&AtomicUsize> {
     // SAFETY: freed a grace period after it was replaced.
     unsafe { CURRENT.load(Ordering::Acquire).as_ref() }.map(|element| &element.1)
 }
@@ -250,6 +249,30 @@ fn a_reader_that_the_child_does_not_have_holds_nothing_up() {
 }
 
 #[test]
+fn g2_a_grace_period_in_progress_at_a_fork_waits_for_the_callers_guard() {
+    for scanned in [1, 3] {
+        let tree = tree(4, 8);
+        let guard = tree.read_lock();
+        let cookie = tree.start();
+        for _ in 0..scanned {
+            assert!(tree.drive() && !tree.poll(cookie), "in the way");
+        }
+        let child = in_child(|| {
+            for _ in 0..3 {
+                check(tree.drive() && !tree.poll(cookie));
+            }
+            // SAFETY: a copy of the parent's guard, which is never dropped in this process.
+            drop(unsafe { std::ptr::read(&raw const guard) });
+            check(!tree.drive() && tree.poll(cookie));
+            use_it_all(tree);
+        });
+        drop(guard);
+        tree.wait(cookie);
+        assert_eq!(child, Ok(()));
+    }
+}
+
+#[test]
 fn a_shared_reader_that_the_child_does_not_have_holds_nothing_up() {
     struct Late(Threaded, &'static [Barrier; 2]);
     impl Drop for Late {
@@ -317,6 +340,7 @@ fn callbacks_of_a_batch_that_another_thread_runs_are_counted_as_lost() {
             check((4..=6).contains(&tree.stats().callbacks_lost));
             use_it_all(tree);
             check(AFTER.load(Ordering::Relaxed) == 1);
+            check(!tree.has_work());
         });
         GATES[1].wait();
         tree.barrier();

@@ -102,3 +102,27 @@ impl<C: Cpus, T: Trace> Tree<'_, C, T> {
         tree.worker.reset_after_fork();
     }
 }
+
+#[cfg(all(test, feature = "std", not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{Geometry, Node, TreeSlot};
+    use rcu_core::GracePeriod;
+    use rcu_core::cpu::{BiasedLock, PerSlot, Threads};
+
+    #[test]
+    fn a_listing_that_a_thread_of_the_parent_began_is_taken_over() {
+        let slots: Vec<_> = (0..Threads.nr_slots())
+            .map(|_| TreeSlot::new(BiasedLock::new()))
+            .collect();
+        let geometry = Geometry::new(slots.len());
+        let nodes: Vec<_> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
+        // SAFETY: neither moved nor forgotten below; a thread keeps its slot.
+        let tree = unsafe { Tree::new(Threads, PerSlot::from_slice(&slots), geometry, &nodes) };
+        tree.hooked
+            .store(LISTING + generation() + 1, Ordering::Relaxed);
+        assert!(tree.own_slot().is_some());
+        assert_eq!(tree.hooked.load(Ordering::Relaxed), LISTED);
+        tree.synchronize();
+    }
+}

@@ -12,7 +12,6 @@ pub(crate) fn check(so: bool) {
 
 /// Forks, runs `child` there, and waits for it to end. `Err` is the line of the check that failed, or 255 after a panic,
 /// or the signal, negative: a child that hangs is killed by its alarm.
-#[must_use]
 pub(crate) fn fork(child: impl FnOnce()) -> Result<(), i32> {
     // SAFETY: takes no lock of RCU, and the child ends below.
     match unsafe { libc::fork() } {
