@@ -31,8 +31,7 @@
 #[cfg(all(feature = "std", unix, not(loom)))]
 pub use with_std::{after_fork_child, generation, install};
 
-/// How many forks lie between the first process and this one: goes up in [`after_fork_child`]. Always 0 where that does
-/// not exist.
+/// How many forks lie between the first process and this one. Always 0 where `after_fork_child` does not exist.
 ///
 /// A layer that notes it beside a mark ("somebody is at it") can tell that whoever made the mark is not there any more.
 #[cfg(not(all(feature = "std", unix, not(loom))))]
@@ -60,7 +59,7 @@ mod with_std {
         GENERATION.load(Ordering::Relaxed)
     }
 
-    /// Makes RCU usable in the child of a `fork`: see the [module](self) for what becomes of what was there.
+    /// Makes RCU usable in the child of a `fork`: see the [module](crate::fork) for what becomes of what was there.
     ///
     /// Allocates nothing, starts no thread, and costs a look at every slot of every tree, and every waiting callback if
     /// a barrier was in progress. Calling it twice in a row does no harm, so a program may call it without knowing whether

@@ -119,10 +119,13 @@ mod tests {
         let nodes: Vec<_> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
         // SAFETY: neither moved nor forgotten below; a thread keeps its slot.
         let tree = unsafe { Tree::new(Threads, PerSlot::from_slice(&slots), geometry, &nodes) };
+        // ORDERING: Relaxed: one thread.
         tree.hooked
             .store(LISTING + generation() + 1, Ordering::Relaxed);
         assert!(tree.own_slot().is_some());
-        assert_eq!(tree.hooked.load(Ordering::Relaxed), LISTED);
+        // ORDERING: Relaxed: one thread.
+        let hooked = tree.hooked.load(Ordering::Relaxed);
+        assert_eq!(hooked, LISTED);
         tree.synchronize();
     }
 }
