@@ -10,6 +10,7 @@ pub mod contract;
 pub mod cpu;
 mod double_call;
 pub mod fence;
+pub mod fork;
 mod guard;
 mod head;
 mod head_stack;

@@ -354,6 +354,29 @@ impl SegList {
         self.check();
     }
 
+    /// Unlinks every callback that `which` points out, and returns how many. Looks at each.
+    pub fn remove_if(&mut self, mut which: impl FnMut(NonNull<Head>) -> bool) -> usize {
+        let mut removed = 0;
+        for segment in &mut self.segments {
+            let mut all = segment.take();
+            while let Some(head) = all.pop_front() {
+                if which(head) {
+                    removed += 1;
+                } else {
+                    // SAFETY: just unlinked from this very segment, whose debts it keeps.
+                    unsafe { segment.push_back(head) };
+                }
+            }
+        }
+        self.len -= removed;
+        if self.segments[WAIT].is_empty() {
+            self.segments[WAIT] = self.segments[NEXT_READY].take();
+            self.cookies[0] = self.cookies[1];
+        }
+        self.check();
+        removed
+    }
+
     /// Whether callbacks are ready to run.
     #[must_use]
     #[doc(alias = "rcu_segcblist_ready_cbs")]

@@ -39,6 +39,9 @@ pub use tree::{
 
 #[doc(hidden)]
 pub use rcu_core;
+/// Makes the trees of this process usable in the child of a `fork`.
+#[cfg(all(feature = "std", unix, not(loom)))]
+pub use rcu_core::fork::after_fork_child;
 
 /// Makes a static tree over the process's threads, with its worker and a [domain](rcu_core::Domain) type.
 ///

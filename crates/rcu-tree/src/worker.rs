@@ -12,6 +12,9 @@
 //! | `AWAKE` | it will look again within [`LINGER_STEP`], or sooner if nudged | itself |
 //! | `ASLEEP` | it sleeps until kicked, or until a time it knows | a kick, or itself |
 //!
+//! Beside it `thread` is the thread's handle, null before it runs: written by the thread once in its life, and never
+//! freed, of which there is one of each kind in a process. In the child of a fork there is neither: `ABSENT`, and null.
+//!
 //! # Invariants
 //! - I1. A kicker stores its work, runs a full fence, then reads `state`; the thread stores `ASLEEP`, runs a full fence,
 //!   then looks for work and for times: one of them sees the other's store.
@@ -51,6 +54,8 @@ mod without_std {
         pub(crate) const fn has_threads(&self) -> bool {
             false
         }
+
+        pub(crate) const fn reset_after_fork(&self) {}
     }
 
     /// Waits one step.
@@ -64,10 +69,11 @@ mod with_std {
     use super::Backoff;
     use core::cell::Cell;
     use core::fmt;
+    use core::ptr;
     use core::time::Duration;
+    use rcu_core::cpu::SpinMutex;
     use rcu_core::fence;
-    use rcu_core::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::OnceLock;
+    use rcu_core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
     use std::thread::Thread;
     use std::time::Instant;
 
@@ -125,7 +131,7 @@ mod with_std {
         state: AtomicU32,
         /// One while it waits for less than a kick, so that a nudge is worth a system call.
         dozing: AtomicU32,
-        thread: OnceLock<Thread>,
+        thread: AtomicPtr<Thread>,
     }
 
     /// The threads of one tree.
@@ -134,7 +140,7 @@ mod with_std {
         driver: Helper,
         runner: Helper,
         /// When the first thread started: the zero of their time.
-        epoch: OnceLock<Instant>,
+        epoch: SpinMutex<Option<Instant>>,
     }
 
     impl Worker {
@@ -144,7 +150,7 @@ mod with_std {
                     main: None,
                     driver: Helper::new(Role::Driver),
                     runner: Helper::new(Role::Runner),
-                    epoch: OnceLock::new(),
+                    epoch: SpinMutex::new(None),
                 }
             }
         }
@@ -191,7 +197,17 @@ mod with_std {
 
         /// How long ago the first thread started.
         pub(crate) fn now(&self) -> Duration {
-            self.epoch.get_or_init(Instant::now).elapsed()
+            let mut epoch = self.epoch.lock();
+            epoch.get_or_insert_with(Instant::now).elapsed()
+        }
+
+        /// Forgets the threads, and their time, in the child of a fork.
+        pub(crate) fn reset_after_fork(&self) {
+            self.driver.reset_after_fork();
+            self.runner.reset_after_fork();
+            // SAFETY: there is no other thread, and the threads of the tree alone take this lock.
+            let (mut epoch, _) = unsafe { self.epoch.seize() };
+            *epoch = None;
         }
 
         /// The loop of the calling thread. `step` looks for work, `rest` says when there will be some, `is_urgent` that
@@ -226,7 +242,7 @@ mod with_std {
                     role,
                     state: AtomicU32::new(ABSENT),
                     dozing: AtomicU32::new(0),
-                    thread: OnceLock::new(),
+                    thread: AtomicPtr::new(ptr::null_mut()),
                 }
             }
         }
@@ -244,17 +260,34 @@ mod with_std {
         fn nudge(&self) {
             // ORDERING: Relaxed: a nudge that comes too early is made up for by the next look.
             if self.dozing.load(Ordering::Relaxed) != 0
-                && let Some(thread) = self.thread.get()
+                && let Some(thread) = self.thread()
             {
                 thread.unpark();
             }
+        }
+
+        fn thread(&self) -> Option<&Thread> {
+            // ORDERING: Acquire meets the Release in `run`: the handle is there.
+            let thread = self.thread.load(Ordering::Acquire);
+            // SAFETY: null, or a handle that is never freed.
+            unsafe { thread.as_ref() }
+        }
+
+        /// Forgets the thread, in the child of a fork.
+        fn reset_after_fork(&self) {
+            // ORDERING: Relaxed: there is one thread.
+            self.thread.store(ptr::null_mut(), Ordering::Relaxed);
+            // ORDERING: Relaxed: as above.
+            self.dozing.store(0, Ordering::Relaxed);
+            // ORDERING: Relaxed: as above.
+            self.state.store(ABSENT, Ordering::Relaxed);
         }
 
         #[cold]
         fn wake(&self) -> Kicked {
             // ORDERING: Relaxed: only one kicker needs to wake it; the work is ordered by I1.
             if self.state.swap(AWAKE, Ordering::Relaxed) == ASLEEP
-                && let Some(thread) = self.thread.get()
+                && let Some(thread) = self.thread()
             {
                 thread.unpark();
                 return Kicked::Woken;
@@ -298,7 +331,9 @@ mod with_std {
             mut rest: impl FnMut() -> Rest,
             is_urgent: impl Fn() -> bool,
         ) -> ! {
-            let _ = self.thread.set(std::thread::current());
+            let handle = Box::into_raw(Box::new(std::thread::current()));
+            // ORDERING: Release publishes the handle.
+            self.thread.store(handle, Ordering::Release);
             // ORDERING: Relaxed: a thread that somebody else started is awake from here on; it looks next.
             self.state.store(AWAKE, Ordering::Relaxed);
             fence::full();

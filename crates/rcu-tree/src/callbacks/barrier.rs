@@ -25,7 +25,7 @@ use super::queue::{SlotCalls, number};
 use super::{Callbacks, Lists};
 use crate::gp_seq::GpSeq;
 use core::ptr::NonNull;
-use rcu_core::cpu::{LocalLock, SpinMutex};
+use rcu_core::cpu::{LocalLock, SpinGuard, SpinMutex};
 use rcu_core::fence;
 use rcu_core::sync::Backoff;
 use rcu_core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -56,6 +56,22 @@ impl Barrier {
                 }),
             }
         }
+    }
+
+    /// Forgets the barrier that was in progress, in the child of a fork. False beside what it used if there was one, whose
+    /// heads may be queued.
+    ///
+    /// # Safety
+    /// 1. This is the child of a fork and the caller its only thread, inside none of these functions.
+    pub(super) unsafe fn seize_after_fork(&self) -> (SpinGuard<'_, Posts>, bool) {
+        let seq = self.load();
+        if seq.in_progress() {
+            // Who took a cookie before is not there to find it done.
+            // ORDERING: Relaxed: there is one thread.
+            self.seq.store(seq.ended().raw(), Ordering::Relaxed);
+        }
+        // SAFETY: the caller does not hold the lock, and there is no other thread (1).
+        unsafe { self.lock.seize() }
     }
 
     fn load(&self) -> Seq {
@@ -152,6 +168,11 @@ impl Callbacks {
 }
 
 impl Posts {
+    /// The head that goes behind the orphans.
+    pub(super) fn head(&self) -> NonNull<Head> {
+        NonNull::from(&self.orphans_head).cast()
+    }
+
     /// Counts `head` and makes it take itself off the count when it is run.
     fn arm(&self, head: &BarrierHead) -> NonNull<Head> {
         // ORDERING: Relaxed: published with the head, by the list's lock.

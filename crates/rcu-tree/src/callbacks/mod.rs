@@ -36,10 +36,17 @@
 //! orphaned one, the orphans; nothing else, where other lists have somebody to run them.
 //!
 //! Lock order: a slot's local lock, then `orphans`.
+//!
+//! # After a fork
+//! In the child, the locks that are held are held by nobody (`fork`). A list whose lock was free is whole, and its callbacks
+//! go to the orphans, lazy ones too; one whose lock was held is forgotten with its callbacks, and so is a batch that was being
+//! run: nothing is in flight nor `awaited` any more (`lost` counts these callbacks). A barrier that was waiting is forgotten
+//! too, and its heads are taken out of the lists.
 
 mod barrier;
 mod bypass;
 mod config;
+mod fork;
 mod invoke;
 #[cfg(loom)]
 #[doc(hidden)]
@@ -88,6 +95,7 @@ pub(crate) struct Callbacks {
     hurried: bypass::Hurried,
     /// Zero while a thread of ours runs everybody's callbacks; one while slots' owners run their own.
     by_owners: AtomicUsize,
+    lost: AtomicUsize,
     total: SlotStats,
 }
 
@@ -122,6 +130,7 @@ impl Callbacks {
                 overloaded: AtomicUsize::new(0),
                 hurried: AtomicUsize::new(0),
                 by_owners: AtomicUsize::new(0),
+                lost: AtomicUsize::new(0),
                 total: SlotStats::new(),
             }
         }

@@ -60,7 +60,7 @@ pub(super) struct SlotQueue {
 }
 
 impl SlotQueue {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self {
             turn: 0,
             list: SegList::new(),
@@ -134,7 +134,7 @@ impl<L: LocalLock> SlotCalls<L> {
     }
 
     /// Tells those who look without the lock. Call last, with the lock held.
-    fn publish(&self, queue: &SlotQueue) {
+    pub(super) fn publish(&self, queue: &SlotQueue) {
         let now = queue.bypass.len() << 1 | usize::from(!queue.list.is_empty());
         // ORDERING: Relaxed: written under the lock only, which is held.
         if self.hint.load(Ordering::Relaxed) != now {

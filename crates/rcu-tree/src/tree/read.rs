@@ -10,8 +10,7 @@ use crate::trace::Trace;
 use core::fmt;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
-use rcu_core::cpu::{Cpus, OfflineHook, Slot};
-use rcu_core::sync::atomic::Ordering;
+use rcu_core::cpu::{Cpus, Slot};
 use rcu_core::{Callback, Head, Rcu};
 
 /// What a reader gives back: the word of its slot, or the place of a reader without a slot.
@@ -65,28 +64,6 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         // The tree first: a handler that comes in between finds the word as it was, and comes here itself.
         self.nodes.set_online(slot, &self.trace);
         own.reader.set_online();
-    }
-
-    /// Lists the offline hook, once (I1).
-    pub(super) fn list_hook(&self) {
-        // ORDERING: Acquire meets the Release below: the hook is listed.
-        if self.hooked.load(Ordering::Acquire) != 0 {
-            return;
-        }
-        let _lock = self.hook_lock.lock();
-        // ORDERING: Relaxed: under `hook_lock`.
-        if self.hooked.load(Ordering::Relaxed) != 0 {
-            return;
-        }
-        // SAFETY: `offline` may run on any slot's owner while the tree is there.
-        let hook = unsafe { OfflineHook::new(Self::offline_hook, ptr::from_ref(self).cast()) };
-        // SAFETY: under `hook_lock`, before anyone else looks.
-        let place = unsafe { &mut *self.hook.get() };
-        let hook = NonNull::from(place.write(hook));
-        // SAFETY: the hook stays until `drop` takes it off the list, and is on no list yet.
-        unsafe { self.cpus.add_offline_hook(hook) };
-        // ORDERING: Release: whoever sees 1 knows the hook listed.
-        self.hooked.store(1, Ordering::Release);
     }
 
     /// # Safety

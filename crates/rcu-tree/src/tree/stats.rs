@@ -21,6 +21,8 @@ pub struct TreeStats {
     pub callbacks_run: usize,
     /// Callbacks that panicked (contained under `std`).
     pub callbacks_panicked: usize,
+    /// Callbacks that a fork left in the middle of a run or a move, about: never run in this child.
+    pub callbacks_lost: usize,
 }
 
 impl fmt::Display for TreeStats {
@@ -150,6 +152,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             slots_online,
             callbacks_run: self.callbacks.invoked(),
             callbacks_panicked: self.callbacks.panicked(),
+            callbacks_lost: self.callbacks.lost(),
         }
     }
 
