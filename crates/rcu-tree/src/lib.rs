@@ -22,6 +22,9 @@ pub use callbacks::FreeObject;
 pub use node::{FANOUT, FANOUT_LEAF, Geometry, Node};
 pub use slot::TreeSlot;
 pub use trace::{Event, Lane, NoTrace, Trace};
+#[cfg(all(feature = "std", not(loom)))]
+#[doc(hidden)]
+pub use tree::Remembered;
 pub use tree::{Token, Tree, TreeStats};
 
 #[doc(hidden)]
@@ -68,6 +71,7 @@ macro_rules! static_tree {
                 // SAFETY: a static stays in place for ever, and a thread keeps its slot.
                 let tree = unsafe { $crate::Tree::new(Threads, slots, GEOMETRY, &NODES) };
                 let tree = tree.with_worker(|| TREE.work());
+                let tree = tree.with_forget(|| REMEMBERED.with($crate::Remembered::forget));
                 $(
                     // SAFETY: whoever wrote the macro's second argument vouches for it.
                     let tree = unsafe { tree.with_free($free) };
@@ -75,7 +79,17 @@ macro_rules! static_tree {
                 tree
             };
 
-            $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>);
+            ::std::thread_local! {
+                static REMEMBERED: $crate::Remembered = const { $crate::Remembered::new() };
+            }
+
+            #[inline(always)]
+            fn enter(tree: &'static $crate::Tree<'static, Threads>) -> $crate::Token {
+                // SAFETY: the thread-local is used here only, and `with_forget` forgets it.
+                unsafe { tree.enter_remembered(&REMEMBERED) }
+            }
+
+            $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>, enter);
 
             impl $name {
                 /// The tree behind the domain.

@@ -24,6 +24,8 @@
 //! Blocking, for the lock's few instructions. Not for signal handlers of such threads.
 
 use crate::gp_seq::GpSeq;
+use crate::reader::ReaderWord;
+use core::ptr;
 use rcu_core::Seq;
 use rcu_core::cpu::SpinMutex;
 use rcu_core::fence;
@@ -42,12 +44,8 @@ impl Bank {
         Self(!Self::of(seq).0)
     }
 
-    pub(crate) const fn index(self) -> usize {
+    const fn index(self) -> usize {
         self.0 as usize
-    }
-
-    pub(crate) const fn from_index(index: usize) -> Self {
-        Self(index & 1 == 1)
     }
 }
 
@@ -55,13 +53,29 @@ impl Bank {
 #[derive(Debug, Default)]
 pub(crate) struct SharedReaders {
     inside: SpinMutex<[usize; 2]>,
+    /// What readers without a slot have in place of a word, one a bank; only the addresses matter.
+    words: [ReaderWord; 2],
 }
 
 impl SharedReaders {
     rcu_core::const_fn! {
         pub(crate) const fn new() -> Self {
-            Self { inside: SpinMutex::new([0; 2]) }
+            Self {
+                inside: SpinMutex::new([0; 2]),
+                words: [ReaderWord::of_nobody(), ReaderWord::of_nobody()],
+            }
         }
+    }
+
+    /// The word that stands for `bank`. Leaving by it always is a [`Transition`](crate::reader::Outcome::Transition).
+    pub(crate) fn word(&self, bank: Bank) -> &ReaderWord {
+        &self.words[bank.index()]
+    }
+
+    /// The bank that `word` stands for, if it is one of these.
+    pub(crate) fn bank_of(&self, word: *const ReaderWord) -> Option<Bank> {
+        let index = self.words.iter().position(|w| ptr::eq(w, word))?;
+        Some(Bank(index == 1))
     }
 
     #[cold]

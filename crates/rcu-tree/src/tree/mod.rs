@@ -11,10 +11,14 @@
 
 mod calls;
 mod read;
+#[cfg(all(feature = "std", not(loom)))]
+mod remember;
 mod stats;
 mod wait;
 
 pub use read::Token;
+#[cfg(all(feature = "std", not(loom)))]
+pub use remember::Remembered;
 pub use stats::TreeStats;
 
 use crate::callbacks::{Callbacks, FreeObject, Lists};
@@ -70,6 +74,8 @@ pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     hooked: CachePadded<AtomicUsize>,
     hook_lock: SpinMutex<()>,
     hook: UnsafeCell<MaybeUninit<OfflineHook>>,
+    /// Makes the calling thread forget its word, for good (`remember`).
+    forget: Option<fn()>,
     trace: T,
 }
 
@@ -134,6 +140,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 hooked: CachePadded::new(AtomicUsize::new(0)),
                 hook_lock: SpinMutex::new(()),
                 hook: UnsafeCell::new(MaybeUninit::uninit()),
+                forget: None,
                 trace,
             }
         }

@@ -1,8 +1,7 @@
 //! Readers, and how their slots come and go.
 
 use super::Tree;
-use crate::reader::{Outcome, ReaderWord};
-use crate::shared_readers::Bank;
+use crate::reader::{Entered, Outcome, ReaderWord};
 use crate::slot::TreeSlot;
 use crate::trace::Trace;
 use core::fmt;
@@ -11,22 +10,16 @@ use rcu_core::cpu::{Cpus, OfflineHook, Slot};
 use rcu_core::sync::atomic::Ordering;
 use rcu_core::{Callback, Head, Rcu};
 
-/// What a reader gives back: the word of its slot, or the bank of a reader without a slot.
+/// What a reader gives back: the word of its slot, or what stands for one of a reader without a slot.
 #[derive(Clone, Copy)]
-pub struct Token(*const ReaderWord);
-
-impl Token {
-    /// Addresses below this are banks; no word lies in the first page.
-    const BANKS: usize = 2;
+pub struct Token {
+    pub(super) word: *const ReaderWord,
+    pub(super) entered: Entered,
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.addr() < Self::BANKS {
-            write!(f, "Token(shared bank {})", self.0.addr())
-        } else {
-            f.write_str("Token(slot)")
-        }
+        f.write_str("Token")
     }
 }
 
@@ -80,6 +73,11 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         let Some(own) = tree.slots.get(slot) else {
             return true;
         };
+        if let Some(forget) = tree.forget
+            && tree.cpus.current_if_online() == Some(slot)
+        {
+            forget();
+        }
         if !own.reader.is_online() {
             return true;
         }
@@ -99,10 +97,17 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         self.nodes.set_offline(slot, &self.trace);
     }
 
-    /// The last section of a thread that has ended is over.
     #[cold]
     #[inline(never)]
-    pub(super) fn end_lingering(&self, word: *const ReaderWord) {
+    pub(super) fn exit_slow(&self, word: *const ReaderWord) {
+        match self.shared.bank_of(word) {
+            Some(bank) => self.shared.exit(bank),
+            None => self.end_lingering(word),
+        }
+    }
+
+    /// The last section of a thread that has ended is over.
+    fn end_lingering(&self, word: *const ReaderWord) {
         let offset = word.addr() - self.slots.as_ptr().addr().get();
         let slot = Slot::new((offset / size_of::<TreeSlot<C::Lock>>()) as u32);
         if let Some(own) = self.slots.get(slot) {
@@ -116,12 +121,18 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     #[inline(never)]
     pub(super) fn enter_slow(&self) -> Token {
         if let Some(own) = self.own_slot() {
-            if own.reader.enter() == Outcome::Done {
-                return Token(&raw const *own.reader);
+            if let Some(entered) = own.reader.enter() {
+                return Token {
+                    word: &raw const *own.reader,
+                    entered,
+                };
             }
             debug_assert!(false, "I2: the slot was just brought online");
         }
-        Token(ptr::without_provenance(self.shared.enter(&self.gp).index()))
+        Token {
+            word: self.shared.word(self.shared.enter(&self.gp)),
+            entered: Entered::NOTHING,
+        }
     }
 }
 
@@ -134,8 +145,11 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
         if let Some(slot) = self.cpus.current_if_online() {
             // SAFETY: `Cpus` guarantees slots below `nr_slots`, which is the array's length.
             let own = unsafe { self.slots.get_unchecked(slot) };
-            if own.reader.enter() == Outcome::Done {
-                return Token(&raw const *own.reader);
+            if let Some(entered) = own.reader.enter() {
+                return Token {
+                    word: &raw const *own.reader,
+                    entered,
+                };
             }
         }
         self.enter_slow()
@@ -143,14 +157,10 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
 
     #[inline(always)]
     unsafe fn exit(&self, token: Token) {
-        if token.0.addr() >= Token::BANKS {
-            // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
-            let word = unsafe { &*token.0 };
-            if word.exit() == Outcome::Transition {
-                self.end_lingering(token.0);
-            }
-        } else {
-            self.shared.exit(Bank::from_index(token.0.addr()));
+        // SAFETY: the token is a word of this tree's slots or shared readers, which outlive it, entered on this thread (1).
+        let word = unsafe { &*token.word };
+        if word.exit(token.entered) == Outcome::Transition {
+            self.exit_slow(token.word);
         }
     }
 
