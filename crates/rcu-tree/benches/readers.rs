@@ -6,7 +6,7 @@
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode};
 use crossbeam_epoch as epoch;
-use rcu_core::{GracePeriod, Guard, Online, Rcu, RcuBox, RcuCell, Reclaimer, read, read_lock};
+use rcu_core::{GracePeriod, Guard, Online, RcuBox, RcuCell, Reclaimer, read, read_lock};
 use seize::Guard as _;
 use std::hint::black_box;
 use std::marker::PhantomData;
@@ -166,7 +166,7 @@ impl Reader for OursClosure {
 }
 
 /// A section inside another one.
-struct OursNested(Cell, Guard<Readers>);
+struct OursNested(Cell, #[allow(dead_code, reason = "held")] Guard<Readers>);
 impl Reader for OursNested {
     fn new() -> Self {
         Self(&OURS, read_lock())
@@ -210,7 +210,10 @@ mod peers_in_c {
     use super::{AtomicPtr, Ordering, PLAIN, Reader};
     use crate::liburcu::{memb, qsbr};
 
-    pub(super) struct Memb(&'static AtomicPtr<u64>, #[expect(dead_code)] memb::Registered);
+    pub(super) struct Memb(
+        &'static AtomicPtr<u64>,
+        #[allow(dead_code, reason = "held")] memb::Registered,
+    );
     impl Reader for Memb {
         fn new() -> Self {
             Self(&PLAIN, memb::Registered::new())
@@ -225,7 +228,10 @@ mod peers_in_c {
         }
     }
 
-    pub(super) struct Quiescent(&'static AtomicPtr<u64>, #[expect(dead_code)] qsbr::Registered);
+    pub(super) struct Quiescent(
+        &'static AtomicPtr<u64>,
+        #[allow(dead_code, reason = "held")] qsbr::Registered,
+    );
     impl Reader for Quiescent {
         fn new() -> Self {
             Self(&PLAIN, qsbr::Registered::new())

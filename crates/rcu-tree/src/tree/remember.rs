@@ -69,7 +69,10 @@ impl<C: Cpus, T: Trace> Tree<'static, C, T> {
     /// 1. `remembered` is a thread-local of this tree alone, and the function of `with_forget` forgets it.
     #[doc(hidden)]
     #[inline(always)]
-    pub unsafe fn enter_remembered(&'static self, remembered: &'static LocalKey<Remembered>) -> Token {
+    pub unsafe fn enter_remembered(
+        &'static self,
+        remembered: &'static LocalKey<Remembered>,
+    ) -> Token {
         let word = remembered.with(|r| r.0.get());
         // SAFETY: a static, or a word of this static tree (1, I1).
         if let Some(entered) = unsafe { &*word }.enter_known() {
@@ -83,7 +86,9 @@ impl<C: Cpus, T: Trace> Tree<'static, C, T> {
     fn enter_unknown(&'static self, remembered: &'static LocalKey<Remembered>) -> Token {
         let token = self.enter_slow();
         remembered.with(|r| {
-            if core::ptr::eq(r.0.get(), &raw const UNKNOWN) && self.shared.bank_of(token.word).is_none() {
+            if core::ptr::eq(r.0.get(), &raw const UNKNOWN)
+                && self.shared.bank_of(token.word).is_none()
+            {
                 r.0.set(token.word);
             }
         });
