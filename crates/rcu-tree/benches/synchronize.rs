@@ -7,8 +7,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode};
 use rcu_core::{GracePeriod, read_lock};
 use std::hint::black_box;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,22 +21,30 @@ rcu_tree::static_tree! {
 /// Sections between two looks at whether to stop.
 const SECTIONS: usize = 64;
 
+/// What readers and the one who waits tell each other.
+#[derive(Default)]
+struct Talk {
+    /// How many readers read by now.
+    reading: AtomicUsize,
+    stop: AtomicBool,
+}
+
 /// `iterations` grace periods while `readers` threads read.
 fn beside(
     readers: usize,
     iterations: u64,
-    read: impl Fn(&AtomicBool) + Sync,
+    read: impl Fn(&Talk) + Sync,
     wait: impl Fn(),
 ) -> Duration {
-    let (stop, barrier) = (AtomicBool::new(false), Barrier::new(readers + 1));
+    let talk = Talk::default();
     thread::scope(|scope| {
         for _ in 0..readers {
-            scope.spawn(|| {
-                barrier.wait();
-                read(&stop);
-            });
+            scope.spawn(|| read(&talk));
         }
-        barrier.wait();
+        // ORDERING: Relaxed: only the count matters.
+        while talk.reading.load(Ordering::Relaxed) < readers {
+            thread::yield_now();
+        }
         wait();
         let start = Instant::now();
         for _ in 0..iterations {
@@ -45,23 +52,25 @@ fn beside(
         }
         let elapsed = start.elapsed();
         // ORDERING: Relaxed: the readers look again.
-        stop.store(true, Ordering::Relaxed);
+        talk.stop.store(true, Ordering::Relaxed);
         elapsed
     })
 }
 
-fn until(stop: &AtomicBool, section: impl Fn()) {
-    while !stop.load(Ordering::Relaxed) {
+fn until_stopped(talk: &Talk, section: impl Fn()) {
+    section();
+    // ORDERING: Relaxed: only the count matters.
+    talk.reading.fetch_add(1, Ordering::Relaxed);
+    // ORDERING: Relaxed: looked at again.
+    while !talk.stop.load(Ordering::Relaxed) {
         for _ in 0..SECTIONS {
             section();
         }
     }
 }
 
-fn read_ours(stop: &AtomicBool) {
-    until(stop, || {
-        black_box(read_lock::<Waited>());
-    });
+fn read_ours(talk: &Talk) {
+    until_stopped(talk, || drop(black_box(read_lock::<Waited>())));
 }
 
 #[cfg(target_os = "linux")]
@@ -107,9 +116,9 @@ fn main() {
         });
         #[cfg(feature = "liburcu")]
         add(&mut group, "liburcu-memb", readers, |n| {
-            let read = |stop: &AtomicBool| {
+            let read = |talk: &Talk| {
                 let registered = liburcu::memb::Registered::new();
-                until(stop, || {
+                until_stopped(talk, || {
                     liburcu::memb::read_lock();
                     liburcu::memb::read_unlock();
                 });

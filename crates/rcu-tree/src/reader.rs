@@ -41,9 +41,9 @@
 //! stores, 3 predicted branches (outermost? the mode; as entered?); no locked instruction, no fence. Where the number
 //! of a slot has to be looked up, it is 2 loads and 2 branches more.
 //!
-//! Why exit compares: what it stores then follows from what *enter* loaded, and the processor need not wait for
-//! enter's store to come back through memory. Each such wait costs a cycle or two, and sections that follow each other
-//! are one chain of them: 4 cycles a section, whatever else was taken out, against 3 with one of the two cut.
+//! Why exit compares: what it stores then follows from what *enter* loaded, so the processor need not wait for enter's
+//! store to come back through memory. Sections that follow each other are one chain of such waits: 4.0 cycles each
+//! however many instructions were taken out, 2.7 with every second one cut (Sapphire Rapids).
 //! Why the mode is not folded into the word: see `rcu_core::fence`, I1. After a refusal every *later* `light` has to
 //! fence, and nobody but the owner may store to the word to tell it so.
 
