@@ -440,7 +440,7 @@ macro_rules! __domain {
         $crate::__domain!($name, $rcu, $t, <$t as $crate::Rcu>::enter);
     };
     // With another way to enter the static than its own `enter`.
-    ($name:ident, $rcu:path, $t:ty, $enter:path) => {
+    ($name:ident, $rcu:path, $t:ty, $enter:expr) => {
         const _: () = {
             use $crate::{Callback, Cookie, FullCookie, GracePeriod, Head, Rcu};
 

@@ -3,7 +3,7 @@
 //! Without the test harness, whose threads would be counted too.
 
 /// What `/proc` says of this process.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(loom)))]
 mod proc {
     use std::fs;
 
@@ -34,7 +34,7 @@ mod proc {
     }
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(loom)))]
 fn main() {
     use rcu_core::cpu::{BiasedLock, MAX_THREAD_SLOTS};
     use rcu_core::{GracePeriod, read_lock};
@@ -74,5 +74,5 @@ fn main() {
     println!("unregistered: 1 thread, {resident} KiB of {size} KiB resident; ok");
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(target_os = "linux", not(loom))))]
 fn main() {}
