@@ -445,6 +445,10 @@ macro_rules! domain {
 #[macro_export]
 macro_rules! __domain {
     ($name:ident, $rcu:path, $t:ty) => {
+        $crate::__domain!($name, $rcu, $t, <$t as $crate::Rcu>::enter);
+    };
+    // With another way to enter the static than its own `enter`.
+    ($name:ident, $rcu:path, $t:ty, $enter:expr) => {
         const _: () = {
             use $crate::{Callback, Cookie, FullCookie, GracePeriod, Head, Rcu};
 
@@ -515,7 +519,7 @@ macro_rules! __domain {
 
                 #[inline(always)]
                 fn enter(&self) -> Self::Token {
-                    rcu().enter()
+                    $enter(rcu())
                 }
                 #[inline(always)]
                 unsafe fn exit(&self, token: Self::Token) {

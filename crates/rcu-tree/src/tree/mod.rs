@@ -12,6 +12,8 @@
 mod calls;
 mod misuse;
 mod read;
+#[cfg(all(feature = "std", not(loom)))]
+mod remember;
 mod report;
 mod send;
 mod stats;
@@ -19,6 +21,8 @@ mod strict;
 mod wait;
 
 pub use read::Token;
+#[cfg(all(feature = "std", not(loom)))]
+pub use remember::Remembered;
 pub use report::{Blocker, Blockers, StallReport, StallsSuppressed};
 pub use send::SendToken;
 pub use stats::{GpStats, LaneStats, SlotStats, TreeStats};
@@ -87,6 +91,8 @@ pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     /// Of the normal and the expedited lane.
     counts: [GpCounts; 2],
     stalls: Stalls,
+    /// Makes the calling thread forget its word, for good (`remember`).
+    forget: Option<fn()>,
     trace: T,
 }
 
@@ -156,6 +162,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 hook: UnsafeCell::new(MaybeUninit::uninit()),
                 counts: [GpCounts::new(), GpCounts::new()],
                 stalls: Stalls::new(),
+                forget: None,
                 trace,
             }
         }
