@@ -69,6 +69,9 @@ fn main() {
     let (_, (_, with_a_reader)) = look().expect("as before");
     assert!(with_a_reader > resident, "the reader's slot takes a page");
     Unused.synchronize();
+    let (waiting_alone, _) = look().expect("as before");
+    assert_eq!(waiting_alone, 1, "who waits drives for itself");
+    let _ = Unused.start();
     let (with_a_worker, _) = look().expect("as before");
     assert_eq!(with_a_worker, 2, "the worker");
     println!("unregistered: 1 thread, {resident} KiB of {size} KiB resident; ok");
