@@ -174,7 +174,7 @@ fn row_json(row: &Row) -> Value {
     })
 }
 
-/// Reads back what [`json`] wrote.
+/// Reads back what [`json()`] wrote.
 pub(super) fn from_json(text: &str) -> Result<Vec<Earlier>, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let rows = value["rows"].as_array().ok_or("no rows")?;
