@@ -50,7 +50,7 @@ use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 /// RCU for many CPUs (or threads): wait-free readers, a tree that combines what they report.
 ///
 /// Lives over memory of the caller: an array of [`TreeSlot`]s and one of [`Node`]s. For a static one with its
-/// worker thread and a domain type, see [`static_tree!`](crate::static_tree).
+/// worker thread and a domain type, see `static_tree!`.
 ///
 /// ```
 /// use rcu_core::cpu::{BiasedLock, Cpus, PerSlot, Threads};
@@ -111,7 +111,7 @@ impl<'a, C: Cpus> Tree<'a, C> {
         /// # Safety
         /// 1. From its first use until it has been dropped, the tree stays in place: the list of offline hooks
         ///    points into it. A static does; so does a local that is not moved or forgotten after its first use.
-        ///    [`static_tree!`](crate::static_tree) needs no `unsafe`.
+        ///    `static_tree!` needs no `unsafe`.
         /// 2. Guarantee 2 of [`Cpus`] holds whatever the lock asks for, and nobody leaves its slot inside a section (in a
         ///    kernel: preemption is off from enter to exit). The reader's word has one owner, who does not lock it.
         #[must_use]
