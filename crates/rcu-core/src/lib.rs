@@ -8,6 +8,7 @@ mod cell;
 pub mod conformance;
 pub mod contract;
 pub mod cpu;
+mod domain;
 mod double_call;
 pub mod fence;
 pub mod fork;

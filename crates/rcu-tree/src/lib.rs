@@ -32,6 +32,9 @@ pub use node::{FANOUT, FANOUT_LEAF, Geometry, Node};
 pub use slot::TreeSlot;
 pub use stall::StallConfig;
 pub use trace::{Event, Lane, NoTrace, Trace};
+#[cfg(all(feature = "std", not(loom)))]
+#[doc(hidden)]
+pub use tree::Remembered;
 pub use tree::{
     Blocker, Blockers, GpStats, LaneStats, Pending, SendToken, SlotStats, StallReport,
     StallsSuppressed, Token, Tree, TreeStats,
@@ -85,6 +88,7 @@ macro_rules! static_tree {
                 // SAFETY: a static stays in place for ever, and a thread keeps its slot.
                 let tree = unsafe { $crate::Tree::new(Threads, slots, GEOMETRY, &NODES) };
                 let tree = tree.with_worker(|| TREE.work());
+                let tree = tree.with_forget(|| REMEMBERED.with($crate::Remembered::forget));
                 $(let tree = tree.with_callbacks($callbacks);)?
                 $(
                     // SAFETY: whoever wrote the macro's second argument vouches for it.
@@ -94,7 +98,18 @@ macro_rules! static_tree {
                 tree
             };
 
-            $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>);
+            ::std::thread_local! {
+                static REMEMBERED: $crate::Remembered = const { $crate::Remembered::new() };
+            }
+
+            #[inline(always)]
+            #[track_caller]
+            fn enter(tree: &'static $crate::Tree<'static, Threads>) -> $crate::Token {
+                // SAFETY: the thread-local is used here only, and `with_forget` forgets it.
+                unsafe { tree.enter_remembered(&REMEMBERED) }
+            }
+
+            $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>, enter);
             $crate::rcu_core::__domain_send!($name, TREE, $crate::Tree<'static, Threads>);
 
             impl $name {

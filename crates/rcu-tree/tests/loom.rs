@@ -41,13 +41,13 @@ impl World {
     }
 
     fn section(&self) {
-        assert_eq!(self.word.enter(), Outcome::Done);
+        let entered = self.word.enter().expect("online");
         let which = self.which.load(Ordering::Acquire);
         self.versions[which].with(|v| {
             // SAFETY: what the model checks: nobody destroys the version a reader found.
             assert_ne!(unsafe { *v }, DESTROYED);
         });
-        assert_eq!(self.word.exit(), Outcome::Done);
+        assert_eq!(self.word.exit(entered), Outcome::Done);
     }
 
     /// The driver's scan of the one slot, until it has passed.
@@ -363,16 +363,16 @@ fn quiescent_against_one_grace_period() {
         let reader = thread::spawn({
             let world = world.clone();
             move || {
-                assert_eq!(world.word.enter(), Outcome::Done);
+                let mut entered = world.word.enter().expect("online");
                 for _ in 0..2 {
                     let which = world.which.load(Ordering::Acquire);
                     world.versions[which].with(|v| {
                         // SAFETY: what the model checks: nobody destroys the version a reader found.
                         assert_ne!(unsafe { *v }, DESTROYED);
                     });
-                    world.word.quiescent();
+                    entered = world.word.quiescent(entered);
                 }
-                assert_eq!(world.word.exit(), Outcome::Done);
+                assert_eq!(world.word.exit(entered), Outcome::Done);
             }
         });
         world.which.store(1, Ordering::Release);

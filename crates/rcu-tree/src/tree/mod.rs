@@ -13,6 +13,8 @@ mod calls;
 mod fork;
 mod misuse;
 mod read;
+#[cfg(all(feature = "std", not(loom)))]
+mod remember;
 mod report;
 mod send;
 mod stats;
@@ -21,6 +23,8 @@ mod wait;
 
 pub use calls::Pending;
 pub use read::Token;
+#[cfg(all(feature = "std", not(loom)))]
+pub use remember::Remembered;
 pub use report::{Blocker, Blockers, StallReport, StallsSuppressed};
 pub use send::SendToken;
 pub use stats::{GpStats, LaneStats, SlotStats, TreeStats};
@@ -48,7 +52,7 @@ use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 /// RCU for many CPUs (or threads): wait-free readers, a tree that combines what they report.
 ///
 /// Lives over memory of the caller: an array of [`TreeSlot`]s and one of [`Node`]s. For a static one with its
-/// worker thread and a domain type, see [`static_tree!`](crate::static_tree).
+/// worker thread and a domain type, see `static_tree!`.
 ///
 /// ```
 /// use rcu_core::cpu::{BiasedLock, Cpus, PerSlot, Threads};
@@ -88,6 +92,8 @@ pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     /// Of the normal and the expedited lane.
     counts: [GpCounts; 2],
     stalls: Stalls,
+    /// Makes the calling thread forget its word, for good (`remember`).
+    forget: Option<fn()>,
     trace: T,
 }
 
@@ -106,7 +112,7 @@ impl<'a, C: Cpus> Tree<'a, C> {
         /// # Safety
         /// 1. From its first use until it has been dropped, the tree stays in place: the list of offline hooks
         ///    points into it. A static does; so does a local that is not moved or forgotten after its first use.
-        ///    [`static_tree!`](crate::static_tree) needs no `unsafe`.
+        ///    `static_tree!` needs no `unsafe`.
         /// 2. Guarantee 2 of [`Cpus`] holds whatever the lock asks for, and nobody leaves its slot inside a section (in a
         ///    kernel: preemption is off from enter to exit). The reader's word has one owner, who does not lock it.
         #[must_use]
@@ -156,6 +162,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 hook: UnsafeCell::new(MaybeUninit::uninit()),
                 counts: [GpCounts::new(), GpCounts::new()],
                 stalls: Stalls::new(),
+                forget: None,
                 trace,
             }
         }

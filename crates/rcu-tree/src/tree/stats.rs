@@ -114,7 +114,7 @@ pub struct SlotStats {
     pub is_lingering: bool,
     /// How deep its sections nest.
     pub nesting: usize,
-    /// How many sections have ended on it, as far as the bits of half a word go.
+    /// How many sections have begun on it, as far as the bits of half a word go.
     pub sections: usize,
     /// Whether it has callbacks queued.
     pub has_callbacks: bool,
@@ -125,7 +125,7 @@ pub struct SlotStats {
 impl fmt::Display for SlotStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let online = if self.is_online { "online" } else { "offline" };
-        write!(f, "{online}, {} sections ended", self.sections)?;
+        write!(f, "{online}, {} sections begun", self.sections)?;
         if self.nesting > 0 {
             let place = EnteredAt(self.place);
             write!(f, ", inside, nested {} deep,{place}", self.nesting)?;
