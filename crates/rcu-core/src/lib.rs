@@ -11,6 +11,7 @@ pub mod cpu;
 mod domain;
 mod double_call;
 pub mod fence;
+pub mod fork;
 mod guard;
 mod head;
 mod head_stack;

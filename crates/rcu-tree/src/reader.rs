@@ -327,6 +327,17 @@ impl ReaderWord {
         self.0.store(count, Ordering::Release);
     }
 
+    /// Ends the slot's part in the place of an owner that is gone, wherever it was: in the child of a fork.
+    pub fn reset_after_fork(&self) {
+        // ORDERING: Relaxed: there is one thread.
+        let word = self.0.load(Ordering::Relaxed);
+        if word & (SECTION - 1) != 0 {
+            let count = (word / SECTION).wrapping_add(1).wrapping_mul(SECTION);
+            // ORDERING: P3: as any store that the scan may read.
+            self.0.store(count, Ordering::Release);
+        }
+    }
+
     /// Notes that the owner's thread ends inside a section.
     pub fn set_lingering(&self) {
         // ORDERING: Relaxed: same thread (I2).
@@ -434,6 +445,24 @@ mod tests {
         assert!(word.is_online() && !word.scan().is_lingering());
         // All the way round looks like the same section: the scan waits for one more, and credits nobody too early.
         assert!(!Seen::from_raw(first.raw()).passed_since(first));
+    }
+
+    #[test]
+    fn after_a_fork_an_owner_that_is_gone_is_outside_wherever_it_was() {
+        let word = online();
+        for deep in 0..3 {
+            for _ in 0..deep {
+                assert!(word.enter().is_some());
+            }
+            if deep == 2 {
+                word.set_lingering();
+            }
+            let seen = word.scan();
+            word.reset_after_fork();
+            assert!(word.scan().is_outside() && word.scan().passed_since(seen));
+            assert_eq!(word.enter(), None);
+            word.set_online();
+        }
     }
 
     #[test]

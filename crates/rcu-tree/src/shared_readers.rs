@@ -198,6 +198,19 @@ impl SharedReaders {
         *count == 0
     }
 
+    /// Forgets every reader, in the child of a fork.
+    ///
+    /// # Safety
+    /// 1. This is the child of a fork and the caller its only thread, inside none of these functions.
+    /// 2. No section of here from before the fork is used or left.
+    pub(crate) unsafe fn reset_after_fork(&self) {
+        for shard in &self.shards {
+            // SAFETY: there is no other thread, and the caller does not hold the lock (1).
+            let (mut inside, _) = unsafe { shard.inside.seize() };
+            *inside = [0; NR_COUNTS];
+        }
+    }
+
     /// How many of these readers the grace period in progress of `lane` waits for. For people.
     pub(crate) fn waited_for(&self, gp: &Sequences, lane: Lane) -> usize {
         let before = current_bank(gp.lane(lane).load()) ^ 1;

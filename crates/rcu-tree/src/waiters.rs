@@ -82,6 +82,10 @@ mod without_std {
         }
 
         pub(crate) fn wake_done(&self, _is_done: &impl Fn(Until) -> bool, _woke: &impl Fn()) {}
+
+        /// # Safety
+        /// None.
+        pub(crate) unsafe fn reset_after_fork(&self) {}
     }
 }
 
@@ -389,6 +393,20 @@ mod with_std {
             if let Some(thread) = next {
                 thread.unpark();
                 woke();
+            }
+        }
+
+        /// Forgets every waiter, in the child of a fork: whose stacks the nodes are on will not go on.
+        ///
+        /// # Safety
+        /// 1. This is the child of a fork and the caller its only thread, inside none of these functions.
+        pub(crate) unsafe fn reset_after_fork(&self) {
+            // SAFETY: there is no other thread, and the caller does not hold the lock (1).
+            let (mut list, _) = unsafe { self.list.seize() };
+            (list.first, list.last) = (None, None);
+            for word in [&self.listed, &*self.leading] {
+                // ORDERING: Relaxed: there is one thread.
+                word.store(0, Ordering::Relaxed);
             }
         }
 

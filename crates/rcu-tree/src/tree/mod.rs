@@ -10,6 +10,7 @@
 //! - I2. Only the owner of a slot changes its word and its place in the tree.
 
 mod calls;
+mod fork;
 mod misuse;
 mod read;
 #[cfg(all(feature = "std", not(loom)))]
@@ -20,6 +21,7 @@ mod stats;
 mod strict;
 mod wait;
 
+pub use calls::Pending;
 pub use read::Token;
 #[cfg(all(feature = "std", not(loom)))]
 pub use remember::Remembered;
@@ -36,7 +38,7 @@ use crate::place::Place;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
 use crate::stall::Stalls;
-use crate::trace::{Lane, NoTrace, Trace};
+use crate::trace::{Event, Lane, NoTrace, Trace};
 use crate::waiters::Waiters;
 use crate::worker::Worker;
 use core::cell::UnsafeCell;
@@ -44,7 +46,7 @@ use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use crossbeam_utils::CachePadded;
-use rcu_core::cpu::{Cpus, LocalLock, OfflineHook, PerSlot, SpinMutex};
+use rcu_core::cpu::{Cpus, LocalLock, OfflineHook, PerSlot};
 use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 
 /// RCU for many CPUs (or threads): wait-free readers, a tree that combines what they report.
@@ -84,9 +86,8 @@ pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     shared_place: Place,
     callbacks: Callbacks,
     worker: Worker,
-    /// 0 until the hook is listed, 1 afterwards; written under `hook_lock`.
+    /// `UNLISTED`, `LISTED`, or who is at it (see `fork`).
     hooked: CachePadded<AtomicUsize>,
-    hook_lock: SpinMutex<()>,
     hook: UnsafeCell<MaybeUninit<OfflineHook>>,
     /// Of the normal and the expedited lane.
     counts: [GpCounts; 2],
@@ -96,7 +97,7 @@ pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     trace: T,
 }
 
-// SAFETY: `hook` is written once, under `hook_lock`, before it is listed; everything else is `Sync`.
+// SAFETY: `hook` is written by one thread, before it is listed (I1 of `fork`); everything else is `Sync`.
 unsafe impl<C: Cpus + Sync, T: Trace + Sync> Sync for Tree<'_, C, T> {}
 // SAFETY: before the first use nothing refers to the tree's address; afterwards it stays in place (`new`).
 unsafe impl<C: Cpus + Send, T: Trace + Send> Send for Tree<'_, C, T> {}
@@ -157,8 +158,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 shared_place: Place::new(),
                 callbacks: Callbacks::new(),
                 worker: Worker::new(),
-                hooked: CachePadded::new(AtomicUsize::new(0)),
-                hook_lock: SpinMutex::new(()),
+                hooked: CachePadded::new(AtomicUsize::new(fork::UNLISTED)),
                 hook: UnsafeCell::new(MaybeUninit::uninit()),
                 counts: [GpCounts::new(), GpCounts::new()],
                 stalls: Stalls::new(),
@@ -178,8 +178,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         self
     }
 
-    /// Gives the tree a worker: `main` is run on a thread of its own, at first need, and is to call
-    /// [`Self::work`] on this same tree, which must be static.
+    /// Gives the tree its threads, one that drives grace periods and one that runs callbacks: `main` is run on each, at
+    /// first need, and is to call [`Self::work`] on this same tree, which must be static.
     #[cfg(feature = "std")]
     #[must_use]
     pub const fn with_worker(mut self, main: fn()) -> Self {
@@ -215,16 +215,19 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         &self.counts[lane.index()]
     }
 
-    fn lists(&self) -> Lists<'_, 'a, C::Lock> {
+    fn lists(&self) -> Lists<'_, 'a, C::Lock, T> {
         Lists {
             gp: self.gp.polled(),
             nodes: &self.nodes,
             slots: &self.slots,
+            trace: &self.trace,
         }
     }
 
     fn kick(&self) {
-        self.worker.kick();
+        if self.worker.kick_driver() {
+            self.trace.event(Event::Wakeup);
+        }
     }
 }
 
@@ -233,8 +236,8 @@ impl<C: Cpus, T: Trace> Drop for Tree<'_, C, T> {
     fn drop(&mut self) {
         self.wait_for_callbacks();
         // ORDERING: Relaxed: exclusive access.
-        if self.hooked.load(Ordering::Relaxed) != 0 {
-            // SAFETY: written before `hooked` became 1.
+        if self.hooked.load(Ordering::Relaxed) == fork::LISTED {
+            // SAFETY: written before `hooked` became `LISTED`.
             let hook = unsafe { self.hook.get_mut().assume_init_mut() };
             self.cpus.remove_offline_hook(NonNull::from(hook));
         }

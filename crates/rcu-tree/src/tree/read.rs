@@ -10,8 +10,7 @@ use crate::trace::Trace;
 use core::fmt;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
-use rcu_core::cpu::{Cpus, OfflineHook, Slot};
-use rcu_core::sync::atomic::Ordering;
+use rcu_core::cpu::{Cpus, Slot};
 use rcu_core::{Callback, Head, Rcu};
 
 /// What a reader gives back: the word of its slot and what entering made of it; or a word of nobody, and the place of a
@@ -49,28 +48,6 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         own.reader.set_online();
     }
 
-    /// Lists the offline hook, once (I1).
-    pub(super) fn list_hook(&self) {
-        // ORDERING: Acquire meets the Release below: the hook is listed.
-        if self.hooked.load(Ordering::Acquire) != 0 {
-            return;
-        }
-        let _lock = self.hook_lock.lock();
-        // ORDERING: Relaxed: under `hook_lock`.
-        if self.hooked.load(Ordering::Relaxed) != 0 {
-            return;
-        }
-        // SAFETY: `offline` may run on any slot's owner while the tree is there.
-        let hook = unsafe { OfflineHook::new(Self::offline_hook, ptr::from_ref(self).cast()) };
-        // SAFETY: under `hook_lock`, before anyone else looks.
-        let place = unsafe { &mut *self.hook.get() };
-        let hook = NonNull::from(place.write(hook));
-        // SAFETY: the hook stays until `drop` takes it off the list, and is on no list yet.
-        unsafe { self.cpus.add_offline_hook(hook) };
-        // ORDERING: Release: whoever sees 1 knows the hook listed.
-        self.hooked.store(1, Ordering::Release);
-    }
-
     /// # Safety
     /// 1. `tree` is the tree that listed the hook; the caller owns `slot`.
     pub(super) unsafe fn offline_hook(tree: *const (), slot: Slot) -> bool {
@@ -100,8 +77,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     pub(super) fn take_offline(&self, slot: Slot, own: &TreeSlot<C::Lock>) {
         loop {
             own.reader.set_offline();
-            if self.callbacks.migrate(own) {
-                self.kick();
+            if self.callbacks.migrate(&own.calls) {
+                self.kick_runner();
             }
             self.nodes.set_offline(slot, &self.trace);
             // A handler on top of this may have brought the slot online again, and then its word said so although the
@@ -223,6 +200,15 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
         }
         // SAFETY: the caller's debts.
         unsafe { self.queue(head) };
+    }
+
+    unsafe fn call_lazy(&self, head: NonNull<Head>, callback: Callback) {
+        // SAFETY: the head is valid (1).
+        if !unsafe { head.as_ref() }.begin_call(callback) {
+            return;
+        }
+        // SAFETY: the caller's debts.
+        unsafe { self.queue_lazily(head) };
     }
 
     fn barrier(&self) {

@@ -6,7 +6,6 @@ use crate::trace::{Lane, Trace};
 use core::fmt;
 use core::time::Duration;
 use rcu_core::cpu::{Cpus, Slot};
-use rcu_core::sync::atomic::Ordering;
 
 /// Counts of one tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +21,8 @@ pub struct TreeStats {
     pub callbacks_run: usize,
     /// Callbacks that panicked (contained under `std`).
     pub callbacks_panicked: usize,
+    /// Callbacks that a fork left in the middle of a run or a move, about: never run in this child.
+    pub callbacks_lost: usize,
 }
 
 impl fmt::Display for TreeStats {
@@ -151,6 +152,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             slots_online,
             callbacks_run: self.callbacks.invoked(),
             callbacks_panicked: self.callbacks.panicked(),
+            callbacks_lost: self.callbacks.lost(),
         }
     }
 
@@ -184,8 +186,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             is_lingering: now.is_lingering(),
             nesting: now.nesting(),
             sections: now.sections(),
-            // ORDERING: Relaxed: a hint.
-            has_callbacks: own.has_callbacks.load(Ordering::Relaxed) != 0,
+            has_callbacks: !own.calls.is_idle(),
             place: own.place.get().filter(|_| !now.is_outside()),
         })
     }
