@@ -460,7 +460,7 @@ mod tests {
             let seen = word.scan();
             word.reset_after_fork();
             assert!(word.scan().is_outside() && word.scan().passed_since(seen));
-            assert!(word.enter().is_none());
+            assert_eq!(word.enter(), None);
             word.set_online();
         }
     }
