@@ -10,7 +10,7 @@ mod odd;
 use calls::{Log, call};
 use odd::{Odd, odd, without_slot};
 use rcu_core::cpu::{BiasedLock, Cpus, OfflineHook, PerSlot, Slot, Threads};
-use rcu_core::{GracePeriod, Rcu};
+use rcu_core::{GracePeriod, Online, Rcu};
 use rcu_tree::{Event, Geometry, NoTrace, Node, StallConfig, StallReport, Trace, Tree, TreeSlot};
 use std::cell::Cell;
 use std::mem;
@@ -199,4 +199,28 @@ fn a_guard_that_is_left_behind_while_a_slot_goes_offline_is_waited_for() {
         tree.drive();
     }
     assert!(!tree.poll(cookie), "the guard was never dropped");
+}
+
+/// Going online again brings a slot online, whose listener panics: the thread is online all the same, once.
+#[test]
+fn a_thread_that_panics_on_its_way_online_is_online() {
+    let tree = odd(Fused, NEVER);
+    let mut online = without_slot(|| Online::new(tree));
+    let back = catch_unwind(AssertUnwindSafe(|| online.offline(|| FUSE.set(1))));
+    assert!(back.is_err());
+    let cookie = tree.start();
+    tree.drive();
+    tree.drive();
+    assert!(!tree.poll(cookie));
+    online.quiescent();
+    tree.drive();
+    drop(online);
+    tree.drive();
+    assert!(tree.poll(cookie));
+    with_reader(tree, || {
+        let cookie = tree.start();
+        tree.drive();
+        assert!(!tree.poll(cookie));
+    });
+    tree.synchronize();
 }
