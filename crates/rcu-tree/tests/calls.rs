@@ -251,8 +251,8 @@ fn g25_pending_tells_what_a_cpu_still_has_to_do() {
     let guard = cpu.read_lock();
     call(cpu, &log, 0);
     let cookie = cpu.start();
-    drop(guard);
     assert!(!cpu.poll(cookie) && cpu.has_work());
+    drop(guard);
     while log.ran() == 0 {
         let _ = cpu.tick(Duration::ZERO);
     }

@@ -48,6 +48,10 @@ fn main() {
     /// In the mapping that all zeroed statics share, and filling whole pages, so that it is not moved among others.
     static MARK: [AtomicU8; 1 << 16] = [const { AtomicU8::new(0) }; 1 << 16];
 
+    if std::env::var_os("ASAN_OPTIONS").is_some() {
+        println!("unregistered: skipped, AddressSanitizer's own statics are resident");
+        return;
+    }
     let look = || Some((proc::threads()?, proc::mapping((&raw const MARK).addr())?));
     let Some((threads, (size, resident))) = look() else {
         println!("unregistered: skipped, /proc does not tell");
