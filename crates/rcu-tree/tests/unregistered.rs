@@ -3,7 +3,7 @@
 //! Without the test harness, whose threads would be counted too.
 
 /// What `/proc` says of this process.
-#[cfg(all(target_os = "linux", not(loom)))]
+#[cfg(all(target_os = "linux", feature = "std", not(loom)))]
 mod proc {
     use std::fs;
 
@@ -34,7 +34,7 @@ mod proc {
     }
 }
 
-#[cfg(all(target_os = "linux", not(loom)))]
+#[cfg(all(target_os = "linux", feature = "std", not(loom)))]
 fn main() {
     use rcu_core::cpu::{BiasedLock, MAX_THREAD_SLOTS};
     use rcu_core::{GracePeriod, read_lock};
@@ -81,5 +81,5 @@ fn main() {
     println!("unregistered: 1 thread, {resident} KiB of {size} KiB resident; ok");
 }
 
-#[cfg(not(all(target_os = "linux", not(loom))))]
+#[cfg(not(all(target_os = "linux", feature = "std", not(loom))))]
 fn main() {}
