@@ -128,5 +128,5 @@ fn every_choice_of_arguments_makes_a_tree_that_does_as_they_say() {
     assert!(!All.poll(cookie));
     drop(guard);
     All.wait(cookie);
-    assert_eq!(format!("{:?} {:?}", All, Plain::default()), "All Plain");
+    assert_eq!(format!("{All:?} {Plain:?}"), "All Plain");
 }
