@@ -64,9 +64,37 @@ pub use rcu_core::fork::after_fork_child;
 /// Routes.synchronize();
 /// ```
 ///
-/// A second argument gives it a way to free objects for offset callbacks: `struct Routes, unsafe free = path::to::kfree;`
-/// (the expansion then owes the debt of [`Tree::with_free`]). Before it, `callbacks = …` sets a [`CallbackConfig`]. A last
-/// one says how stalls are told: `struct Routes, stall = StallConfig::never();`, see [`Tree::with_stall`].
+/// After the name there may be any of these, in this order:
+///
+/// | argument | says | see |
+/// |---|---|---|
+/// | `callbacks = CallbackConfig` | how callbacks are batched, and when there are too many | [`Tree::with_callbacks`] |
+/// | `unsafe free = path` | what frees an object whose head is queued with an offset; the expansion owes the debt of | [`Tree::with_free`] |
+/// | `stall = StallConfig` | when and how stalls are told | [`Tree::with_stall`] |
+///
+/// Expressions are constants, as the tree is.
+///
+/// ```
+/// use rcu_core::GracePeriod;
+/// use rcu_tree::{CallbackConfig, StallConfig};
+/// use std::ptr::NonNull;
+///
+/// /// # Safety
+/// /// `object` came from a `Box<[u64; 4]>`.
+/// unsafe fn free(object: NonNull<u8>) {
+///     // SAFETY: the caller's debt.
+///     drop(unsafe { Box::from_raw(object.cast::<[u64; 4]>().as_ptr()) });
+/// }
+///
+/// rcu_tree::static_tree! {
+///     struct Objects,
+///     callbacks = CallbackConfig::new().qhimark(5_000),
+///     unsafe free = free,
+///     stall = StallConfig::never();
+/// }
+///
+/// Objects.synchronize();
+/// ```
 #[cfg(all(feature = "std", not(loom)))]
 #[macro_export]
 macro_rules! static_tree {

@@ -19,6 +19,7 @@
 //! | `state` | the phase, and the stake in the merged sequence (`gp_seq`) | the driver, under the lock |
 //! | `again` | somebody changed something and found the lock taken | set by whoever leaves, cleared by the driver |
 //! | `owed` | words of slots that the last look read, less the work done since (`drive_for`) | the driver; who works |
+//! | `ticked` | the tick, by the embedder's clock, in which one looked last (`drive_at`) | who comes first in a tick |
 //!
 //! # Invariants
 //! - I1. One driver of a lane at a time: the machine's lock. Whoever holds both takes the normal lane's first.
@@ -85,6 +86,7 @@ pub(crate) struct Machine {
     state: SpinMutex<State>,
     again: AtomicUsize,
     owed: AtomicUsize,
+    ticked: AtomicUsize,
 }
 
 /// What the machine works on.
@@ -117,6 +119,7 @@ impl Machine {
                 state: SpinMutex::new(State { phase: Phase::Idle, stake: Seq::INITIAL, looked_at: 0 }),
                 again: AtomicUsize::new(0),
                 owed: AtomicUsize::new(0),
+                ticked: AtomicUsize::new(0),
             }
         }
     }
@@ -175,6 +178,33 @@ impl Machine {
         }
     }
 
+    /// As [`Self::drive`], by someone who comes by on every CPU in every `tick`, a number that goes round: looks if nobody
+    /// who comes that way has looked in this tick, else as [`Self::drive_for`]. So the ticks of n CPUs make about one look
+    /// at n slots in a tick and not n, and a clock that stands still slows them down and does not stop them.
+    pub(crate) fn drive_at<L: LocalLock, T: Trace>(
+        &self,
+        tick: usize,
+        work: usize,
+        world: &World<'_, '_, L, T>,
+    ) -> Driven {
+        if !world.gp.is_needed(world.lane) {
+            return Driven::default();
+        }
+        // ORDERING: Relaxed: a rate, as in `drive_for`; only one of those who come at once has to look.
+        let last = self.ticked.load(Ordering::Relaxed);
+        let is_later = tick.wrapping_sub(last).cast_signed() > 0;
+        if is_later
+            && self
+                .ticked
+                // ORDERING: Relaxed: as above.
+                .compare_exchange(last, tick, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            return self.drive(world);
+        }
+        self.drive_for(work, world)
+    }
+
     /// As [`Self::drive`], by someone who took a reader out of the way and will not look again (I5).
     pub(crate) fn insist<L: LocalLock, T: Trace>(&self, world: &World<'_, '_, L, T>) -> Driven {
         // ORDERING: Release: I5.
@@ -226,7 +256,7 @@ impl Machine {
         } else {
             Phase::Idle
         };
-        for word in [&self.again, &self.owed] {
+        for word in [&self.again, &self.owed, &self.ticked] {
             // ORDERING: Relaxed: there is one thread.
             word.store(0, Ordering::Relaxed);
         }

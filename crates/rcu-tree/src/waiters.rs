@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | `leading` | 1 while a waiter drives for the others | the leader: compare-exchange to 1, store of 0 |
 //! | `listed` | how many waiters are on the list | under the list's lock |
+//! | `missed` | 1 if somebody had news for the list and found its lock taken | set by who leaves, cleared under the lock |
 //! | `list` | the waiters that sleep, or are about to, first come first; nodes on their stacks | its spin lock |
 //!
 //! # Life of a waiter
@@ -27,6 +28,9 @@
 //!   fence, tries to lead. Either it leads, or the one who left wakes the first on the list, who tries anew, or finds
 //!   itself done and wakes the next as it leaves.
 //! - I4. A driver wakes [`WAKE_AT_ONCE`] waiters at the most; each of them wakes as many when it leaves.
+//! - I5. Who drives never waits for the list's lock, which the thread below a signal handler may hold (R4, T42): it sets
+//!   `missed`, runs a full fence, tries once more, and leaves. Whoever lets go of the lock runs a full fence and reads
+//!   `missed`. One of them sees the other.
 //!
 //! # Progress
 //! Blocking, of course. A leader that does not get to run holds nobody up for longer than [`SAFETY_NET`]: after that a
@@ -98,7 +102,7 @@ mod with_std {
     use core::ptr::NonNull;
     use core::time::Duration;
     use crossbeam_utils::CachePadded;
-    use rcu_core::cpu::SpinMutex;
+    use rcu_core::cpu::{SpinGuard, SpinMutex};
     use rcu_core::fence;
     use rcu_core::sync::atomic::{AtomicUsize, Ordering};
     use std::thread::{self, Thread};
@@ -227,6 +231,7 @@ mod with_std {
     pub(crate) struct Waiters {
         leading: CachePadded<AtomicUsize>,
         listed: AtomicUsize,
+        missed: AtomicUsize,
         list: SpinMutex<List>,
     }
 
@@ -235,6 +240,7 @@ mod with_std {
             Self {
                 leading: CachePadded::new(AtomicUsize::new(0)),
                 listed: AtomicUsize::new(0),
+                missed: AtomicUsize::new(0),
                 list: SpinMutex::new(List {
                     first: None,
                     last: None,
@@ -253,38 +259,62 @@ mod with_std {
             woke: &impl Fn(),
         ) {
             if !spin(until, is_done, drive) && !self.lead(lane, until, is_done, drive) {
-                self.sleep(lane, until, is_done, drive);
+                self.sleep(lane, until, is_done, drive, woke);
             }
             self.leave(is_done, woke);
         }
 
-        /// Wakes waiters whose cookie is done. To be called by whoever ended a grace period.
+        /// Wakes waiters whose cookie is done, or leaves that to whoever holds the list (I5). To be called by whoever ended
+        /// a grace period.
         pub(crate) fn wake_done(&self, is_done: &impl Fn(Until) -> bool, woke: &impl Fn()) {
             fence::full();
             // ORDERING: Relaxed: I2, by the full fence above.
-            if self.listed.load(Ordering::Relaxed) == 0 {
-                return;
-            }
-            let mut threads = [const { None }; WAKE_AT_ONCE];
-            let mut places = threads.iter_mut();
-            let mut list = self.list.lock();
-            let mut at = list.first;
-            while let Some(node) = at {
-                // SAFETY: a linked node is valid (I1).
-                let node = unsafe { node.as_ref() };
-                at = node.next.get();
-                if is_done(node.until) {
-                    let Some(place) = places.next() else { break };
-                    *place = Some(node.thread.clone());
-                    list.unlink(node);
-                    self.count_out();
+            while self.listed.load(Ordering::Relaxed) != 0 {
+                let Some(mut list) = self.try_lock() else {
+                    return;
+                };
+                // ORDERING: Acquire: I5; the end that was not told comes before the look at what is done.
+                self.missed.swap(0, Ordering::Acquire);
+                let mut threads = [const { None }; WAKE_AT_ONCE];
+                let mut places = threads.iter_mut();
+                let mut at = list.first;
+                while let Some(node) = at {
+                    // SAFETY: a linked node is valid (I1).
+                    let node = unsafe { node.as_ref() };
+                    at = node.next.get();
+                    if is_done(node.until) {
+                        let Some(place) = places.next() else { break };
+                        *place = Some(node.thread.clone());
+                        list.unlink(node);
+                        self.count_out();
+                    }
+                }
+                drop(list);
+                for thread in threads.into_iter().flatten() {
+                    thread.unpark();
+                    woke();
+                }
+                if !self.has_missed() {
+                    return;
                 }
             }
-            drop(list);
-            for thread in threads.into_iter().flatten() {
-                thread.unpark();
-                woke();
-            }
+        }
+
+        /// The list, or a word to whoever holds it (I5).
+        fn try_lock(&self) -> Option<SpinGuard<'_, List>> {
+            self.list.try_lock().or_else(|| {
+                // ORDERING: Release: I5; meets the holder's Acquire.
+                self.missed.store(1, Ordering::Release);
+                fence::full();
+                self.list.try_lock()
+            })
+        }
+
+        /// Whether somebody came for the list while the caller held it, which it has just let go of (I5).
+        fn has_missed(&self) -> bool {
+            fence::full();
+            // ORDERING: Relaxed: I5, by the full fence above.
+            self.missed.load(Ordering::Relaxed) != 0
         }
 
         /// Drives until `until` is done, if nobody else is at it; false otherwise.
@@ -334,6 +364,7 @@ mod with_std {
             until: Until,
             is_done: &impl Fn(Until) -> bool,
             drive: &impl Fn() -> bool,
+            woke: &impl Fn(),
         ) {
             /// Takes the node off the list before it goes (I1).
             struct Listed<'w>(&'w Waiters, &'w Node);
@@ -360,7 +391,10 @@ mod with_std {
             // ORDERING: Relaxed: I2 and I3, by the full fence below.
             self.listed.fetch_add(1, Ordering::Relaxed);
             drop(list);
-            fence::full();
+            // With the full fence of I2 and I3.
+            if self.has_missed() {
+                self.wake_done(is_done, woke);
+            }
             while !is_done(until) {
                 if self.lead(lane, until, is_done, drive) {
                     return;
@@ -394,6 +428,9 @@ mod with_std {
                 thread.unpark();
                 woke();
             }
+            if self.has_missed() {
+                self.wake_done(is_done, woke);
+            }
         }
 
         /// Forgets every waiter, in the child of a fork: whose stacks the nodes are on will not go on.
@@ -404,7 +441,7 @@ mod with_std {
             // SAFETY: there is no other thread, and the caller does not hold the lock (1).
             let (mut list, _) = unsafe { self.list.seize() };
             (list.first, list.last) = (None, None);
-            for word in [&self.listed, &*self.leading] {
+            for word in [&self.listed, &self.missed, &*self.leading] {
                 // ORDERING: Relaxed: there is one thread.
                 word.store(0, Ordering::Relaxed);
             }
@@ -425,6 +462,39 @@ mod with_std {
                 // ORDERING: Relaxed: a report for people.
                 .field("listed", &self.listed.load(Ordering::Relaxed))
                 .finish()
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use rcu_core::Cookie;
+
+        #[test]
+        fn r4_t42_who_drives_on_top_of_a_holder_of_the_list_leaves_it_the_news() {
+            let waiters = Waiters::new();
+            let woken = Cell::new(0);
+            let wake = || waiters.wake_done(&|_| true, &|| woken.set(woken.get() + 1));
+            let node = Node {
+                until: Until::Small(Cookie::COMPLETED),
+                thread: thread::current(),
+                is_linked: Cell::new(false),
+                previous: Cell::new(None),
+                next: Cell::new(None),
+            };
+            let mut list = waiters.list.lock();
+            // SAFETY: valid, and on no list until `wake_done` has unlinked it.
+            unsafe { list.push(NonNull::from(&node)) };
+            // ORDERING: Relaxed: one thread.
+            waiters.listed.store(1, Ordering::Relaxed);
+            // As a signal handler would.
+            wake();
+            assert_eq!(woken.get(), 0);
+            drop(list);
+            assert!(waiters.has_missed());
+            wake();
+            assert_eq!(woken.get(), 1);
+            assert!(!waiters.has_missed() && !node.is_linked.get());
         }
     }
 }

@@ -9,7 +9,10 @@ mod parallel;
 #[path = "embedder/random.rs"]
 mod random;
 
-use machine::{Item, Machine, interrupt_next_lock_holder, on, tick, tick_in_section};
+use machine::{
+    EmbeddedTree, Item, Machine, interrupt_next_lock_holder, on, serve, tick, tick_in_section,
+    ticked,
+};
 use rcu_core::{GracePeriod, Rcu};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -91,7 +94,7 @@ fn t26_an_interrupt_over_a_held_local_lock_takes_the_shared_path() {
     let (_, tree) = Machine::up(4, 2, 2);
     let ran = counter();
     let handled = counter();
-    let handler = |tree: &'static machine::EmbeddedTree| {
+    let handler = |tree: &'static EmbeddedTree| {
         let (ran, handled) = (ran.clone(), handled.clone());
         interrupt_next_lock_holder(move || {
             let token = tree.enter();
@@ -219,6 +222,8 @@ fn cpus_that_idle_for_ever_hold_nothing_up() {
             tick(tree);
             assert!(tree.poll(cookie));
         }
+        assert_eq!(count(&ran), 0, "a tick runs those of its own CPU");
+        (0..ENOUGH).for_each(|_| serve(tree));
     });
     assert_eq!(count(&ran), 21);
 }
@@ -231,8 +236,140 @@ fn a_callback_may_queue_another_and_ticks_run_that_too() {
     let again = ran.clone();
     // The interrupt stands for a callback's own call: it comes while the list is being run.
     interrupt_next_lock_holder(move || Item::call(tree, &again));
-    (0..ENOUGH).for_each(|_| on(1, || tick(tree)));
+    (0..ENOUGH).for_each(|_| on(0, || tick(tree)));
     assert_eq!(count(&ran), 2);
+}
+
+/// Words of slots that grace periods of either lane have read in `rounds` rounds of ticks on `cpus` CPUs, each of which
+/// queues a callback in each round.
+fn words_read(tree: &EmbeddedTree, cpus: u32, rounds: usize, ran: &Arc<AtomicUsize>) -> usize {
+    let read = || {
+        let stats = tree.gp_stats();
+        stats.normal.slots_scanned + stats.expedited.slots_scanned
+    };
+    let before = read();
+    for _ in 0..rounds {
+        for cpu in 0..cpus {
+            on(cpu, || {
+                if tree
+                    .slot_stats(rcu_core::cpu::Slot::new(cpu))
+                    .is_some_and(|its| its.nesting == 0)
+                {
+                    Item::call(tree, ran);
+                    tick(tree);
+                }
+            });
+        }
+    }
+    read() - before
+}
+
+#[test]
+fn g7_however_many_cpus_tick_the_slots_are_looked_at_a_few_times_a_tick() {
+    const CPUS: u32 = 64;
+    const ROUNDS: usize = 50;
+    let (_, tree) = Machine::up(CPUS as usize, 4, 4);
+    let ran = counter();
+    (0..CPUS).for_each(|cpu| on(cpu, || tree.read(|_| ())));
+    let most = 4 * CPUS as usize * ROUNDS;
+    let read = words_read(tree, CPUS, ROUNDS, &ran);
+    assert!(read <= most, "{read} words, nobody inside");
+    assert!(
+        count(&ran) >= (ROUNDS - 4) * CPUS as usize,
+        "{}",
+        count(&ran)
+    );
+
+    let tokens: Vec<_> = (0..CPUS / 2).map(|cpu| on(cpu, || tree.enter())).collect();
+    let cookie = on(CPUS - 1, || tree.start_expedited());
+    let read = words_read(tree, CPUS, ROUNDS, &ran);
+    assert!(read <= most, "{read} words, half of the CPUs inside");
+    assert!(!tree.poll(cookie));
+    for (cpu, token) in (0..).zip(tokens) {
+        // SAFETY: entered above, on this CPU.
+        on(cpu, || unsafe { tree.exit(token) });
+    }
+    for _ in 0..4 {
+        (0..CPUS).for_each(|cpu| on(cpu, || tick(tree)));
+    }
+    assert!(tree.poll(cookie), "and it has ended all the same");
+    assert!(!tree.has_work());
+}
+
+#[test]
+fn g25_a_clock_that_stands_still_delays_ticks_and_stops_nothing() {
+    let (_, tree) = Machine::up(8, 2, 2);
+    let ran = counter();
+    let stopped = std::time::Duration::from_secs(1);
+    for _ in 0..3 {
+        let token = on(7, || tree.enter());
+        (0..8).for_each(|cpu| on(cpu, || Item::call(tree, &ran)));
+        for _ in 0..ENOUGH {
+            let pending = on(0, || tree.tick(stopped));
+            assert!(pending.grace_period);
+        }
+        // SAFETY: entered above, on this CPU.
+        on(7, || unsafe { tree.exit(token) });
+        for _ in 0..3 * ENOUGH {
+            (0..8).for_each(|cpu| {
+                let _ = on(cpu, || tree.tick(stopped));
+            });
+        }
+        assert!(!tree.has_work());
+    }
+    assert_eq!(count(&ran), 24);
+}
+
+#[test]
+fn g25_a_cpu_that_ticks_only_while_something_is_pending_loses_nothing() {
+    const CPUS: u32 = 9;
+    let (_, tree) = Machine::up(CPUS as usize, 3, 3);
+    let ran = counter();
+    let mut called = 0;
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut below = |limit: u32| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 32) as u32 % limit
+    };
+    let mut awake = [false; CPUS as usize];
+    let mut inside: Vec<_> = (0..CPUS).map(|_| None).collect();
+    for _ in 0..2000 {
+        let cpu = below(CPUS);
+        let place = &mut inside[cpu as usize];
+        let awake = &mut awake[cpu as usize];
+        on(cpu, || match (below(6), place.take()) {
+            (0, None) => *place = Some(tree.enter()),
+            // SAFETY: entered on this CPU, and given back once.
+            (0 | 1, Some(token)) => unsafe { tree.exit(token) },
+            (2, token) => {
+                Item::call(tree, &ran);
+                called += 1;
+                *awake = true;
+                *place = token;
+            }
+            (3.., None) if *awake => *awake = !ticked(tree).is_nothing(),
+            (_, token) => *place = token,
+        });
+    }
+    for (cpu, token) in (0..).zip(inside) {
+        if let Some(token) = token {
+            // SAFETY: entered on this CPU, and given back once.
+            on(cpu, || unsafe { tree.exit(token) });
+        }
+    }
+    let mut rounds = 0;
+    while awake.contains(&true) {
+        for cpu in 0..CPUS {
+            let awake = &mut awake[cpu as usize];
+            *awake = *awake && on(cpu, || !ticked(tree).is_nothing());
+        }
+        rounds += 1;
+        assert!(rounds < ENOUGH, "something stays pending: {tree:?}");
+    }
+    assert_eq!(count(&ran), called);
+    assert!(!tree.has_work());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Threads that read while they end: what they remember of their slot must not outlive it (`tree::remember`, I1).
-#![cfg(not(loom))]
+#![cfg(all(feature = "std", not(loom)))]
 
 use rcu_core::cpu::{Cpus, Threads};
 use rcu_core::{GracePeriod, Guard, read_lock};

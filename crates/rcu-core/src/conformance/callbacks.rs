@@ -177,6 +177,8 @@ pub fn r17_t40_lazy_alone_is_found_by_barrier<R: Rcu>(rcu: &R) {
         rcu.barrier();
         // ORDERING: Relaxed: `barrier` orders it.
         assert_eq!(probes.ran.load(Ordering::Relaxed), 1, "not found");
+        // One that it would run again must not be found freed by the next.
+        rcu.barrier();
         probes.finish(1, true);
     }
 }

@@ -25,6 +25,10 @@ impl Callbacks {
         let (mut orphans, whole) = unsafe { self.orphans.seize() };
         let mut lost = give_up(&mut orphans.list, whole);
         orphans.awaited = 0;
+        // They start over, as the slots' do: what they were waiting for was asked for by nobody who is here, and whoever was
+        // to end it may have gone.
+        let mut waiting = core::mem::take(&mut orphans.list);
+        orphans.list.merge(&mut waiting);
         self.take_shared(&mut orphans);
         for (_, slot) in slots.iter() {
             // SAFETY: as the caller's (1).

@@ -36,11 +36,12 @@ pub(crate) struct Left {
 
 impl Callbacks {
     /// One turn for every slot that takes part, and for the orphans. Returns how many ran. `push` pushes grace periods
-    /// on: before a batch if it asked for one, and in between, so that what is queued meanwhile becomes ready.
+    /// on: before a batch if it asked for one, and in between, so that what is queued meanwhile becomes ready. It is told
+    /// how many have been run since the last time.
     pub(crate) fn run<L: LocalLock, T: Trace>(
         &self,
         lists: &Lists<'_, '_, L, T>,
-        push: &impl Fn(),
+        push: &impl Fn(usize),
     ) -> usize {
         let mut ran = 0;
         lists.for_each(|calls| {
@@ -58,7 +59,7 @@ impl Callbacks {
         &self,
         lists: &Lists<'_, '_, L, T>,
         own: &SlotCalls<L>,
-        push: &impl Fn(),
+        push: &impl Fn(usize),
     ) -> usize {
         // SAFETY: the caller owns the slot (1).
         unsafe { self.run_slot(lists, own, As::Owner, push) }
@@ -71,7 +72,7 @@ impl Callbacks {
         lists: &Lists<'_, '_, L, T>,
         calls: &SlotCalls<L>,
         how: As,
-        push: &impl Fn(),
+        push: &impl Fn(usize),
     ) -> usize {
         if !calls.has_callbacks() {
             return 0;
@@ -126,7 +127,7 @@ impl Callbacks {
     pub(crate) fn run_orphans<L: LocalLock, T: Trace>(
         &self,
         lists: &Lists<'_, '_, L, T>,
-        push: &impl Fn(),
+        push: &impl Fn(usize),
     ) -> usize {
         let Some(mut orphans) = self.orphans.try_lock() else {
             return 0;
@@ -173,12 +174,12 @@ impl Callbacks {
         &self,
         lists: &Lists<'_, '_, L, T>,
         batch: &mut Batch,
-        push: &impl Fn(),
+        push: &impl Fn(usize),
         number_more: impl Fn(),
     ) -> Ran {
         let todo = batch.limit.min(batch.list.len());
         if batch.requested {
-            push();
+            push(0);
         }
         lists.trace.event(Event::BatchStart(todo));
         let mut ran = Ran::default();
@@ -192,7 +193,7 @@ impl Callbacks {
             ran.count += 1;
             if ran.count % CHUNK == 0 && ran.count < todo {
                 number_more();
-                push();
+                push(CHUNK);
             }
         }
         lists.trace.event(Event::BatchEnd(ran.count));

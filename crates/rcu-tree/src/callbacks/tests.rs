@@ -61,10 +61,10 @@ impl World {
     /// A grace period, and a turn on either side of it.
     fn pass(&self) -> usize {
         self.with(|lists| {
-            let before = self.callbacks.run(lists, &|| ());
+            let before = self.callbacks.run(lists, &|_| ());
             self.gp.start();
             self.gp.end();
-            before + self.callbacks.run(lists, &|| ())
+            before + self.callbacks.run(lists, &|_| ())
         })
     }
 }
@@ -156,14 +156,14 @@ fn t39_a_barrier_leaves_nothing_on_a_slot_gone_offline_whose_batch_is_being_run(
     let world = World::new(CallbackConfig::new(), 2);
     let posts = barrier::Posts::default();
     world.queue(0);
-    assert_eq!(world.with(|lists| world.callbacks.run(lists, &|| ())), 0);
+    assert_eq!(world.with(|lists| world.callbacks.run(lists, &|_| ())), 0);
     world.gp.start();
     world.gp.end();
     world.queue(1);
     let left = AtomicBool::new(false);
     world.with(|lists| {
         // Called with the first batch in flight, since the second callback has just asked for a grace period.
-        world.callbacks.run(lists, &|| {
+        world.callbacks.run(lists, &|_| {
             if left.swap(true, Ordering::Relaxed) {
                 return;
             }
@@ -183,4 +183,23 @@ fn t39_a_barrier_leaves_nothing_on_a_slot_gone_offline_whose_batch_is_being_run(
     }
     assert!(world.calls().is_idle());
     assert_eq!(posts.count.into_inner(), 0, "a head has nobody to run it");
+}
+
+#[test]
+fn t45_orphans_that_wait_at_a_fork_ask_anew_in_the_child() {
+    let world = World::new(CallbackConfig::new(), 1);
+    world.queue(0);
+    assert!(world.callbacks.migrate(world.calls()));
+    let run = || world.with(|lists| world.callbacks.run(lists, &|_| ()));
+    assert_eq!(run(), 0, "numbered");
+    // Whoever drives has joined, and does not come back.
+    world.gp.start();
+    // SAFETY: one thread, inside none of these functions.
+    world.with(|lists| unsafe { world.callbacks.reset_after_fork(lists.slots) });
+    assert_eq!(run(), 0, "a grace period has to pass");
+    let asked_now = world.gp.request(world.gp.snapshot());
+    assert!(!asked_now, "they have asked for one themselves");
+    world.gp.end();
+    assert_eq!(world.pass(), 1);
+    assert!(!world.callbacks.has_orphans());
 }

@@ -34,7 +34,8 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Whether this slot needs no tick until somebody queues a callback on it.
+    /// Whether this slot needs no tick until somebody queues a callback on it or asks for a grace period there, or, if no
+    /// other CPU ticks, a slot that has callbacks goes offline.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
@@ -59,7 +60,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         if self.callbacks.is_offloaded() {
             return self.run_all();
         }
-        self.run_own() + self.run_orphans()
+        self.run_own(&|_| self.push_on_for()) + self.run_orphans(&|_| self.push_on_for())
     }
 
     /// Does what is due on the caller's CPU at `now`, the time by the embedder's clock, from a zero of its choice: pushes
@@ -67,7 +68,9 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     /// and those without a slot, as many as one turn allows. Returns what is left.
     ///
     /// For a kernel's scheduling-clock tick, or its idle loop, on every CPU that queues callbacks; everything that this crate
-    /// has threads do under `std` is done by it. Where the tree has threads, they keep the time, and unless callbacks are run
+    /// has threads do under `std` is done by it. However many CPUs tick, the slots are looked at about once a millisecond
+    /// by this clock, and besides in so far as callbacks make up for it; a request that comes later in the same millisecond
+    /// may wait for the next. Where the tree has threads, they keep the time, and unless callbacks are run
     /// by owners they run them too.
     ///
     /// # Contexts
@@ -84,12 +87,15 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             // SAFETY: `own` is the caller's slot.
             lazy = unsafe { self.callbacks.keep_own_time(&lists, &own.calls, now) };
         }
-        self.push_on();
+        // Of this clock; as a number that goes round.
+        let tick = now.as_millis() as usize;
+        // A word for coming by: see `Machine::drive_at`.
+        self.push_on_at(tick, 1);
         self.check_stalls();
         if !(self.worker.has_threads() && self.callbacks.is_offloaded()) {
-            self.run_own();
-            self.run_orphans();
-            self.push_on();
+            self.run_own(&|work| self.push_on_at(tick, work));
+            self.run_orphans(&|work| self.push_on_at(tick, work));
+            self.push_on_at(tick, 1);
         }
         let calls = own.map(|own| &own.calls);
         // SAFETY: `own` is the caller's slot.
@@ -218,7 +224,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         let ran = if self.callbacks.is_offloaded() {
             self.run_all()
         } else {
-            self.run_orphans()
+            self.run_orphans(&|_| self.push_on_for())
         };
         // Running numbers the callbacks that had none: their grace period can start at once.
         let can_start = !held && self.gp.is_needed(Lane::Normal);
@@ -282,25 +288,21 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
 
     fn run_all(&self) -> usize {
         let _mark = Mark::new(self.mark(), Doing::Callbacks);
-        self.callbacks.run(&self.lists(), &|| self.push_on_for())
+        self.callbacks.run(&self.lists(), &|_| self.push_on_for())
     }
 
-    fn run_orphans(&self) -> usize {
+    fn run_orphans(&self, push: &impl Fn(usize)) -> usize {
         let _mark = Mark::new(self.mark(), Doing::Callbacks);
-        self.callbacks
-            .run_orphans(&self.lists(), &|| self.push_on_for())
+        self.callbacks.run_orphans(&self.lists(), push)
     }
 
-    fn run_own(&self) -> usize {
+    fn run_own(&self, push: &impl Fn(usize)) -> usize {
         let Some(own) = self.online_slot() else {
             return 0;
         };
         let _mark = Mark::new(self.mark(), Doing::Callbacks);
         // SAFETY: `own` is the caller's slot.
-        unsafe {
-            self.callbacks
-                .run_own(&self.lists(), &own.calls, &|| self.push_on_for())
-        }
+        unsafe { self.callbacks.run_own(&self.lists(), &own.calls, push) }
     }
 
     /// Pushes grace periods on, and has the driver see to what cannot be done now.
@@ -313,6 +315,13 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     /// The same after another [`CHUNK`] of callbacks, if that is worth a look at the slots; else the driver comes anyway.
     fn push_on_for(&self) {
         if self.drive_for(CHUNK) {
+            self.kick();
+        }
+    }
+
+    /// The same in a tick, after `work`: callbacks that have been run since the last time.
+    fn push_on_at(&self, tick: usize, work: usize) {
+        if self.drive_at(tick, work) {
             self.kick();
         }
     }
@@ -384,7 +393,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     /// What a thread does that has waited for a grace period.
     pub(super) fn after_wait(&self) {
         if !self.callbacks.is_offloaded() {
-            self.run_own();
+            self.run_own(&|_| self.push_on_for());
         }
     }
 

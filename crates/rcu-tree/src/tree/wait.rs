@@ -108,6 +108,16 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         in_the_way
     }
 
+    /// Pushes grace periods on in `tick`, where `work` has been done, if nobody has in this tick or the work is worth it.
+    pub(super) fn drive_at(&self, tick: usize, work: usize) -> bool {
+        let mut in_the_way = false;
+        for lane in Lane::ALL {
+            let driven = self.machine(lane).drive_at(tick, work, &self.world(lane));
+            in_the_way |= self.after(lane, driven);
+        }
+        in_the_way
+    }
+
     /// As `drive_lane`, for both, by someone who took a reader out of the way and will not look again.
     pub(super) fn insist(&self) {
         for lane in Lane::ALL {

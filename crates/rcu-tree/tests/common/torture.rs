@@ -59,6 +59,10 @@ pub(crate) fn no_grace_period_is_too_short<T: Trace + Sync>(
                 while !stop.load(Ordering::Relaxed) {
                     read(tree, &current, n % 64);
                     n += 1;
+                    if n % 64 == 0 {
+                        // Where CPUs are few, the writer is to have its turn before the time slice is over.
+                        std::thread::yield_now();
+                    }
                 }
             });
         }

@@ -2,15 +2,18 @@
 
 use rcu_core::cpu::{Cpus, HookList, LocalLock, OfflineHook, PerSlot, Slot, SpinLock, ZeroInit};
 use rcu_core::{Callback, Head, Rcu};
-use rcu_tree::{Geometry, Node, Tree, TreeSlot};
+use rcu_tree::{Geometry, Node, Pending, Tree, TreeSlot};
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 thread_local! {
     /// The CPU that this thread plays.
     static CPU: Cell<Option<u32>> = const { Cell::new(None) };
+    /// Which CPU this thread played when it ticked last, and when; each thread has a clock of its own.
+    static CLOCK: Cell<(Option<u32>, u64)> = const { Cell::new((None, 0)) };
     /// What hits this thread the next time it holds a slot's local lock.
     static INTERRUPT: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
 }
@@ -164,8 +167,23 @@ unsafe impl LocalLock for InterruptedLock {
     }
 }
 
-/// The scheduling-clock tick of the CPU that this thread plays, outside sections and locks.
+/// The scheduling-clock tick of the CPU that this thread plays, outside sections and locks. Time goes on when a CPU ticks
+/// whose number is not above that of the one before, so a round over all CPUs is one tick of the clock.
+pub(crate) fn ticked(tree: &EmbeddedTree) -> Pending {
+    let cpu = CPU.get();
+    let (before, time) = CLOCK.get();
+    let time = time + u64::from(cpu <= before);
+    CLOCK.set((cpu, time));
+    tree.tick(Duration::from_millis(time))
+}
+
+/// As [`ticked`], come what may.
 pub(crate) fn tick(tree: &EmbeddedTree) {
+    let _ = ticked(tree);
+}
+
+/// A turn of the kernel thread that runs everybody's callbacks, for kernels whose CPUs do not tick when idle.
+pub(crate) fn serve(tree: &EmbeddedTree) {
     use rcu_core::GracePeriod;
     tree.drive();
     tree.run_callbacks();

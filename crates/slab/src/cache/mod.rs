@@ -296,16 +296,16 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     /// Takes from the barn what it has too much of (I2 of the barn) and puts it back into the slabs.
     fn trim_barn(&self, attempt: Attempt) {
         let mut dying = Dying::default();
-        loop {
-            let surplus = match self.barn.0.lock(attempt) {
-                Some(mut stock) => stock.take_surplus(),
-                None => None,
-            };
-            let Some(sheaf) = surplus else {
+        while let Some(mut stock) = self.barn.0.lock(attempt) {
+            let Some(sheaf) = stock.take_surplus() else {
                 break;
             };
+            // Inside the barn's lock, which a barrier takes: objects are not on their way unseen (T15).
             match self.flush(sheaf, attempt, &mut dying) {
-                Ok(emptied) => self.stow(emptied, attempt, &mut dying),
+                Ok(emptied) => {
+                    drop(stock);
+                    self.stow(emptied, attempt, &mut dying);
+                }
                 Err(sheaf) => {
                     self.barn.0.leave(sheaf);
                     break;
