@@ -5,7 +5,7 @@ mod common;
 use common::{Canary, Failure, Hand, Pages};
 use pagealloc::{Attempt, Fixed, Zone};
 use rcu_core::GracePeriod;
-use rcu_core::cpu::{OneCpu, Threads};
+use rcu_core::cpu::{Cpus, OneCpu, Threads};
 use rcu_core::manual::ManualGp;
 use slab::{CacheConfig, RawCache};
 use std::alloc::Layout;
@@ -92,6 +92,45 @@ fn t15_barrier_visits_every_slot() {
         cache.barrier();
         assert_eq!(cache.stats().waiting, 0);
         assert_eq!(cache.stats().live, 0);
+    });
+}
+
+/// A thread that ends puts what the barn has too much of back into the slabs; a barrier beside it waits for that too.
+#[test]
+fn t15_nothing_is_on_its_way_when_a_barrier_returns() {
+    let (pages, gp) = (Pages::new(), ManualGp::auto());
+    // SAFETY: the cache is dropped below, before what it borrows ends.
+    let cache = unsafe { RawCache::new_scoped(config().ask_after(CAP), Threads, &pages, &gp) };
+    let cache = cache.unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for _ in 0..2 {
+            s.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    // Takes a slot and gives it back: its end trims the barn of every cache there is.
+                    std::thread::spawn(|| Threads.current()).join().unwrap();
+                }
+            });
+        }
+        for _ in 0..300 {
+            let objects: Vec<_> = (0..40 * CAP)
+                .map(|_| cache.alloc().unwrap())
+                .collect();
+            for object in objects {
+                // SAFETY: the thread had the object.
+                if let Err(object) = unsafe { cache.retire(object) } {
+                    // SAFETY: there are no readers.
+                    unsafe { cache.free(object) };
+                }
+            }
+            cache.barrier();
+            let stats = cache.stats();
+            if (stats.live, stats.waiting) != (0, 0) {
+                done.store(true, Ordering::Relaxed);
+                panic!("a barrier left something on its way: {stats}");
+            }
+        }
+        done.store(true, Ordering::Relaxed);
     });
 }
 
