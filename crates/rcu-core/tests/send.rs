@@ -266,7 +266,11 @@ fn every_fault_is_flagged_and_no_other() {
             let rcu = Counting::new(fault);
             catch_unwind(AssertUnwindSafe(|| test(&rcu))).is_err()
         };
-        let failing = TESTS.iter().filter(|(_, test)| fails(*test));
+        // A thread that does not get to run may spare a fault once, not every time.
+        let tries = |name| if expected.contains(name) { 50 } else { 1 };
+        let failing = TESTS
+            .iter()
+            .filter(|(name, test)| (0..tries(name)).any(|_| fails(*test)));
         let flagged: Vec<&str> = failing.map(|&(name, _)| name).collect();
         assert_eq!(flagged, expected, "{fault:?}");
     }

@@ -113,9 +113,7 @@ fn t15_nothing_is_on_its_way_when_a_barrier_returns() {
             });
         }
         for _ in 0..300 {
-            let objects: Vec<_> = (0..40 * CAP)
-                .map(|_| cache.alloc().unwrap())
-                .collect();
+            let objects: Vec<_> = (0..40 * CAP).map(|_| cache.alloc().unwrap()).collect();
             for object in objects {
                 // SAFETY: the thread had the object.
                 if let Err(object) = unsafe { cache.retire(object) } {
