@@ -140,6 +140,9 @@ impl core::error::Error for AllocError {}
 pub struct PageReq {
     /// The block's order. Blocks are aligned to their size.
     pub order: Order,
+    /// Bytes that the block's address must be a multiple of, a power of two up to the largest block; 0, or at most the
+    /// block's own size, asks for nothing more.
+    pub align: usize,
     /// Whether the block must read as zeroes.
     pub zero: bool,
     /// How far to go.
@@ -151,6 +154,7 @@ impl PageReq {
     pub const fn new(order: Order) -> Self {
         Self {
             order,
+            align: 0,
             zero: false,
             attempt: Attempt::MayGrow,
         }
@@ -161,6 +165,30 @@ impl PageReq {
     pub const fn zeroed(mut self) -> Self {
         self.zero = true;
         self
+    }
+
+    /// The same, at an address that is a multiple of `bytes`. What is more than the order's own alignment is cut out of a larger block,
+    /// whose rest goes back at once, and is not served by the slot's list of that order.
+    pub const fn align(mut self, bytes: usize) -> Self {
+        self.align = bytes;
+        self
+    }
+
+    /// Whether any block of the order will do.
+    #[inline(always)]
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.align == 0 || (self.align.is_power_of_two() && self.align <= self.order.bytes())
+    }
+
+    /// The order whose blocks are large and aligned enough; `None` if no block is, or the alignment is none.
+    pub(crate) const fn aligned_order(&self) -> Option<Order> {
+        if self.is_plain() {
+            return Some(self.order);
+        }
+        if !self.align.is_power_of_two() {
+            return None;
+        }
+        Order::for_size(self.align)
     }
 
     /// The same, going as far as `attempt`.

@@ -5,6 +5,8 @@
 //! - I1. `base` and `metas` describe `len` pages and as many `PageMeta`s, valid for as long as the zone (its source) lives.
 //! - I2. Page numbers on lists, in links and in the stash are below `len`.
 
+mod exact;
+
 use crate::api::{Order, PAGE_SHIFT, PageTag};
 use crate::broken::broken;
 use crate::meta::{PageMeta, State};

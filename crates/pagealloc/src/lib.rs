@@ -9,6 +9,7 @@ mod frames;
 mod index;
 mod meta;
 mod pcp;
+mod regions;
 mod runs;
 mod shared;
 mod source;
@@ -17,8 +18,9 @@ mod stats;
 mod zone;
 
 pub use api::{AllocError, Attempt, Order, PAGE_SHIFT, PAGE_SIZE, PageAlloc, PageReq, PageTag};
+pub use regions::{MAX_REGIONS, RegionBusy, RegionError};
+pub use source::{Decommit, Failing, Fixed, MemoryMap, Range, Source, SourceError, Span};
 #[cfg(all(feature = "std", target_os = "linux"))]
-pub use source::Mmap;
-pub use source::{Failing, Fixed, Range, Source, SourceError, Span};
+pub use source::{Mmap, MmapBuilder};
 pub use stats::{AttemptStats, ZoneStats};
 pub use zone::{Zone, ZoneError};

@@ -11,10 +11,12 @@
 //! | `state` of a head, `LISTED` | a free block on a slot's list, or on its way there | who freed it, or took it from the zone |
 //! | `state` of a head, `STASHED` | a freed block on the stash | who freed it; then the zone-lock holder |
 //! | `state` of a head, `ALLOCATED` | a block that is out; `TAGGED` if its owner noted something | the block's owner |
+//! | `state` of a head, `ALLOCATED` with `MORE` or `CONTINUED` | a block of an exact run of several | the run's owner |
+//! | `state` of a head, `ISOLATED` | a free block in a region that is being removed | the zone-lock holder; then who removes |
 //! | `state` of any other page | 0: inside a block, or a hole that the source never gave | – |
 //! | `tag`, `owner` | the owner's note; in a `FREE` or `STASHED` head the links | as for `state` |
 //!
-//! `ZERO` beside `FREE` or `LISTED`: the whole block reads as zeroes.
+//! `ZERO` beside `FREE`, `LISTED` or `ISOLATED`: the whole block reads as zeroes.
 //!
 //! # Invariants
 //! - I1. `FREE` is entered and left under the zone lock only. A holder that reads `FREE` in a buddy may therefore
@@ -44,6 +46,11 @@ impl State {
     const STASHED: u32 = 1 << 7;
     const TAGGED: u32 = 1 << 8;
     const ZERO: u32 = 1 << 9;
+    const ISOLATED: u32 = 1 << 10;
+    /// Beside `ALLOCATED`: a block of the same exact run follows.
+    const MORE: u32 = 1 << 11;
+    /// Beside `ALLOCATED`: a block of the same exact run comes before.
+    const CONTINUED: u32 = 1 << 12;
 
     /// Not the head of a block.
     pub(crate) const INSIDE: Self = Self(0);
@@ -72,6 +79,17 @@ impl State {
         Self(Self::ALLOCATED | Self::TAGGED | order.get() as u32)
     }
 
+    pub(crate) const fn isolated(order: Order, zero: bool) -> Self {
+        Self::free_block(Self::ISOLATED, order, zero)
+    }
+
+    /// A block of an exact run, `continued` from a block before and with `more` behind.
+    pub(crate) const fn part(order: Order, continued: bool, more: bool) -> Self {
+        let continued = if continued { Self::CONTINUED } else { 0 };
+        let more = if more { Self::MORE } else { 0 };
+        Self(Self::ALLOCATED | order.get() as u32 | continued | more)
+    }
+
     pub(crate) const fn order(self) -> Order {
         Order::at((self.0 & Self::ORDER) as usize)
     }
@@ -86,9 +104,34 @@ impl State {
         self.0 & !Self::ZERO == Self::FREE | order.get() as u32
     }
 
-    /// Out, tagged or not.
+    /// Out, tagged or not, and not a part of a run.
     pub(crate) const fn is_allocated(self) -> bool {
-        self.0 & Self::ALLOCATED != 0
+        self.0 & (Self::ALLOCATED | Self::MORE | Self::CONTINUED) == Self::ALLOCATED
+    }
+
+    /// On the zone's lists, at any order.
+    pub(crate) const fn is_free(self) -> bool {
+        self.0 & Self::FREE != 0
+    }
+
+    /// Free, and kept for a region's removal.
+    pub(crate) const fn is_isolated(self) -> bool {
+        self.0 & Self::ISOLATED != 0
+    }
+
+    /// A block of the same run follows.
+    pub(crate) const fn has_more(self) -> bool {
+        self.0 & Self::MORE != 0
+    }
+
+    /// A block of the same run comes before.
+    pub(crate) const fn is_continued(self) -> bool {
+        self.0 & Self::CONTINUED != 0
+    }
+
+    /// Out, with a note on it.
+    pub(crate) const fn is_tagged(self) -> bool {
+        self.0 & Self::TAGGED != 0
     }
 
     /// The note's words hold links.
@@ -98,8 +141,12 @@ impl State {
 
     /// For a message about a broken contract.
     pub(crate) const fn name(self) -> &'static str {
+        if self.0 & (Self::MORE | Self::CONTINUED) != 0 {
+            return "a part of an exact run";
+        }
         match self.0 & !(Self::ORDER | Self::ZERO | Self::TAGGED) {
             Self::ALLOCATED => "allocated",
+            Self::ISOLATED => "already free, in a region that is being removed",
             Self::LISTED => "already free, on a slot's list",
             Self::FREE => "already free, in the zone",
             Self::STASHED => "already free, in the stash",

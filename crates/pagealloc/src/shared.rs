@@ -31,7 +31,9 @@
 //! # Progress and contexts
 //! A hit and any attempt up to `TryLock` wait for nobody. `NoWait` spins on the zone lock, whose holds are bounded
 //! (I4); not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or the zone's lock;
-//! the source runs under `growing`, for which only growers wait.
+//! the source runs under `growing`, for which only growers wait, and who adds or removes a region.
+
+mod memory;
 
 use crate::api::{AllocError, Attempt, Order, PageTag};
 use crate::broken::broken;
@@ -39,8 +41,9 @@ use crate::buddy::Buddy;
 use crate::frames::Frames;
 use crate::index::{self, NONE};
 use crate::pcp::{CHUNK, Class, Heights, Pcp};
+use crate::regions::{RegionError, Regions};
 use crate::runs::{self, Run, Runs};
-use crate::source::{Range, Span};
+use crate::source::{Range, SourceError, Span};
 use crate::stash::Stash;
 use crate::stats::Counters;
 use core::ops::DerefMut;
@@ -141,8 +144,8 @@ pub(crate) struct Shared<L> {
     free: ZoneLock,
     pub(crate) stash: Stash,
     pub(crate) counters: Counters,
-    /// Held by whoever asks the source for more.
-    pub(crate) growing: SpinMutex<()>,
+    /// The zone's regions; held by whoever asks the source for more, adds a region or removes one.
+    pub(crate) growing: SpinMutex<Regions>,
     slots_used: AtomicU32,
     hook: OfflineHook,
 }
@@ -169,7 +172,7 @@ impl<L: LocalLock> Shared<L> {
             })),
             stash: Stash::new(),
             counters: Counters::new(),
-            growing: SpinMutex::new(()),
+            growing: SpinMutex::new(Regions::new()),
             slots_used: AtomicU32::new(0),
             hook,
         }
@@ -250,15 +253,28 @@ impl<L: LocalLock> Shared<L> {
     }
 
     /// Makes the source's `range` free pages of the zone.
-    pub(crate) fn add(&self, range: Range) {
-        let end = range.first.checked_add(range.pages);
+    pub(crate) fn add(&self, regions: &mut Regions, range: Range) -> Result<(), SourceError> {
         let len = self.frames.metas.len() as usize;
+        let end = range.first.checked_add(range.pages);
         let Some(end) = end.filter(|&end| end <= len) else {
             broken(format_args!(
                 "the source gave {range:?} of a span of {len} pages"
             ));
         };
-        let mut at = range.first;
+        if range.pages == 0 {
+            return Ok(());
+        }
+        match regions.add((range.first as u32, end as u32)) {
+            Ok(()) => self.add_pages(range),
+            Err(RegionError::TooMany) => return Err(SourceError::TooManyRegions),
+            Err(error) => broken(format_args!("the source gave {range:?}, but {error}")),
+        }
+        Ok(())
+    }
+
+    /// Makes pages free that are noted as the zone's.
+    pub(crate) fn add_pages(&self, range: Range) {
+        let (mut at, end) = (range.first, range.first + range.pages);
         while at < end {
             // I4, counted in the largest blocks.
             let next = end.min(at + CHUNK * Order::MAX.pages());

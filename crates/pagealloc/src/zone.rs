@@ -14,14 +14,19 @@
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
 //! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
 
+mod decommit;
+mod exact;
+mod region;
+
 use crate::api::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
 use crate::frames::{Frames, Metas};
 use crate::index::MAX_PAGES;
 use crate::meta::PageMeta;
 use crate::pcp::{Batch, CHUNK, Class};
+use crate::regions::Regions;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
-use crate::source::{Range, Source, SourceError, Span};
+use crate::source::{Source, SourceError, Span};
 use crate::stats::ZoneStats;
 use core::alloc::{Layout, LayoutError};
 use core::fmt;
@@ -150,7 +155,9 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         // SAFETY: the hook stays in place, in the source's memory, until `drop` took it off; it is on no list yet.
         unsafe { zone.cpus.add_offline_hook(zone.shared().hook()) };
         if zone.source.is_eager() {
-            while zone.grow(1).is_ok() {}
+            let mut regions = zone.shared().growing.lock();
+            while zone.grow(&mut regions, 1).is_ok() {}
+            drop(regions);
         }
         Ok(zone)
     }
@@ -174,41 +181,17 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// Moves the pages on one slot's lists into the zone and returns how many. Waits for the slot's owner, a few instructions.
     #[doc(alias = "drain_pages")]
     pub fn drain_slot(&self, slot: Slot) -> usize {
-        self.shared().drain_slot(slot)
+        let pages = self.shared().drain_slot(slot);
+        self.after_free(Attempt::NoWait);
+        pages
     }
 
     /// Moves the pages on all slots' lists, and in the stash, into the zone and returns how many. Waits for each slot's owner in turn.
     #[doc(alias = "drain_all_pages")]
     pub fn drain_all(&self) -> usize {
-        self.shared().drain_all()
-    }
-
-    /// Gives the memory of free blocks of 2 MiB and more back to the system, and returns how many pages that were not
-    /// known to be untouched. They stay usable, and read as zeroes. Makes system calls.
-    pub fn trim(&self) -> usize {
-        let metas = self.frames.metas;
-        let mut trimmed = 0;
-        for order in [Order::at(9), Order::MAX] {
-            let blocks = self.shared().lock().buddy.free_blocks()[order.get()];
-            for _ in 0..blocks {
-                let Some((page, zero)) = self.shared().lock().buddy.take_last(metas, order) else {
-                    break;
-                };
-                let range = Range {
-                    first: page as usize,
-                    pages: order.pages(),
-                    zeroed: zero,
-                };
-                // SAFETY: the block was free and is on no list now, so nothing in it is in use.
-                let given = !zero && unsafe { self.source.decommit(range) };
-                self.shared()
-                    .lock()
-                    .buddy
-                    .put(metas, page, order, zero || given);
-                trimmed += if given { range.pages } else { 0 };
-            }
-        }
-        trimmed
+        let pages = self.shared().drain_all();
+        self.after_free(Attempt::NoWait);
+        pages
     }
 
     /// What the zone holds and how it went. Visits every slot.
@@ -220,7 +203,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         stats.stashed_blocks = shared.stash.pushes();
         let free = shared.lock();
         stats.total_pages = free.total_pages;
-        stats.free_pages = free.buddy.free_pages();
+        stats.free_pages = free.buddy.free_pages() + free.buddy.isolated_pages();
         stats.free_blocks = free.buddy.free_blocks();
         stats.stash_pages = shared.stash.pages();
         stats
@@ -250,30 +233,46 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     }
 
     /// The next range from the source.
-    fn grow(&self, min_pages: usize) -> Result<(), SourceError> {
+    fn grow(&self, regions: &mut Regions, min_pages: usize) -> Result<(), SourceError> {
         let range = self.source.grow(min_pages)?;
-        self.shared().add(range);
+        self.shared().add(regions, range)?;
         self.shared().counters.grew();
         Ok(())
     }
 
-    /// Allocates where the slot's list had nothing.
+    /// Allocates where the slot's list had nothing, or would not do.
     #[cold]
     #[inline(never)]
     fn alloc_slow(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        if !req.is_plain() {
+            return self.alloc_aligned(req);
+        }
+        let page = self.take_slow(req.order, req.attempt)?;
+        Ok(self.frames.hand_out(page, req.order, req.zero))
+    }
+
+    /// Takes a block, which is marked as if it were on a list.
+    fn take_slow(&self, order: Order, attempt: Attempt) -> Result<u32, AllocError> {
         // SAFETY: the slot is the caller's, just now.
-        let taken = unsafe {
-            self.shared()
-                .take(self.cpus.current(), req.order, req.attempt)
-        };
+        let taken = unsafe { self.shared().take(self.cpus.current(), order, attempt) };
         let taken = match taken {
-            Err(AllocError::Exhausted) if req.attempt == Attempt::MayGrow => {
-                self.grow_for(req.order)
-            }
+            Err(AllocError::Exhausted) if attempt == Attempt::MayGrow => self.grow_for(order),
             other => other,
         };
-        self.shared().counters.missed(req.attempt, &taken);
-        taken.map(|page| self.frames.hand_out(page, req.order, req.zero))
+        self.shared().counters.missed(attempt, &taken);
+        taken
+    }
+
+    /// Frees where the slot's list was full, or there is none.
+    ///
+    /// # Safety
+    /// 1. As for [`Slots::enter`], if there is a slot.
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_slow(&self, slot: Option<Slot>, page: u32, order: Order, attempt: Attempt) {
+        // SAFETY: debt 1.
+        unsafe { self.shared().put(slot, page, order, attempt) };
+        self.after_free(attempt);
     }
 
     /// Takes a block after growing the zone; if there is nothing to grow by, after draining all lists.
@@ -283,13 +282,13 @@ impl<C: Cpus, S: Source> Zone<C, S> {
             unsafe { self.shared().take(None, order, Attempt::NoWait) }
         };
         {
-            let _growing = self.shared().growing.lock();
+            let mut regions = self.shared().growing.lock();
             loop {
                 // First, for somebody else may have grown the zone while this one waited.
                 if let Ok(page) = take() {
                     return Ok(page);
                 }
-                if self.grow(order.pages()).is_err() {
+                if self.grow(&mut regions, order.pages()).is_err() {
                     break;
                 }
             }
@@ -334,7 +333,9 @@ impl<C: Cpus, S: Source> Zone<C, S> {
 unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C, S> {
     #[inline(always)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
-        if let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
+        // Nothing, where the alignment is known at compile time.
+        if req.is_plain()
+            && let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && let Some(page) = pcp.pop(class)
@@ -357,11 +358,11 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             return;
         }
         // SAFETY: the slot is the caller's, just now.
-        unsafe { self.shared().put(slot, page, order, attempt) };
+        unsafe { self.free_slow(slot, page, order, attempt) };
     }
 
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
-        let (order, mut got, mut lists) = (req.order, 0, true);
+        let (order, mut got, mut lists) = (req.order, 0, req.is_plain());
         while got < out.len() {
             let want = out.len() - got;
             let before = got;
@@ -373,7 +374,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
                 let batch = self.bulk_from_list(order, want);
                 lists = !batch.is_empty();
                 batch.into_iter().for_each(&mut hand_out);
-            } else if req.attempt > Attempt::PcpOnly {
+            } else if req.attempt > Attempt::PcpOnly && req.is_plain() {
                 let mut runs = Runs::new();
                 self.shared()
                     .take_chunk(order, want, req.attempt, &mut runs);
@@ -400,6 +401,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             let listed = self.bulk_to_list(order, &batch);
             if listed < batch.len() {
                 self.shared().give(&batch[listed..], order);
+                self.after_free(Attempt::NoWait);
             }
         }
     }

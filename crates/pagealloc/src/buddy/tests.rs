@@ -30,15 +30,28 @@ fn take_one(buddy: &mut Buddy, metas: Metas, order: Order) -> Option<(u32, bool)
     runs.first().map(|run| (run.first, run.zero))
 }
 
-/// I1 to I3, by walking everything.
+/// I1 to I4, by walking everything, and I5 for a range that was scanned.
 fn check(buddy: &Buddy, metas: Metas) {
     let mut owner = vec![None; metas.len() as usize];
-    let mut pages = 0;
+    let (mut pages, mut dirty) = (0, 0);
     for order in (0..ORDERS).map(Order::at) {
         let area = buddy.areas[order.get()];
         let (mut at, mut before, mut nr) = (area.first, NONE, 0);
+        let mut zeroes = false;
         while at != NONE {
             let meta = metas.at(at);
+            if order >= HUGE {
+                dirty += if meta.state().is_zero() {
+                    0
+                } else {
+                    order.pages()
+                };
+                assert!(!zeroes || meta.state().is_zero(), "I4");
+                zeroes |= meta.state().is_zero();
+            }
+            for page in at..at + order.pages() as u32 {
+                assert!(!buddy.isolation.holds(page), "I5");
+            }
             assert!(meta.state().is_free_at(order));
             assert_eq!(meta.prev(), before);
             assert_eq!((at + buddy.bias) % order.pages() as u32, 0, "aligned");
@@ -57,6 +70,7 @@ fn check(buddy: &Buddy, metas: Metas) {
         pages += (nr as usize) << order.get();
     }
     assert_eq!(buddy.free_pages(), pages);
+    assert_eq!(buddy.dirty_pages(), dirty);
 }
 
 #[test]
@@ -137,14 +151,101 @@ fn only_blocks_that_are_zero_as_a_whole_count_as_zero() {
         // Either half first: it must not matter which one finds the other.
         buddy.put(metas, used, Order::at(5), false);
         buddy.put(metas, 32 - used, Order::at(5), true);
-        let last = buddy.take_last(metas, Order::at(6));
+        let last = take_one(&mut buddy, metas, Order::at(6));
         assert_eq!(last, Some((0, false)));
         buddy.put(metas, 32 - used, Order::at(5), true);
         buddy.put(metas, used, Order::at(5), false);
-        let last = buddy.take_last(metas, Order::at(6));
+        let last = take_one(&mut buddy, metas, Order::at(6));
         assert_eq!(last, Some((0, false)));
         assert_eq!(buddy.free_pages(), 0);
         buddy.put_run(metas, run(0, 64));
         check(&buddy, metas);
+    }
+}
+
+#[test]
+fn dirty_blocks_come_first_and_idle_ones_are_counted() {
+    let mut memory = Vec::new();
+    let metas = metas(&mut memory, 8 * 1024);
+    let mut buddy = Buddy::new(0);
+    buddy.put_run(metas, run(0, 6 * 1024));
+    assert_eq!(buddy.take_dirty(metas, Order::MAX), None);
+    for used in [2, 4] {
+        let block = used * 1024;
+        buddy.isolate(block, block + 1024);
+        buddy.isolate_free(metas, block);
+        buddy.end_isolation();
+        buddy.put(metas, block, Order::MAX, false);
+        check(&buddy, metas);
+    }
+    assert_eq!(buddy.dirty_pages(), 2048);
+    assert_eq!(buddy.idle_pages(), 0, "not since the start");
+    assert_eq!(
+        take_one(&mut buddy, metas, Order::MAX),
+        Some((4 * 1024, false))
+    );
+    buddy.put(metas, 4 * 1024, Order::MAX, false);
+    assert_eq!(buddy.idle_pages(), 1024, "one was needed");
+    assert_eq!(buddy.idle_pages(), 2048);
+    for block in [4 * 1024, 2 * 1024] {
+        assert_eq!(buddy.take_dirty(metas, Order::MAX), Some(block));
+        buddy.put(metas, block, Order::MAX, true);
+        check(&buddy, metas);
+    }
+    assert_eq!(buddy.take_dirty(metas, Order::MAX), None);
+    assert_eq!((buddy.dirty_pages(), buddy.idle_pages()), (0, 0));
+}
+
+/// Scans the whole range.
+fn isolate(buddy: &mut Buddy, metas: Metas, first: u32, end: u32) {
+    buddy.isolate(first, end);
+    let mut at = first;
+    while at < end {
+        let next = buddy.isolate_free(metas, at);
+        assert!(next > at, "the scan goes on");
+        at = next;
+    }
+}
+
+#[test]
+fn an_isolated_range_keeps_its_pages_and_gives_them_back() {
+    for bias in [0, 7, 1023] {
+        for (first, end) in [(0, 3000), (5, 6), (100, 1500), (511, 513), (1024, 3000)] {
+            let (mut memory, pages) = (Vec::new(), 3000);
+            let metas = metas(&mut memory, pages as usize);
+            let mut buddy = Buddy::new(bias);
+            buddy.put_run(metas, run(0, pages));
+            let whole = buddy.free_blocks();
+            // Some are out, before, inside and behind.
+            let mut out = Vec::new();
+            for _ in 0..40 {
+                let order = Order::at(out.len() % 4);
+                out.push((take_one(&mut buddy, metas, order).unwrap().0, order));
+            }
+            isolate(&mut buddy, metas, first, end);
+            check(&buddy, metas);
+            let inside = |page: u32| (first..end).contains(&page);
+            // What comes back stays inside, and what is taken comes from outside.
+            for (page, order) in out.drain(..) {
+                buddy.put(metas, page, order, true);
+                check(&buddy, metas);
+            }
+            assert_eq!(buddy.isolated_pages(), (end - first) as usize);
+            assert_eq!(buddy.free_pages(), (pages - (end - first)) as usize);
+            while let Some((page, _)) = take_one(&mut buddy, metas, Order::ZERO) {
+                assert!(!inside(page));
+                out.push((page, Order::ZERO));
+            }
+            for (page, order) in out {
+                buddy.put(metas, page, order, true);
+            }
+            buddy.end_isolation();
+            let mut at = first;
+            while at < end {
+                at = buddy.release(metas, at, end);
+                check(&buddy, metas);
+            }
+            assert_eq!(buddy.free_blocks(), whole);
+        }
     }
 }

@@ -1,0 +1,189 @@
+//! Blocks that are not just an order's: aligned further, of any number of pages, cut in smaller ones or put together.
+
+use super::Zone;
+use crate::api::{AllocError, Attempt, Order, PAGE_SIZE, PageReq};
+use crate::runs::Run;
+use crate::source::Source;
+use core::fmt;
+use core::ptr::NonNull;
+use rcu_core::cpu::Cpus;
+
+/// Why blocks were not split or merged. Nothing has changed then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum SplitError {
+    /// The pieces would be larger than the block.
+    Order,
+    /// A block of the new order cannot start there.
+    Misaligned,
+}
+
+impl fmt::Display for SplitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Order => "a piece cannot be larger than the whole",
+            Self::Misaligned => "no block of the new order can start there",
+        })
+    }
+}
+
+impl core::error::Error for SplitError {}
+
+impl<C: Cpus, S: Source> Zone<C, S> {
+    /// Allocates where the alignment is more than the order's own: the front of a larger block, whose rest goes back.
+    pub(super) fn alloc_aligned(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
+        let (page, _) = self.take_front(whole, req.order.pages(), req.attempt)?;
+        Ok(self.frames.hand_out(page, req.order, req.zero))
+    }
+
+    /// Takes a block and gives all but its first `pages` back. The first page, marked as if on a list, and whether they read as zeroes.
+    fn take_front(
+        &self,
+        whole: Order,
+        pages: usize,
+        attempt: Attempt,
+    ) -> Result<(u32, bool), AllocError> {
+        let first = self.take_slow(whole, attempt)?;
+        let zero = self.frames.metas.at(first).state().is_zero();
+        let rest = Run {
+            first: first + pages as u32,
+            end: first + whole.pages() as u32,
+            zero,
+        };
+        if rest.first < rest.end {
+            self.shared().put_run(rest, attempt);
+        }
+        Ok((first, zero))
+    }
+
+    /// Allocates `pages` pages in a row, as `req` says but for its order: what the next larger block has in excess goes back at once.
+    ///
+    /// The run is aligned as a block of that larger order is, and is freed by [`Self::free_exact`] as a whole. Not served by the slot's lists, unless
+    /// it is a single block.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux"))] {
+    /// use pagealloc::{Mmap, Order, PageReq, Zone};
+    /// use rcu_core::cpu::Threads;
+    ///
+    /// let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// let run = zone.alloc_exact(300, PageReq::new(Order::ZERO).zeroed()).unwrap();
+    /// assert_eq!(zone.exact_pages(run.as_ptr()), Some(300));
+    /// // SAFETY: the run came from `alloc_exact` with this length, and is not used any more.
+    /// unsafe { zone.free_exact(run, 300) };
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`AllocError::Invalid`] for no pages, for more than the largest block, or an alignment that cannot be served; otherwise as for
+    /// [`PageAlloc::alloc`](crate::PageAlloc::alloc).
+    #[doc(alias = "alloc_pages_exact")]
+    pub fn alloc_exact(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        let size = pages.checked_mul(PAGE_SIZE).filter(|&size| size > 0);
+        let order = size.and_then(Order::for_size).ok_or(AllocError::Invalid)?;
+        let req = PageReq { order, ..req };
+        let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
+        let (first, is_zero) = self.take_front(whole, pages, req.attempt)?;
+        let end = first + pages as u32;
+        Ok(self.frames.hand_out_run(first, end, req.zero, is_zero))
+    }
+
+    /// Frees a run. May wait for the zone's lock.
+    ///
+    /// # Safety
+    /// 1. `run` came from [`Self::alloc_exact`] of this zone with the same `pages`, and is not used any more.
+    #[doc(alias = "free_pages_exact")]
+    pub unsafe fn free_exact(&self, run: NonNull<u8>, pages: usize) {
+        // SAFETY: the caller's debt.
+        unsafe { self.free_exact_at(run, pages, Attempt::NoWait) };
+    }
+
+    /// Frees a run, going as far as `attempt`: below [`Attempt::NoWait`] it waits for nobody.
+    ///
+    /// # Safety
+    /// As for [`Self::free_exact`].
+    pub unsafe fn free_exact_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
+        let (first, end) = self.frames.take_back_run(run, pages);
+        let run = Run {
+            first,
+            end,
+            zero: false,
+        };
+        self.shared().put_run(run, attempt);
+        self.after_free(attempt);
+    }
+
+    /// Pages of the run, or of the block, that starts at `address` and is out.
+    #[doc(alias = "ksize")]
+    pub fn exact_pages(&self, address: *const u8) -> Option<usize> {
+        self.frames.run_pages(address)
+    }
+
+    /// Makes blocks of order `into` of one block of `order`, each to be freed on its own from now on. They keep the block's note.
+    ///
+    /// Takes no lock; as long as the block has pieces.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux"))] {
+    /// use pagealloc::{Mmap, Order, PAGE_SIZE, PageAlloc, PageReq, Zone};
+    /// use rcu_core::cpu::Threads;
+    ///
+    /// let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// let block = zone.alloc(PageReq::new(Order::new(1).unwrap())).unwrap();
+    /// // SAFETY: the block is out with this order, and ours.
+    /// unsafe { zone.split(block, Order::new(1).unwrap(), Order::ZERO) }.unwrap();
+    /// // SAFETY: the second page of the block.
+    /// let second = unsafe { block.add(PAGE_SIZE) };
+    /// for page in [second, block] {
+    ///     // SAFETY: a page of its own since the split, and not used any more.
+    ///     unsafe { zone.free(page, Order::ZERO) };
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`SplitError::Order`] if `into` is more than `order`.
+    ///
+    /// # Safety
+    /// 1. `block` came from this zone with this `order` and is still out; the caller owns it.
+    #[doc(alias = "split_page")]
+    pub unsafe fn split(
+        &self,
+        block: NonNull<u8>,
+        order: Order,
+        into: Order,
+    ) -> Result<(), SplitError> {
+        if into > order {
+            return Err(SplitError::Order);
+        }
+        self.frames.split(block, order, into);
+        Ok(())
+    }
+
+    /// Makes one block of order `into` of neighbouring blocks of `order`, to be freed as a whole from now on. Their notes are gone.
+    ///
+    /// Takes no lock; as long as there are pieces.
+    ///
+    /// # Errors
+    /// [`SplitError::Order`] if `order` is more than `into`; [`SplitError::Misaligned`] if `block` is not aligned to `into`.
+    ///
+    /// # Safety
+    /// 1. The blocks from `block` on, `into.pages() / order.pages()` of them, came from this zone with this `order` and are still out; the
+    ///    caller owns all of them.
+    pub unsafe fn merge(
+        &self,
+        block: NonNull<u8>,
+        order: Order,
+        into: Order,
+    ) -> Result<(), SplitError> {
+        if into < order {
+            return Err(SplitError::Order);
+        }
+        if self.frames.merge(block, order, into) {
+            Ok(())
+        } else {
+            Err(SplitError::Misaligned)
+        }
+    }
+}
