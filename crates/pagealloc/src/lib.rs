@@ -23,4 +23,4 @@ pub use source::{Decommit, Failing, Fixed, MemoryMap, Range, Source, SourceError
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use source::{Mmap, MmapBuilder};
 pub use stats::{AttemptStats, ZoneStats};
-pub use zone::{Zone, ZoneError};
+pub use zone::{SplitError, Zone, ZoneError};

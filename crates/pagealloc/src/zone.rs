@@ -18,6 +18,8 @@ mod decommit;
 mod exact;
 mod region;
 
+pub use exact::SplitError;
+
 use crate::api::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
 use crate::frames::{Frames, Metas};
 use crate::index::MAX_PAGES;

@@ -1,7 +1,7 @@
 //! Blocks that are not just an order's: aligned further, of any number of pages, cut in smaller ones or put together.
 
 use super::Zone;
-use crate::api::{AllocError, Attempt, Order, PAGE_SIZE, PageReq};
+use crate::api::{AllocError, Attempt, Order, PAGE_SIZE, PageAlloc, PageReq};
 use crate::runs::Run;
 use crate::source::Source;
 use core::fmt;
@@ -55,63 +55,6 @@ impl<C: Cpus, S: Source> Zone<C, S> {
             self.shared().put_run(rest, attempt);
         }
         Ok((first, zero))
-    }
-
-    /// Allocates `pages` pages in a row, as `req` says but for its order: what the next larger block has in excess goes back at once.
-    ///
-    /// The run is aligned as a block of that larger order is, and is freed by [`Self::free_exact`] as a whole. Not served by the slot's lists, unless
-    /// it is a single block.
-    ///
-    /// ```
-    /// # #[cfg(all(feature = "std", target_os = "linux"))] {
-    /// use pagealloc::{Mmap, Order, PageReq, Zone};
-    /// use rcu_core::cpu::Threads;
-    ///
-    /// let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
-    /// let run = zone.alloc_exact(300, PageReq::new(Order::ZERO).zeroed()).unwrap();
-    /// assert_eq!(zone.exact_pages(run.as_ptr()), Some(300));
-    /// // SAFETY: the run came from `alloc_exact` with this length, and is not used any more.
-    /// unsafe { zone.free_exact(run, 300) };
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// [`AllocError::Invalid`] for no pages, for more than the largest block, or an alignment that cannot be served; otherwise as for
-    /// [`PageAlloc::alloc`](crate::PageAlloc::alloc).
-    #[doc(alias = "alloc_pages_exact")]
-    pub fn alloc_exact(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
-        let size = pages.checked_mul(PAGE_SIZE).filter(|&size| size > 0);
-        let order = size.and_then(Order::for_size).ok_or(AllocError::Invalid)?;
-        let req = PageReq { order, ..req };
-        let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
-        let (first, is_zero) = self.take_front(whole, pages, req.attempt)?;
-        let end = first + pages as u32;
-        Ok(self.frames.hand_out_run(first, end, req.zero, is_zero))
-    }
-
-    /// Frees a run. May wait for the zone's lock.
-    ///
-    /// # Safety
-    /// 1. `run` came from [`Self::alloc_exact`] of this zone with the same `pages`, and is not used any more.
-    #[doc(alias = "free_pages_exact")]
-    pub unsafe fn free_exact(&self, run: NonNull<u8>, pages: usize) {
-        // SAFETY: the caller's debt.
-        unsafe { self.free_exact_at(run, pages, Attempt::NoWait) };
-    }
-
-    /// Frees a run, going as far as `attempt`: below [`Attempt::NoWait`] it waits for nobody.
-    ///
-    /// # Safety
-    /// As for [`Self::free_exact`].
-    pub unsafe fn free_exact_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
-        let (first, end) = self.frames.take_back_run(run, pages);
-        let run = Run {
-            first,
-            end,
-            zero: false,
-        };
-        self.shared().put_run(run, attempt);
-        self.after_free(attempt);
     }
 
     /// Pages of the run, or of the block, that starts at `address` and is out.
@@ -185,5 +128,73 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         } else {
             Err(SplitError::Misaligned)
         }
+    }
+}
+
+impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Zone<C, S> {
+    /// Allocates `pages` pages in a row, as `req` says but for its order: what the next larger block has in excess goes back at once.
+    ///
+    /// The run is aligned as a block of that larger order is, and is freed by [`Self::free_exact`] as a whole. Not served by the slot's lists, unless
+    /// the length is a power of two: then it is a block, and may be freed as one.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux"))] {
+    /// use pagealloc::{Mmap, Order, PageReq, Zone};
+    /// use rcu_core::cpu::Threads;
+    ///
+    /// let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// let run = zone.alloc_exact(300, PageReq::new(Order::ZERO).zeroed()).unwrap();
+    /// assert_eq!(zone.exact_pages(run.as_ptr()), Some(300));
+    /// // SAFETY: the run came from `alloc_exact` with this length, and is not used any more.
+    /// unsafe { zone.free_exact(run, 300) };
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`AllocError::Invalid`] for no pages, for more than the largest block, or an alignment that cannot be served; otherwise as for
+    /// [`PageAlloc::alloc`](crate::PageAlloc::alloc).
+    #[doc(alias = "alloc_pages_exact")]
+    pub fn alloc_exact(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        let size = pages.checked_mul(PAGE_SIZE).filter(|&size| size > 0);
+        let order = size.and_then(Order::for_size).ok_or(AllocError::Invalid)?;
+        let req = PageReq { order, ..req };
+        if order.pages() == pages {
+            return self.alloc(req);
+        }
+        let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
+        let (first, is_zero) = self.take_front(whole, pages, req.attempt)?;
+        let end = first + pages as u32;
+        Ok(self.frames.hand_out_run(first, end, req.zero, is_zero))
+    }
+
+    /// Frees a run. May wait for the zone's lock.
+    ///
+    /// # Safety
+    /// 1. `run` came from [`Self::alloc_exact`] of this zone with the same `pages`, and is not used any more.
+    #[doc(alias = "free_pages_exact")]
+    pub unsafe fn free_exact(&self, run: NonNull<u8>, pages: usize) {
+        // SAFETY: the caller's debt.
+        unsafe { self.free_exact_at(run, pages, Attempt::NoWait) };
+    }
+
+    /// Frees a run, going as far as `attempt`: below [`Attempt::NoWait`] it waits for nobody.
+    ///
+    /// # Safety
+    /// As for [`Self::free_exact`].
+    pub unsafe fn free_exact_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
+        if let Some(order) = Order::for_size(pages.saturating_mul(PAGE_SIZE))
+            && order.pages() == pages
+        {
+            // SAFETY: the caller's debt; such a run is a block.
+            return unsafe { self.free_at(run, order, attempt) };
+        }
+        let (first, end) = self.frames.take_back_run(run, pages);
+        let run = Run {
+            first,
+            end,
+            zero: false,
+        };
+        self.shared().put_run(run, attempt);
+        self.after_free(attempt);
     }
 }
