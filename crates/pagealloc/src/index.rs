@@ -93,6 +93,26 @@ mod tests {
     }
 
     #[test]
+    fn the_last_pages_of_the_largest_span_are_like_others() {
+        assert!(
+            MAX_PAGES << 2 > (16 << 30) - (1 << 20),
+            "16 TiB less little, in KiB"
+        );
+        let end = MAX_PAGES as u32;
+        for bias in [0, 1, 1023] {
+            let mut at = end - 5000;
+            for (block, order) in blocks(end - 5000, end, bias) {
+                assert_eq!(block, at);
+                at += order.pages() as u32;
+                let other = buddy(block, order, bias).unwrap();
+                assert_eq!(other.abs_diff(block), order.pages() as u32);
+                assert_ne!(other, NONE);
+            }
+            assert_eq!(at, end);
+        }
+    }
+
+    #[test]
     fn the_bias_is_the_page_number_within_the_largest_block() {
         assert_eq!(bias(0), 0);
         assert_eq!(bias(4096), 1);

@@ -126,3 +126,91 @@ fn tagging_what_is_free() {
         unsafe { zone.set_tag(page, Order::ZERO, PageTag::NONE) };
     });
 }
+
+#[test]
+fn an_exact_run_of_another_length() {
+    dies("an_exact_run_of_another_length", "freed 6 pages", |zone| {
+        let run = zone.alloc_exact(7, PageReq::new(Order::ZERO)).unwrap();
+        // SAFETY: broken on purpose: the last page would be lost.
+        unsafe { zone.free_exact(run, 6) };
+    });
+}
+
+#[test]
+fn the_end_of_an_exact_run() {
+    dies(
+        "the_end_of_an_exact_run",
+        "a part of an exact run",
+        |zone| {
+            let run = zone.alloc_exact(7, PageReq::new(Order::ZERO)).unwrap();
+            // SAFETY: inside the run.
+            let end = unsafe { run.add(4 * PAGE_SIZE) };
+            // SAFETY: broken on purpose.
+            unsafe { zone.free_exact(end, 3) };
+        },
+    );
+}
+
+#[test]
+fn a_block_of_an_exact_run() {
+    dies(
+        "a_block_of_an_exact_run",
+        "a part of an exact run",
+        |zone| {
+            let run = zone.alloc_exact(7, PageReq::new(Order::ZERO)).unwrap();
+            // SAFETY: broken on purpose.
+            unsafe { zone.free(run, Order::new(2).unwrap()) };
+        },
+    );
+}
+
+#[test]
+fn double_free_of_an_exact_run() {
+    dies("double_free_of_an_exact_run", "freed 7 pages", |zone| {
+        let run = zone.alloc_exact(7, PageReq::new(Order::ZERO)).unwrap();
+        for _ in 0..2 {
+            // SAFETY: broken on purpose the second time.
+            unsafe { zone.free_exact(run, 7) };
+        }
+    });
+}
+
+#[test]
+fn merging_what_is_free() {
+    dies("merging_what_is_free", "merged block", |zone| {
+        let block = zone.alloc(PageReq::new(Order::new(1).unwrap())).unwrap();
+        // SAFETY: ours.
+        unsafe { zone.split(block, Order::new(1).unwrap(), Order::ZERO) }.unwrap();
+        // SAFETY: inside the block.
+        let second = unsafe { block.add(PAGE_SIZE) };
+        // SAFETY: a block of its own.
+        unsafe { zone.free(second, Order::ZERO) };
+        // SAFETY: broken on purpose.
+        let _ = unsafe { zone.merge(block, Order::ZERO, Order::new(1).unwrap()) };
+    });
+}
+
+#[test]
+fn splitting_by_another_order() {
+    dies("splitting_by_another_order", "split block", |zone| {
+        // SAFETY: broken on purpose.
+        let _ = unsafe { zone.split(page(&zone), Order::new(2).unwrap(), Order::ZERO) };
+    });
+}
+
+#[test]
+fn a_page_of_a_removed_region() {
+    dies(
+        "a_page_of_a_removed_region",
+        "not the start of a block",
+        |zone| {
+            let page = page(&zone);
+            // SAFETY: the page is out.
+            unsafe { zone.free(page, Order::ZERO) };
+            let all = zone.regions().next().unwrap();
+            zone.remove_region(all).unwrap();
+            // SAFETY: broken on purpose.
+            unsafe { zone.free(page, Order::ZERO) };
+        },
+    );
+}

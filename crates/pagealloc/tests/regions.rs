@@ -459,7 +459,6 @@ mod threads {
             move |block: NonNull<u8>| (block.addr().get() - base) / (CHUNK_PAGES * PAGE_SIZE);
         let removed = &[const { AtomicBool::new(false) }; CHUNKS];
         let stop = &AtomicBool::new(false);
-        let mut successes = 0;
         std::thread::scope(|scope| {
             for seed in 0..2_usize {
                 scope.spawn(move || {
@@ -501,7 +500,6 @@ mod threads {
                 let range = range(chunk * CHUNK_PAGES, CHUNK_PAGES);
                 match zone.remove_region(range) {
                     Ok(()) => {
-                        successes += 1;
                         removed[chunk].store(true, Ordering::SeqCst);
                         std::thread::yield_now();
                         removed[chunk].store(false, Ordering::SeqCst);
@@ -526,7 +524,6 @@ mod threads {
         }
         assert_eq!((zone.total_pages(), zone.regions().count()), (0, 0));
         assert!(zone.alloc(PAGE).is_err());
-        assert!(successes <= ROUNDS);
     }
 
     #[test]
