@@ -12,6 +12,7 @@
 //! | `free` | 12: span (3), state, thread's slot, cells, busy, fence mode (2), revoked, length, height | 5: state, busy, block, length, busy | 8 | none |
 //!
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
+//! the request taken apart for the slow path (as a whole it does not fit a register and would be stored first),
 //! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
 
 mod decommit;
@@ -242,15 +243,17 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         Ok(())
     }
 
-    /// Allocates where the slot's list had nothing, or would not do.
+    /// Allocates where the slot's list had nothing. Takes the request apart: a whole one would be put together in memory, on the path of a hit.
     #[cold]
     #[inline(never)]
-    fn alloc_slow(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
-        if !req.is_plain() {
-            return self.alloc_aligned(req);
-        }
-        let page = self.take_slow(req.order, req.attempt)?;
-        Ok(self.frames.hand_out(page, req.order, req.zero))
+    fn alloc_slow(
+        &self,
+        order: Order,
+        zero: bool,
+        attempt: Attempt,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let page = self.take_slow(order, attempt)?;
+        Ok(self.frames.hand_out(page, order, zero))
     }
 
     /// Takes a block, which is marked as if it were on a list.
@@ -336,8 +339,10 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     #[inline(always)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
         // Nothing, where the alignment is known at compile time.
-        if req.is_plain()
-            && let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
+        if !req.is_plain() {
+            return self.alloc_aligned(req);
+        }
+        if let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && let Some(page) = pcp.pop(class)
@@ -345,7 +350,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             drop(pcp);
             return Ok(self.frames.hand_out(page, req.order, req.zero));
         }
-        self.alloc_slow(req)
+        self.alloc_slow(req.order, req.zero, req.attempt)
     }
 
     #[inline(always)]
@@ -384,7 +389,12 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             }
             if got == before && !lists {
                 // One at a time, with all that a single allocation tries.
-                match self.alloc_slow(req) {
+                let one = if req.is_plain() {
+                    self.alloc_slow(order, req.zero, req.attempt)
+                } else {
+                    self.alloc_aligned(req)
+                };
+                match one {
                     Ok(block) => out[got].write(block),
                     Err(_) => break,
                 };

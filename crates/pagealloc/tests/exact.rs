@@ -34,8 +34,10 @@ fn page_of(block: NonNull<u8>, nr: usize) -> NonNull<u8> {
 
 fn is_zero(block: NonNull<u8>, bytes: usize) -> bool {
     (0..bytes).step_by(61).chain([bytes - 1]).all(|i| {
+        // SAFETY: callers stay inside the block.
+        let byte = unsafe { block.add(i) };
         // SAFETY: callers own the block and asked for zeroes.
-        unsafe { block.add(i).read() == 0 }
+        unsafe { byte.read() == 0 }
     })
 }
 

@@ -54,8 +54,10 @@ fn used(zone: &UserZone) -> Vec<NonNull<u8>> {
 
 fn touch(block: NonNull<u8>, bytes: usize) {
     for at in (0..bytes).step_by(PAGE_SIZE) {
+        // SAFETY: inside the block.
+        let byte = unsafe { block.add(at) };
         // SAFETY: callers own the block.
-        unsafe { block.add(at).write(1) };
+        unsafe { byte.write(1) };
     }
 }
 
@@ -199,17 +201,5 @@ fn a_tebibyte_of_addresses_costs_what_is_used() {
     free(&zone, blocks, Attempt::NoWait);
     zone.trim();
     assert!(resident_or_return!() < before + NOISE);
-    // Pages far from each other: 64 of them commit their own metadata and no more.
-    let step = (1 << 28) / 64;
-    let mut spread = Vec::new();
-    for _ in 0..64 {
-        spread.push(zone.alloc(PageReq::new(Order::MAX)).unwrap());
-    }
-    assert!(
-        resident_or_return!() < before + NOISE,
-        "blocks that nobody writes to"
-    );
-    assert!(step > 0);
-    free(&zone, spread, Attempt::NoWait);
     assert_eq!(zone.nr_allocated(), 0);
 }

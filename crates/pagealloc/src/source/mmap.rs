@@ -209,13 +209,27 @@ impl Mmap {
             return Ok(());
         }
         match self.advise(range, libc::MADV_POPULATE_WRITE) {
-            // Linux before 5.14: memory comes at the first use, as without the option.
-            Err(SourceError::System(libc::EINVAL)) => Ok(()),
+            // Linux before 5.14 does not know the advice.
+            Err(SourceError::System(libc::EINVAL)) => {
+                self.touch(range);
+                Ok(())
+            }
             Err(error) => {
                 self.close(range);
                 Err(error)
             }
             Ok(()) => Ok(()),
+        }
+    }
+
+    /// Writes zeroes into each page of `range`, which nobody has and which reads as zeroes.
+    fn touch(&self, range: Range) {
+        let start: *mut u8 = self.address(range).cast();
+        for page in 0..range.pages {
+            // SAFETY: inside the range.
+            let page = unsafe { start.add(page << PAGE_SHIFT) };
+            // SAFETY: writable, for the range was just opened, and nobody's.
+            unsafe { page.write_volatile(0) };
         }
     }
 
@@ -376,6 +390,19 @@ mod tests {
             assert_eq!(unsafe { byte.read() }, 0);
         }
         assert_eq!(source.grow(1), Err(SourceError::Exhausted));
+    }
+
+    #[test]
+    fn touching_keeps_the_zeroes() {
+        let source = Mmap::reserve(CHUNK).unwrap();
+        let range = source.grow(1).unwrap();
+        source.touch(range);
+        let last = Range {
+            first: CHUNK_PAGES - 1,
+            ..range
+        };
+        // SAFETY: the range is usable.
+        assert_eq!(unsafe { source.address(last).cast::<u8>().read() }, 0);
     }
 
     #[test]

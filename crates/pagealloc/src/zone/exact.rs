@@ -31,6 +31,8 @@ impl core::error::Error for SplitError {}
 
 impl<C: Cpus, S: Source> Zone<C, S> {
     /// Allocates where the alignment is more than the order's own: the front of a larger block, whose rest goes back.
+    #[cold]
+    #[inline(never)]
     pub(super) fn alloc_aligned(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
         let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
         let (page, _) = self.take_front(whole, req.order.pages(), req.attempt)?;
@@ -152,7 +154,7 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Zone<C, S> {
     ///
     /// # Errors
     /// [`AllocError::Invalid`] for no pages, for more than the largest block, or an alignment that cannot be served; otherwise as for
-    /// [`PageAlloc::alloc`](crate::PageAlloc::alloc).
+    /// [`PageAlloc::alloc`].
     #[doc(alias = "alloc_pages_exact")]
     pub fn alloc_exact(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
         let size = pages.checked_mul(PAGE_SIZE).filter(|&size| size > 0);
