@@ -399,6 +399,7 @@ mod tests {
         source.touch(range);
         let last = Range {
             first: CHUNK_PAGES - 1,
+            pages: 1,
             ..range
         };
         // SAFETY: the range is usable.
