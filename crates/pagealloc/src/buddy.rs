@@ -9,20 +9,16 @@
 //! - I3. `free_pages` is the sum of `nr << o`.
 //! - I4. On the lists of huge orders, blocks that may have memory behind them (dirty ones) come before those known to read as
 //!   zeroes; `dirty.pages` is the sum of the former. So memory in use is used again first, and what can be given back is found at once.
-//! - I5. No block on a list overlaps the part of the isolated range that was scanned (see `isolate`).
 
 #![deny(unsafe_code)]
 
-mod isolate;
-
-pub(crate) use isolate::next_isolated;
+mod within;
 
 use crate::api::{Order, PageTag};
 use crate::frames::Metas;
 use crate::index::{self, NONE};
 use crate::meta::State;
 use crate::runs::{Run, Runs};
-use isolate::Isolation;
 
 /// How many orders there are.
 pub(crate) const ORDERS: usize = Order::MAX.get() + 1;
@@ -51,7 +47,6 @@ pub(crate) struct Buddy {
     free_pages: usize,
     bias: u32,
     dirty: Dirty,
-    isolation: Isolation,
 }
 
 /// Pages in free blocks of huge orders that may have memory behind them.
@@ -70,7 +65,6 @@ impl Buddy {
             free_pages: 0,
             bias,
             dirty: Dirty { pages: 0, low: 0 },
-            isolation: Isolation::NONE,
         }
     }
 
@@ -141,9 +135,6 @@ impl Buddy {
     #[doc(alias = "__free_one_page")]
     pub(crate) fn put(&mut self, metas: Metas, block: u32, order: Order, zero: bool) {
         metas.at(block).set_state(State::INSIDE);
-        if self.isolation.touches(block, order) {
-            return self.put_isolated(metas, block, order, zero);
-        }
         let (mut block, mut order, mut zero) = (block, order, zero);
         while order < Order::MAX {
             let Some(buddy) = self.free_buddy(metas, block, order) else {

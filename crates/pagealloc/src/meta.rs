@@ -12,7 +12,7 @@
 //! | `state` of a head, `STASHED` | a freed block on the stash | who freed it; then the zone-lock holder |
 //! | `state` of a head, `ALLOCATED` | a block that is out; `TAGGED` if its owner noted something | the block's owner |
 //! | `state` of a head, `ALLOCATED` with `MORE` or `CONTINUED` | a block of an exact run of several | the run's owner |
-//! | `state` of a head, `ISOLATED` | a free block in a region that is being removed | the zone-lock holder; then who removes |
+//! | `state` of a head, `ISOLATED` | a free block in a region that is being removed | who removes |
 //! | `state` of any other page | 0: inside a block, or a hole that the source never gave | – |
 //! | `tag`, `owner` | the owner's note; in a `FREE` or `STASHED` head the links | as for `state` |
 //!
@@ -46,11 +46,11 @@ impl State {
     const STASHED: u32 = 1 << 7;
     const TAGGED: u32 = 1 << 8;
     const ZERO: u32 = 1 << 9;
-    const ISOLATED: u32 = 1 << 10;
+    const ISOLATED: u32 = 1 << 28;
     /// Beside `ALLOCATED`: a block of the same exact run follows.
-    const MORE: u32 = 1 << 11;
+    const MORE: u32 = 1 << 29;
     /// Beside `ALLOCATED`: a block of the same exact run comes before.
-    const CONTINUED: u32 = 1 << 12;
+    const CONTINUED: u32 = 1 << 30;
 
     /// Not the head of a block.
     pub(crate) const INSIDE: Self = Self(0);

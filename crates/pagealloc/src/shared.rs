@@ -11,6 +11,7 @@
 //! | `free` | the buddy system, and the part of the stash that is being worked off | the zone-lock holder |
 //! | a slot's cell | the slot's lists | its owner, or one visitor, by the local lock |
 //! | `stash` | freed blocks that wait | see [`crate::stash`] |
+//! | `isolated` | free pages kept for a region's removal: a counter | the holder of `growing` |
 //! | `slots_used` | one more than the highest slot that ever set its lists up; only rises | the slot's owner, before its first push |
 //!
 //! # Life
@@ -18,7 +19,7 @@
 //! `LISTED` → (drain, a batch under one hold) `FREE`; or `ALLOCATED` → `STASHED` → `FREE` where nobody may wait.
 //!
 //! # Invariants
-//! - I1. A page is in exactly one place: out, on one list, in the stash, or in the buddy system.
+//! - I1. A page is in exactly one place: out, on one list, in the stash, in the buddy system, or kept by the holder of `growing`.
 //! - I2. `slots_used` is above every slot whose lists hold anything.
 //! - I3. Lock order: slot, then zone. A visitor waits for the owner before it takes the zone lock, so an owner that waits
 //!   for the zone lock inside its cell waits for nobody who waits for it.
@@ -48,7 +49,7 @@ use crate::stash::Stash;
 use crate::stats::Counters;
 use core::ops::DerefMut;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use rcu_core::cpu::{
     LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex, ZeroInit,
     in_register,
@@ -146,6 +147,8 @@ pub(crate) struct Shared<L> {
     pub(crate) counters: Counters,
     /// The zone's regions; held by whoever asks the source for more, adds a region or removes one.
     pub(crate) growing: SpinMutex<Regions>,
+    /// Free pages kept for a region's removal.
+    isolated: AtomicUsize,
     slots_used: AtomicU32,
     hook: OfflineHook,
 }
@@ -173,6 +176,7 @@ impl<L: LocalLock> Shared<L> {
             stash: Stash::new(),
             counters: Counters::new(),
             growing: SpinMutex::new(Regions::new()),
+            isolated: AtomicUsize::new(0),
             slots_used: AtomicU32::new(0),
             hook,
         }

@@ -206,7 +206,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         stats.stashed_blocks = shared.stash.pushes();
         let free = shared.lock();
         stats.total_pages = free.total_pages;
-        stats.free_pages = free.buddy.free_pages() + free.buddy.isolated_pages();
+        stats.free_pages = free.buddy.free_pages() + shared.isolated_pages();
         stats.free_blocks = free.buddy.free_blocks();
         stats.stash_pages = shared.stash.pages();
         stats

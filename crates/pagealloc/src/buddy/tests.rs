@@ -30,7 +30,7 @@ fn take_one(buddy: &mut Buddy, metas: Metas, order: Order) -> Option<(u32, bool)
     runs.first().map(|run| (run.first, run.zero))
 }
 
-/// I1 to I4, by walking everything, and I5 for a range that was scanned.
+/// I1 to I4, by walking everything.
 fn check(buddy: &Buddy, metas: Metas) {
     let mut owner = vec![None; metas.len() as usize];
     let (mut pages, mut dirty) = (0, 0);
@@ -48,9 +48,6 @@ fn check(buddy: &Buddy, metas: Metas) {
                 };
                 assert!(!zeroes || meta.state().is_zero(), "I4");
                 zeroes |= meta.state().is_zero();
-            }
-            for page in at..at + order.pages() as u32 {
-                assert!(!buddy.isolation.holds(page), "I5");
             }
             assert!(meta.state().is_free_at(order));
             assert_eq!(meta.prev(), before);
@@ -172,10 +169,9 @@ fn dirty_blocks_come_first_and_idle_ones_are_counted() {
     assert_eq!(buddy.take_dirty(metas, Order::MAX), None);
     for used in [2, 4] {
         let block = used * 1024;
-        buddy.isolate(block, block + 1024);
-        buddy.isolate_free(metas, block);
-        buddy.end_isolation();
-        buddy.put(metas, block, Order::MAX, false);
+        for run in take_within(&mut buddy, metas, block, block + 1024) {
+            buddy.put_run(metas, Run { zero: false, ..run });
+        }
         check(&buddy, metas);
     }
     assert_eq!(buddy.dirty_pages(), 2048);
@@ -196,19 +192,22 @@ fn dirty_blocks_come_first_and_idle_ones_are_counted() {
     assert_eq!((buddy.dirty_pages(), buddy.idle_pages()), (0, 0));
 }
 
-/// Scans the whole range.
-fn isolate(buddy: &mut Buddy, metas: Metas, first: u32, end: u32) {
-    buddy.isolate(first, end);
-    let mut at = first;
+/// Everything free in the range.
+fn take_within(buddy: &mut Buddy, metas: Metas, first: u32, end: u32) -> Vec<Run> {
+    let (mut at, mut all) = (first, Vec::new());
     while at < end {
-        let next = buddy.isolate_free(metas, at);
+        let mut runs = Runs::new();
+        let next = buddy.take_within(metas, (first, end), at, &mut runs);
         assert!(next > at, "the scan goes on");
         at = next;
+        all.extend(runs);
+        check(buddy, metas);
     }
+    all
 }
 
 #[test]
-fn an_isolated_range_keeps_its_pages_and_gives_them_back() {
+fn what_is_free_within_a_range_is_taken_and_nothing_else() {
     for bias in [0, 7, 1023] {
         for (first, end) in [(0, 3000), (5, 6), (100, 1500), (511, 513), (1024, 3000)] {
             let (mut memory, pages) = (Vec::new(), 3000);
@@ -218,32 +217,38 @@ fn an_isolated_range_keeps_its_pages_and_gives_them_back() {
             let whole = buddy.free_blocks();
             // Some are out, before, inside and behind.
             let mut out = Vec::new();
-            for _ in 0..40 {
+            for _ in 0..400 {
                 let order = Order::at(out.len() % 4);
                 out.push((take_one(&mut buddy, metas, order).unwrap().0, order));
             }
-            isolate(&mut buddy, metas, first, end);
-            check(&buddy, metas);
-            let inside = |page: u32| (first..end).contains(&page);
-            // What comes back stays inside, and what is taken comes from outside.
-            for (page, order) in out.drain(..) {
-                buddy.put(metas, page, order, true);
-                check(&buddy, metas);
-            }
-            assert_eq!(buddy.isolated_pages(), (end - first) as usize);
-            assert_eq!(buddy.free_pages(), (pages - (end - first)) as usize);
-            while let Some((page, _)) = take_one(&mut buddy, metas, Order::ZERO) {
-                assert!(!inside(page));
-                out.push((page, Order::ZERO));
-            }
-            for (page, order) in out {
+            for i in (0..400).rev().step_by(2) {
+                let (page, order) = out.swap_remove(i);
                 buddy.put(metas, page, order, true);
             }
-            buddy.end_isolation();
-            let mut at = first;
-            while at < end {
-                at = buddy.release(metas, at, end);
+            let inside = |page: &u32| (first..end).contains(page);
+            let is_out = |page: &u32| {
+                let mut out = out.iter();
+                out.any(|(block, order)| (*block..block + order.pages() as u32).contains(page))
+            };
+            let expected: Vec<u32> = (first..end).filter(|page| !is_out(page)).collect();
+            let before = buddy.free_pages();
+            let runs = take_within(&mut buddy, metas, first, end);
+            let taken: Vec<u32> = runs.iter().flat_map(|run| run.first..run.end).collect();
+            assert_eq!(taken, expected);
+            assert!(runs.iter().all(|run| run.zero));
+            assert_eq!(buddy.free_pages(), before - taken.len());
+            // Again: what came back meanwhile, merged with what lies outside.
+            let (back, stay): (Vec<_>, Vec<_>) = out.into_iter().partition(|b| inside(&b.0));
+            for (page, order) in back {
+                buddy.put(metas, page, order, true);
+            }
+            let again = take_within(&mut buddy, metas, first, end);
+            for run in runs.into_iter().chain(again) {
+                buddy.put_run(metas, run);
                 check(&buddy, metas);
+            }
+            for (page, order) in stay {
+                buddy.put(metas, page, order, true);
             }
             assert_eq!(buddy.free_blocks(), whole);
         }

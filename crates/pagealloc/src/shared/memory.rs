@@ -4,14 +4,16 @@
 
 use super::Shared;
 use crate::api::{Attempt, Order};
-use crate::buddy::{HUGE, next_isolated};
+use crate::buddy::HUGE;
+use crate::frames::Metas;
 use crate::index;
 use crate::meta::State;
-use crate::runs::Run;
+use crate::runs::{Run, Runs};
+use core::sync::atomic::Ordering;
 use rcu_core::cpu::LocalLock;
 
-/// How often lists are drained before a region counts as busy: once for what lies there, and once more for what moved from one list to
-/// another meanwhile.
+/// How often lists are drained before a region counts as busy: once for what lies there, and once more for what was handed out between
+/// the drain and the look, and came back, or moved from one list to another.
 const DRAINS: usize = 2;
 
 impl<L: LocalLock> Shared<L> {
@@ -22,8 +24,7 @@ impl<L: LocalLock> Shared<L> {
             free.buddy.put_run(metas, run);
             return;
         }
-        let bias = index::bias(self.frames.address(0).as_ptr().addr());
-        for (block, order) in index::blocks(run.first, run.end, bias) {
+        for (block, order) in index::blocks(run.first, run.end, self.bias()) {
             self.stash.push(metas, block, order);
         }
     }
@@ -51,52 +52,114 @@ impl<L: LocalLock> Shared<L> {
         self.lock().buddy.put(self.frames.metas, page, order, zero);
     }
 
+    /// Free pages kept for a region's removal.
+    pub(crate) fn isolated_pages(&self) -> usize {
+        // ORDERING: Relaxed: a counter.
+        self.isolated.load(Ordering::Relaxed)
+    }
+
     /// Takes all pages from `first` to before `end`, which are the zone's, out of it for good. If some are out, nothing
     /// changes: how many, and the first of them. The caller holds `growing`.
+    ///
+    /// Free pages are taken and marked `ISOLATED`, at first those in the buddy system, then those that draining brings there; when all pages
+    /// are, they are nobody else's.
     #[doc(alias = "offline_pages")]
     pub(crate) fn take_region(&self, first: u32, end: u32) -> Result<(), (usize, u32)> {
         let metas = self.frames.metas;
         let pages = (end - first) as usize;
-        self.lock().buddy.isolate(first, end);
-        let mut at = first;
-        while at < end {
-            at = self.lock().buddy.isolate_free(metas, at);
-        }
-        let mut pages_out = 0;
+        let mut kept = self.isolate(first, end);
         for _ in 0..DRAINS {
-            self.drain_all();
-            let mut free = self.lock();
-            pages_out = pages - free.buddy.isolated_pages();
-            if pages_out == 0 {
-                free.buddy.end_isolation();
-                free.total_pages -= pages;
-                drop(free);
-                self.forget(first, end);
-                return Ok(());
+            if kept == pages {
+                break;
             }
+            self.drain_all();
+            kept += self.isolate(first, end);
         }
-        // Without the lock: what is kept stays so until the next step, and what comes back now only makes `busy` a later page.
-        let mut busy = first;
-        while let Some(next) = next_isolated(metas, busy).filter(|next| *next < end) {
-            busy = next;
+        if kept < pages {
+            let mut busy = first;
+            while let Some(next) = next_isolated(metas, busy) {
+                busy = next;
+            }
+            self.give_back(first, end);
+            return Err((pages - kept, busy));
         }
-        self.lock().buddy.end_isolation();
+        self.lock().total_pages -= pages;
+        // ORDERING: Relaxed: a counter.
+        self.isolated.fetch_sub(pages, Ordering::Relaxed);
         let mut at = first;
-        while at < end {
-            at = self.lock().buddy.release(metas, at, end);
+        while let Some(next) = next_isolated(metas, at).filter(|_| at < end) {
+            metas.at(at).set_state(State::INSIDE);
+            at = next;
         }
-        Err((pages_out, busy))
+        debug_assert_eq!(at, end, "all pages are kept");
+        Ok(())
     }
 
-    /// Unmarks the blocks of a region that is nobody's any more.
-    fn forget(&self, first: u32, end: u32) {
+    /// Takes what is free in the range, marks it, and says how many pages that are.
+    fn isolate(&self, first: u32, end: u32) -> usize {
+        let metas = self.frames.metas;
+        let (mut at, mut pages) = (first, 0);
+        while at < end {
+            if let Some(next) = next_isolated(metas, at) {
+                at = next;
+                continue;
+            }
+            let mut runs = Runs::new();
+            at = self
+                .lock()
+                .buddy
+                .take_within(metas, (first, end), at, &mut runs);
+            for run in runs {
+                for (block, order) in index::blocks(run.first, run.end, self.bias()) {
+                    metas.at(block).set_state(State::isolated(order, run.zero));
+                }
+                pages += (run.end - run.first) as usize;
+            }
+        }
+        // ORDERING: Relaxed: a counter.
+        self.isolated.fetch_add(pages, Ordering::Relaxed);
+        pages
+    }
+
+    /// Makes what was kept of the range free again.
+    #[doc(alias = "undo_isolate_page_range")]
+    fn give_back(&self, first: u32, end: u32) {
         let metas = self.frames.metas;
         let mut at = first;
         while at < end {
-            let next = next_isolated(metas, at);
-            debug_assert!(next.is_some(), "all pages are kept");
-            metas.at(at).set_state(State::INSIDE);
-            at = next.unwrap_or(at + 1);
+            let (mut runs, mut pages) = (Runs::new(), 0);
+            while at < end && !runs.is_full() {
+                let state = metas.at(at).state();
+                if !state.is_isolated() {
+                    at += 1;
+                    continue;
+                }
+                metas.at(at).set_state(State::INSIDE);
+                let run = Run {
+                    first: at,
+                    end: at + state.order().pages() as u32,
+                    zero: state.is_zero(),
+                };
+                pages += state.order().pages();
+                at = run.end;
+                runs.push(run);
+            }
+            // ORDERING: Relaxed: a counter.
+            self.isolated.fetch_sub(pages, Ordering::Relaxed);
+            self.put_runs(self.lock(), &runs);
         }
     }
+
+    fn bias(&self) -> u32 {
+        index::bias(self.frames.address(0).as_ptr().addr())
+    }
+}
+
+/// The page behind the kept block that starts at `page`; `None` if none starts there. Only the holder of `growing`
+/// marks such blocks, so for that one the answer stays.
+fn next_isolated(metas: Metas, page: u32) -> Option<u32> {
+    let state = metas.get(page)?.state();
+    state
+        .is_isolated()
+        .then(|| page + state.order().pages() as u32)
 }

@@ -1,8 +1,8 @@
 //! Regions that come and go while the zone is in use.
 //!
 //! A removal runs beside allocations and frees: it holds `growing`, so that nobody grows the zone meanwhile, and takes the zone lock step by step.
-//! The region's free pages are kept from being handed out from the first step on (see `buddy::isolate`); pages on slots' lists can go out
-//! until the lists are drained, and then the region is busy.
+//! The region's free pages are taken out first, so that they are not handed out meanwhile (see `shared::memory`); pages on slots' lists can go
+//! out until the lists are drained, and then the region is busy.
 
 use super::Zone;
 use crate::regions::{RegionBusy, RegionError};
