@@ -45,11 +45,11 @@ use crate::stash::Stash;
 use crate::stats::Counters;
 use core::ops::DerefMut;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
 use rcu_core::cpu::{
     LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex, ZeroInit,
     in_register,
 };
+use rcu_core::sync::atomic::{AtomicU32, Ordering};
 
 /// A slot's lists and their lock, in lines of their own (two, for the prefetcher fetches pairs).
 #[repr(align(128))]
@@ -57,6 +57,14 @@ pub(crate) struct SlotCell<L>(LocalCell<L, Pcp>);
 
 // SAFETY: transparent around a zeroable cell.
 unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
+
+#[cfg(loom)]
+impl<L: LocalLock> SlotCell<L> {
+    /// A cell for a model: loom's words must be made, zeroed memory will not do.
+    pub(crate) const fn new(lock: L, pcp: Pcp) -> Self {
+        Self(LocalCell::new(lock, pcp))
+    }
+}
 
 /// The slots' cells, in zeroed memory of the source's.
 pub(crate) struct Slots<L> {
