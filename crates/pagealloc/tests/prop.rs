@@ -233,7 +233,7 @@ proptest! {
     #![proptest_config(cases(96))]
 
     #[test]
-    fn pages_are_conserved_and_merge_fully(
+    fn p1_pages_are_conserved_and_merge_fully(
         ops in prop::collection::vec(op(), 1..120),
         pages in 20..4000_usize,
         backwards in any::<bool>(),
@@ -247,7 +247,7 @@ proptest! {
     }
 
     #[test]
-    fn growing_in_steps_is_the_same_as_at_once(
+    fn p1_growing_in_steps_is_the_same_as_at_once(
         ops in prop::collection::vec(op(), 1..60),
         step in 1..700_usize,
     ) {
