@@ -139,7 +139,34 @@ pub(crate) struct Free {
 
 /// The zone lock, in lines of its own.
 #[repr(align(128))]
-struct ZoneLock(SpinMutex<Free>);
+struct ZoneLock {
+    free: SpinMutex<Free>,
+    /// Whoever touches the lock panics: for tests which show that somebody does not.
+    #[cfg(debug_assertions)]
+    forbidden: core::sync::atomic::AtomicBool,
+}
+
+impl ZoneLock {
+    #[inline]
+    fn touched(&self) {
+        #[cfg(debug_assertions)]
+        assert!(
+            // ORDERING: Relaxed: set before the threads that it is about start.
+            !self.forbidden.load(Ordering::Relaxed),
+            "the zone lock is touched"
+        );
+    }
+
+    fn lock(&self) -> SpinGuard<'_, Free> {
+        self.touched();
+        self.free.lock()
+    }
+
+    fn try_lock(&self) -> Option<SpinGuard<'_, Free>> {
+        self.touched();
+        self.free.try_lock()
+    }
+}
 
 /// What all slots share. Lies in the source's metadata.
 pub(crate) struct Shared<L> {
@@ -170,11 +197,15 @@ impl<L: LocalLock> Shared<L> {
             frames,
             slots,
             heights: Heights::for_span(span.pages),
-            free: ZoneLock(SpinMutex::new(Free {
-                buddy: Buddy::new(bias),
-                pending: NONE,
-                total_pages: 0,
-            })),
+            free: ZoneLock {
+                free: SpinMutex::new(Free {
+                    buddy: Buddy::new(bias),
+                    pending: NONE,
+                    total_pages: 0,
+                }),
+                #[cfg(debug_assertions)]
+                forbidden: core::sync::atomic::AtomicBool::new(false),
+            },
             stash: Stash::new(),
             counters: Counters::new(),
             growing: SpinMutex::new(()),
@@ -199,7 +230,7 @@ impl<L: LocalLock> Shared<L> {
 
     /// Waits for the zone lock and works off a chunk of the stash.
     pub(crate) fn lock(&self) -> SpinGuard<'_, Free> {
-        let mut free = self.free.0.lock();
+        let mut free = self.free.lock();
         self.work_off(&mut free);
         free
     }
@@ -209,7 +240,7 @@ impl<L: LocalLock> Shared<L> {
         match attempt {
             Attempt::PcpOnly => None,
             Attempt::TryLock => {
-                let mut free = self.free.0.try_lock()?;
+                let mut free = self.free.try_lock()?;
                 self.work_off(&mut free);
                 Some(free)
             }
@@ -219,7 +250,14 @@ impl<L: LocalLock> Shared<L> {
 
     /// The zone lock and nothing done, for tests.
     pub(crate) fn lock_only(&self) -> SpinGuard<'_, Free> {
-        self.free.0.lock()
+        self.free.lock()
+    }
+
+    /// From now on (or no longer) whoever touches the zone lock panics.
+    #[cfg(debug_assertions)]
+    pub(crate) fn forbid_zone_lock(&self, forbid: bool) {
+        // ORDERING: Relaxed, as in `ZoneLock::touched`.
+        self.free.forbidden.store(forbid, Ordering::Relaxed);
     }
 
     /// Merges up to a chunk of the stash (T31).

@@ -39,7 +39,11 @@ impl Out {
         }
     }
 
-    fn try_take(pages: &impl PageAlloc, req: PageReq) -> Result<Self, AllocError> {
+    /// Allocates what `req` says, if it succeeds.
+    ///
+    /// # Errors
+    /// The allocator's.
+    pub fn try_take(pages: &impl PageAlloc, req: PageReq) -> Result<Self, AllocError> {
         let block = pages.alloc(req)?;
         let order = req.order;
         assert!(
