@@ -92,6 +92,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("p8_work", "rcu-core", "p8_work_queue_vs_run").in_file("loom_r22"),
     mutant("refcount", "rcu-core", "r22_get_vs_last_put").in_file("loom_r22"),
     mutant("t38", "rcu-core", "t38_numbering_vs_grace_periods"),
+    mutant("t39", "rcu-tree", "t39_barrier_vs_migration"),
 ];
 
 /// The packages that have loom models, and the files that these are in.

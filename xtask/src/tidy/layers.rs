@@ -28,13 +28,15 @@ const NORMAL: [&str; 8] = [
 ];
 
 /// What their tests and benches may use besides.
-const DEV: [&str; 7] = [
+const DEV: [&str; 9] = [
+    "arc-swap",
     "criterion",
     "critical-section",
     "crossbeam-epoch",
     "kovan",
     "loom",
     "proptest",
+    "seize",
     "serde_json",
 ];
 
