@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buddy_is_mutual_adjacent_and_aligned() {
+    fn p1_a_buddy_is_mutual_adjacent_and_aligned() {
         for bias in [0, 1, 3, 512, 1023] {
             for order in (0..=10).map(Order::at) {
                 let pages = order.pages() as u32;

@@ -92,6 +92,9 @@ pub mod conformance;
 mod frames;
 mod index;
 mod meta;
+#[cfg(all(loom, feature = "std"))]
+#[doc(hidden)]
+pub mod models;
 mod pcp;
 mod regions;
 mod runs;

@@ -30,8 +30,7 @@
 
 use crate::api::{Order, PageTag};
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use static_assertions::const_assert;
+use rcu_core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 /// A `state` word's value.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -157,6 +156,7 @@ impl State {
 
 /// What is known about one page. All-zero bytes are a page inside a block, or a hole.
 #[derive(Debug)]
+#[cfg_attr(loom, derive(Default))]
 #[doc(alias = "struct page")]
 pub(crate) struct PageMeta {
     state: AtomicU32,
@@ -164,7 +164,8 @@ pub(crate) struct PageMeta {
     owner: AtomicPtr<()>,
 }
 
-const_assert!(size_of::<PageMeta>() <= 16);
+#[cfg(not(loom))]
+static_assertions::const_assert!(size_of::<PageMeta>() <= 16);
 
 impl PageMeta {
     #[inline(always)]

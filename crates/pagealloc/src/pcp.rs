@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn heights_follow_the_zone() {
+    fn p8_heights_follow_the_zone() {
         assert_eq!(Heights::for_span(1).0, [4, 0, 0, 0, 0]);
         assert_eq!(Heights::for_span(1024).0, [4, 2, 0, 0, 0]);
         assert_eq!(Heights::for_span(16384).0, [64, 32, 16, 8, 0]);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn last_in_first_out_and_oldest_first_to_the_zone() {
+    fn p7_p11_last_in_first_out_and_oldest_first_to_the_zone() {
         let mut pcp = pcp(1 << 24);
         for class in Class::all() {
             let mut n = 0;

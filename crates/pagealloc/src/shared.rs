@@ -49,11 +49,11 @@ use crate::stash::Stash;
 use crate::stats::Counters;
 use core::ops::DerefMut;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use rcu_core::cpu::{
     LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex, ZeroInit,
     in_register,
 };
+use rcu_core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// A slot's lists and their lock, in lines of their own (two, for the prefetcher fetches pairs).
 #[repr(align(128))]
@@ -61,6 +61,14 @@ pub(crate) struct SlotCell<L>(LocalCell<L, Pcp>);
 
 // SAFETY: transparent around a zeroable cell.
 unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
+
+#[cfg(loom)]
+impl<L: LocalLock> SlotCell<L> {
+    /// A cell for a model: loom's words must be made, zeroed memory will not do.
+    pub(crate) const fn new(lock: L, pcp: Pcp) -> Self {
+        Self(LocalCell::new(lock, pcp))
+    }
+}
 
 /// The slots' cells, in zeroed memory of the source's.
 pub(crate) struct Slots<L> {
@@ -135,7 +143,34 @@ pub(crate) struct Free {
 
 /// The zone lock, in lines of its own.
 #[repr(align(128))]
-struct ZoneLock(SpinMutex<Free>);
+struct ZoneLock {
+    free: SpinMutex<Free>,
+    /// Whoever touches the lock panics: for tests which show that somebody does not.
+    #[cfg(debug_assertions)]
+    forbidden: core::sync::atomic::AtomicBool,
+}
+
+impl ZoneLock {
+    #[inline]
+    fn touched(&self) {
+        #[cfg(debug_assertions)]
+        assert!(
+            // ORDERING: Relaxed: set before the threads that it is about start.
+            !self.forbidden.load(Ordering::Relaxed),
+            "the zone lock is touched"
+        );
+    }
+
+    fn lock(&self) -> SpinGuard<'_, Free> {
+        self.touched();
+        self.free.lock()
+    }
+
+    fn try_lock(&self) -> Option<SpinGuard<'_, Free>> {
+        self.touched();
+        self.free.try_lock()
+    }
+}
 
 /// What all slots share. Lies in the source's metadata.
 pub(crate) struct Shared<L> {
@@ -168,11 +203,15 @@ impl<L: LocalLock> Shared<L> {
             frames,
             slots,
             heights: Heights::for_span(span.pages),
-            free: ZoneLock(SpinMutex::new(Free {
-                buddy: Buddy::new(bias),
-                pending: NONE,
-                total_pages: 0,
-            })),
+            free: ZoneLock {
+                free: SpinMutex::new(Free {
+                    buddy: Buddy::new(bias),
+                    pending: NONE,
+                    total_pages: 0,
+                }),
+                #[cfg(debug_assertions)]
+                forbidden: core::sync::atomic::AtomicBool::new(false),
+            },
             stash: Stash::new(),
             counters: Counters::new(),
             growing: SpinMutex::new(Regions::new()),
@@ -198,7 +237,7 @@ impl<L: LocalLock> Shared<L> {
 
     /// Waits for the zone lock and works off a chunk of the stash.
     pub(crate) fn lock(&self) -> SpinGuard<'_, Free> {
-        let mut free = self.free.0.lock();
+        let mut free = self.free.lock();
         self.work_off(&mut free);
         free
     }
@@ -208,7 +247,7 @@ impl<L: LocalLock> Shared<L> {
         match attempt {
             Attempt::PcpOnly => None,
             Attempt::TryLock => {
-                let mut free = self.free.0.try_lock()?;
+                let mut free = self.free.try_lock()?;
                 self.work_off(&mut free);
                 Some(free)
             }
@@ -218,7 +257,14 @@ impl<L: LocalLock> Shared<L> {
 
     /// The zone lock and nothing done, for tests.
     pub(crate) fn lock_only(&self) -> SpinGuard<'_, Free> {
-        self.free.0.lock()
+        self.free.lock()
+    }
+
+    /// From now on (or no longer) whoever touches the zone lock panics.
+    #[cfg(debug_assertions)]
+    pub(crate) fn forbid_zone_lock(&self, forbid: bool) {
+        // ORDERING: Relaxed, as in `ZoneLock::touched`.
+        self.free.forbidden.store(forbid, Ordering::Relaxed);
     }
 
     /// Merges up to a chunk of the stash (T31).

@@ -29,7 +29,21 @@ use crate::api::Order;
 use crate::frames::Metas;
 use crate::index::NONE;
 use crate::meta::State;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use rcu_core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+/// Weakened by the mutant `p7_stash`.
+const P7_PUSH: Ordering = if cfg!(weaken = "p7_stash") {
+    Ordering::Relaxed
+} else {
+    Ordering::Release
+};
+
+/// Weakened by the mutant `p7_take`.
+const P7_TAKE: Ordering = if cfg!(weaken = "p7_take") {
+    Ordering::Relaxed
+} else {
+    Ordering::Acquire
+};
 
 /// Freed blocks that wait for a holder of the zone lock.
 #[derive(Debug)]
@@ -41,11 +55,13 @@ pub(crate) struct Stash {
 }
 
 impl Stash {
-    pub(crate) const fn new() -> Self {
-        Self {
-            head: AtomicU32::new(NONE),
-            pages: AtomicUsize::new(0),
-            pushes: AtomicUsize::new(0),
+    rcu_core::const_fn! {
+        pub(crate) const fn new() -> Self {
+            Self {
+                head: AtomicU32::new(NONE),
+                pages: AtomicUsize::new(0),
+                pushes: AtomicUsize::new(0),
+            }
         }
     }
 
@@ -65,7 +81,7 @@ impl Stash {
             // ORDERING: P7 (stash, push side).
             match self
                 .head
-                .compare_exchange_weak(head, block, Ordering::Release, Ordering::Relaxed)
+                .compare_exchange_weak(head, block, P7_PUSH, Ordering::Relaxed)
             {
                 Ok(_) => return,
                 Err(now) => head = now,
@@ -83,7 +99,7 @@ impl Stash {
     #[doc(alias = "llist_del_all")]
     pub(crate) fn take_all(&self) -> u32 {
         // ORDERING: P7 (stash, take side).
-        self.head.swap(NONE, Ordering::Acquire)
+        self.head.swap(NONE, P7_TAKE)
     }
 
     /// Notes that `pages` are back in the zone.

@@ -235,6 +235,13 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         self.shared().lock_only()
     }
 
+    /// Makes whoever touches the zone lock panic: for tests which show that somebody does not.
+    #[cfg(debug_assertions)]
+    #[doc(hidden)]
+    pub fn forbid_zone_lock(&self, forbid: bool) {
+        self.shared().forbid_zone_lock(forbid);
+    }
+
     /// The next range from the source.
     fn grow(&self, regions: &mut Regions, min_pages: usize) -> Result<(), SourceError> {
         let range = self.source.grow(min_pages)?;

@@ -71,7 +71,7 @@ fn check(buddy: &Buddy, metas: Metas) {
 }
 
 #[test]
-fn splits_and_merges_back_whatever_the_bias() {
+fn p1_p2_splits_and_merges_back_whatever_the_bias() {
     for bias in [0, 1, 300, 1023] {
         let (mut memory, pages) = (Vec::new(), 5000);
         let metas = metas(&mut memory, pages);
@@ -106,7 +106,7 @@ fn splits_and_merges_back_whatever_the_bias() {
 }
 
 #[test]
-fn the_smallest_sufficient_block_is_cut() {
+fn p2_the_smallest_sufficient_block_is_cut() {
     let mut memory = Vec::new();
     let metas = metas(&mut memory, 64);
     let mut buddy = Buddy::new(0);
@@ -123,7 +123,7 @@ fn the_smallest_sufficient_block_is_cut() {
 }
 
 #[test]
-fn a_block_that_will_merge_soon_is_kept_out_of_circulation() {
+fn p3_a_block_that_will_merge_soon_is_kept_out_of_circulation() {
     let mut memory = Vec::new();
     let metas = metas(&mut memory, 64);
     let mut buddy = Buddy::new(0);
