@@ -6,9 +6,13 @@ mod broken;
 mod buddy;
 pub mod conformance;
 mod frames;
+#[cfg_attr(not(feature = "history"), path = "history/off.rs")]
+mod history;
 mod index;
 mod meta;
 mod pcp;
+#[cfg_attr(not(feature = "poison"), path = "poison/off.rs")]
+mod poison;
 mod runs;
 mod shared;
 mod source;

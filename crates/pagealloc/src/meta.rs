@@ -11,6 +11,7 @@
 //! | `state` of a head, `LISTED` | a free block on a slot's list, or on its way there | who freed it, or took it from the zone |
 //! | `state` of a head, `STASHED` | a freed block on the stash | who freed it; then the zone-lock holder |
 //! | `state` of a head, `ALLOCATED` | a block that is out; `TAGGED` if its owner noted something | the block's owner |
+//! | `state` of a head, `GUARD` | pages that nobody may touch, beside a block that is out (feature `guard`) | that block's owner |
 //! | `state` of any other page | 0: inside a block, or a hole that the source never gave | – |
 //! | `tag`, `owner` | the owner's note; in a `FREE` or `STASHED` head the links | as for `state` |
 //!
@@ -44,6 +45,7 @@ impl State {
     const STASHED: u32 = 1 << 7;
     const TAGGED: u32 = 1 << 8;
     const ZERO: u32 = 1 << 9;
+    const GUARD: u32 = 1 << 31;
 
     /// Not the head of a block.
     pub(crate) const INSIDE: Self = Self(0);
@@ -72,6 +74,11 @@ impl State {
         Self(Self::ALLOCATED | Self::TAGGED | order.get() as u32)
     }
 
+    #[cfg(feature = "guard")]
+    pub(crate) const fn guard(order: Order) -> Self {
+        Self::free_block(Self::GUARD, order, false)
+    }
+
     pub(crate) const fn order(self) -> Order {
         Order::at((self.0 & Self::ORDER) as usize)
     }
@@ -91,6 +98,28 @@ impl State {
         self.0 & Self::ALLOCATED != 0
     }
 
+    /// On the stash, as a block of any order.
+    pub(crate) const fn is_stashed(self) -> bool {
+        self.0 & Self::STASHED != 0
+    }
+
+    /// On a slot's list, or on its way there, as a block of `order`.
+    pub(crate) const fn is_listed_at(self, order: Order) -> bool {
+        self.0 & !Self::ZERO == Self::LISTED | order.get() as u32
+    }
+
+    /// Which kind of block starts here, for a picture.
+    pub(crate) const fn kind(self) -> Kind {
+        match self.0 & (Self::ALLOCATED | Self::LISTED | Self::FREE | Self::STASHED | Self::GUARD) {
+            Self::ALLOCATED => Kind::Out,
+            Self::LISTED => Kind::Listed,
+            Self::FREE => Kind::Free,
+            Self::STASHED => Kind::Stashed,
+            Self::GUARD => Kind::Guard,
+            _ => Kind::None,
+        }
+    }
+
     /// The note's words hold links.
     const fn is_linked(self) -> bool {
         self.0 & (Self::FREE | Self::STASHED) != 0
@@ -103,9 +132,22 @@ impl State {
             Self::LISTED => "already free, on a slot's list",
             Self::FREE => "already free, in the zone",
             Self::STASHED => "already free, in the stash",
+            Self::GUARD => "a guard page",
             _ => "not the start of a block",
         }
     }
+}
+
+/// What a block is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Out,
+    Listed,
+    Stashed,
+    Free,
+    Guard,
+    /// Not the start of a block.
+    None,
 }
 
 /// What is known about one page. All-zero bytes are a page inside a block, or a hole.
@@ -130,6 +172,24 @@ impl PageMeta {
     pub(crate) fn set_state(&self, state: State) {
         // ORDERING: Relaxed: the caller owns the block, which is handed over by P7 or P8.
         self.state.store(state.0, Ordering::Relaxed);
+    }
+
+    /// Replaces `from`, where it is still there. Only one of several callers can have it, in programs that look
+    /// for broken contracts (debug builds, the feature `history`); a plain load and store in others.
+    #[inline(always)]
+    pub(crate) fn claim(&self, from: State, to: State) -> bool {
+        if cfg!(any(debug_assertions, feature = "history")) {
+            // ORDERING: Relaxed: as in `set_state`; that only one can have it needs no more.
+            return self
+                .state
+                .compare_exchange(from.0, to.0, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        }
+        let is_there = self.state() == from;
+        if is_there {
+            self.set_state(to);
+        }
+        is_there
     }
 
     /// What the owner noted.

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 use crate::api::Order;
+use crate::broken::broken;
 use crate::frames::Metas;
 use crate::meta::State;
 use crate::pcp::CHUNK;
@@ -45,11 +46,15 @@ pub(crate) fn cut(runs: &Runs, metas: Metas, order: Order) {
 }
 
 /// Adds the runs that the blocks form, in the order in which they come, each head unmarked. They
-/// have no other user.
+/// have no other user; a block that is not marked as being on a list proves otherwise, and ends the program.
 pub(crate) fn join(blocks: &[u32], metas: Metas, order: Order, runs: &mut Runs) {
     for &first in blocks {
         let meta = metas.at(first);
-        let zero = meta.state().is_zero();
+        let state = meta.state();
+        if !state.is_listed_at(order) {
+            listed_twice(first, state);
+        }
+        let zero = state.is_zero();
         meta.set_state(State::INSIDE);
         let end = first + order.pages() as u32;
         match runs.last_mut() {
@@ -64,6 +69,17 @@ pub(crate) fn join(blocks: &[u32], metas: Metas, order: Order, runs: &mut Runs) 
             _ => runs.push(Run { first, end, zero }),
         }
     }
+}
+
+/// Out of line: what two frees of one block at the same moment come to.
+#[cold]
+#[inline(never)]
+pub(crate) fn listed_twice(page: u32, state: State) -> ! {
+    broken(format_args!(
+        "page {page} on its way back to the zone is {} (order {}): it was freed twice at the same moment",
+        state.name(),
+        state.order().get()
+    ))
 }
 
 #[cfg(test)]

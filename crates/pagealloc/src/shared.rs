@@ -235,7 +235,11 @@ impl<L: LocalLock> Shared<L> {
                 break;
             }
             let meta = metas.at(block);
-            let order = meta.state().order();
+            let state = meta.state();
+            if !state.is_stashed() {
+                runs::listed_twice(block, state);
+            }
+            let order = state.order();
             free.pending = meta.next();
             meta.set_note(PageTag::NONE);
             free.buddy.put(metas, block, order, false);

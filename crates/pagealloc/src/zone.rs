@@ -15,7 +15,8 @@
 //! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
 
 use crate::api::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
-use crate::frames::{Frames, Metas};
+use crate::frames::{Extras, Frames, Metas};
+use crate::history::Who;
 use crate::index::MAX_PAGES;
 use crate::meta::PageMeta;
 use crate::pcp::{Batch, CHUNK, Class};
@@ -96,6 +97,7 @@ struct Place {
     layout: Layout,
     slots: usize,
     metas: usize,
+    extras: usize,
 }
 
 impl Place {
@@ -103,10 +105,12 @@ impl Place {
         let shared = Layout::new::<Shared<C::Lock>>();
         let (layout, slots) = shared.extend(Layout::array::<SlotCell<C::Lock>>(nr_slots)?)?;
         let (layout, metas) = layout.extend(Layout::array::<PageMeta>(pages)?)?;
+        let (layout, extras) = layout.extend(Extras::layout(pages)?)?;
         Ok(Self {
             layout,
             slots,
             metas,
+            extras,
         })
     }
 }
@@ -135,8 +139,13 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let slots = unsafe { Slots::from_zeroed(slots, nr_slots) };
         // SAFETY: zeroed memory for one meta a page, valid as above.
         let metas = unsafe { Metas::new(metas, span.pages as u32) };
+        // SAFETY: as for the slots.
+        let extras = unsafe { start.add(place.extras) };
+        // SAFETY: zeroed memory of the layout, valid as above.
+        let extras = unsafe { Extras::from_zeroed(extras, span.pages) };
+        let extras = extras.map_err(|_| ZoneError::Pages(span.pages))?;
         // SAFETY: the span is one allocation of that many pages (`Source` 1), valid as above.
-        let frames = unsafe { Frames::new(span.base, metas) };
+        let frames = unsafe { Frames::new(span.base, metas, extras) };
         let value = Shared::new(shared, frames, slots, span);
         // SAFETY: the memory was laid out for it, and nobody else has it.
         unsafe { shared.write(value) };
@@ -199,6 +208,9 @@ impl<C: Cpus, S: Source> Zone<C, S> {
                     pages: order.pages(),
                     zeroed: zero,
                 };
+                if !zero {
+                    self.frames.forget(range.first, range.pages);
+                }
                 // SAFETY: the block was free and is on no list now, so nothing in it is in use.
                 let given = !zero && unsafe { self.source.decommit(range) };
                 self.shared()
@@ -260,7 +272,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// Allocates where the slot's list had nothing.
     #[cold]
     #[inline(never)]
-    fn alloc_slow(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+    fn alloc_slow(&self, req: PageReq, who: Who) -> Result<NonNull<u8>, AllocError> {
         // SAFETY: the slot is the caller's, just now.
         let taken = unsafe {
             self.shared()
@@ -273,7 +285,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
             other => other,
         };
         self.shared().counters.missed(req.attempt, &taken);
-        taken.map(|page| self.frames.hand_out(page, req.order, req.zero))
+        taken.map(|page| self.frames.hand_out(page, req.order, req.zero, who))
     }
 
     /// Takes a block after growing the zone; if there is nothing to grow by, after draining all lists.
@@ -334,20 +346,22 @@ impl<C: Cpus, S: Source> Zone<C, S> {
 unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C, S> {
     #[inline(always)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        let who = Who::now(&self.cpus, req.attempt);
         if let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && let Some(page) = pcp.pop(class)
         {
             drop(pcp);
-            return Ok(self.frames.hand_out(page, req.order, req.zero));
+            return Ok(self.frames.hand_out(page, req.order, req.zero, who));
         }
-        self.alloc_slow(req)
+        self.alloc_slow(req, who)
     }
 
     #[inline(always)]
     unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
-        let page = self.frames.take_back(block, order);
+        let who = Who::now(&self.cpus, attempt);
+        let page = self.frames.take_back(block, order, who);
         let slot = self.cpus.current();
         if let (Some(class), Some(slot)) = (Class::of(order), slot)
             // SAFETY: the slot is the caller's, just now.
@@ -361,12 +375,13 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     }
 
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        let who = Who::now(&self.cpus, req.attempt);
         let (order, mut got, mut lists) = (req.order, 0, true);
         while got < out.len() {
             let want = out.len() - got;
             let before = got;
             let mut hand_out = |page| {
-                out[got].write(self.frames.hand_out(page, order, req.zero));
+                out[got].write(self.frames.hand_out(page, order, req.zero, who));
                 got += 1;
             };
             if lists {
@@ -381,7 +396,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             }
             if got == before && !lists {
                 // One at a time, with all that a single allocation tries.
-                match self.alloc_slow(req) {
+                match self.alloc_slow(req, who) {
                     Ok(block) => out[got].write(block),
                     Err(_) => break,
                 };
@@ -392,10 +407,11 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     }
 
     unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
+        let who = Who::now(&self.cpus, Attempt::NoWait);
         for chunk in blocks.chunks(CHUNK) {
             let mut batch = Batch::new();
             for &block in chunk {
-                batch.push(self.frames.take_back(block, order));
+                batch.push(self.frames.take_back(block, order, who));
             }
             let listed = self.bulk_to_list(order, &batch);
             if listed < batch.len() {
