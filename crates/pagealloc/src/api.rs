@@ -196,7 +196,8 @@ impl PageTag {
 ///
 /// # Guarantees
 /// 1. A block that `alloc` returned is valid for reads and writes of `order.bytes()`, aligned to that,
-///    and overlaps no other block that is out; its provenance covers the whole block.
+///    and overlaps no other block that is out; its provenance covers the whole block. If `zero` was asked for, it reads as zeroes.
+///    It stays so until it is freed or the allocator is gone.
 /// 2. `free` never fails, at any level; at [`Attempt::PcpOnly`] and [`Attempt::TryLock`] it waits for nobody.
 /// 3. `alloc` and `free` at [`Attempt::PcpOnly`] touch no lock but the slot's own local one.
 /// 4. `tag` finds what `set_tag` noted last for the block that `address` lies in, and [`PageTag::NONE`] for a block that

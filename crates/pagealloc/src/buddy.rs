@@ -39,6 +39,10 @@ pub(crate) struct Buddy {
     areas: [Area; ORDERS],
     free_pages: usize,
     bias: u32,
+    /// Blocks that were cut for smaller ones, by order.
+    splits: [u64; ORDERS],
+    /// Pairs of buddies that became one block, by the buddies' order.
+    merges: [u64; ORDERS],
 }
 
 impl Buddy {
@@ -48,6 +52,8 @@ impl Buddy {
             areas: [EMPTY; ORDERS],
             free_pages: 0,
             bias,
+            splits: [0; ORDERS],
+            merges: [0; ORDERS],
         }
     }
 
@@ -58,6 +64,11 @@ impl Buddy {
     /// Free blocks by order.
     pub(crate) fn free_blocks(&self) -> [usize; ORDERS] {
         self.areas.map(|area| area.nr as usize)
+    }
+
+    /// How often blocks of each order were cut, and how often merged.
+    pub(crate) const fn changes(&self) -> ([u64; ORDERS], [u64; ORDERS]) {
+        (self.splits, self.merges)
     }
 
     /// Takes up to `want` blocks of `order`, at most [`CHUNK`](crate::pcp::CHUNK), from the smallest sufficient blocks first
@@ -72,6 +83,7 @@ impl Buddy {
             let Some((first, from, zero)) = self.pop_at_least(metas, order) else {
                 break;
             };
+            self.splits[from.get()] += u64::from(from > order);
             let pieces = 1_usize << (from.get() - order.get());
             let n = pieces.min(want - got);
             let end = first + ((n as u32) << order.get());
@@ -110,6 +122,7 @@ impl Buddy {
             };
             zero &= metas.at(buddy).state().is_zero();
             self.unlink(metas, buddy, order);
+            self.merges[order.get()] += 1;
             block = block.min(buddy);
             order = Order::at(order.get() + 1);
         }

@@ -208,6 +208,23 @@ impl Frames {
         block
     }
 
+    /// The number of a page of the span.
+    #[cfg(feature = "guard")]
+    pub(crate) fn page(&self, block: NonNull<u8>) -> u32 {
+        match self.page_of(block.as_ptr()) {
+            Some((page, _)) => page,
+            None => no_such_page(crate::index::NONE, self.metas.len()),
+        }
+    }
+
+    /// Marks a part of the caller's block as a block of its own that is out.
+    #[cfg(feature = "guard")]
+    pub(crate) fn mark_out(&self, page: u32, order: Order, who: Who) {
+        self.metas.at(page).set_state(State::allocated(order));
+        // SAFETY: the page exists, or `at` had not returned.
+        unsafe { self.extras.histories.allocated(page, order, who) };
+    }
+
     /// Takes a block back from its owner: the page's number, with no note on it any more, and marked for a slot's
     /// list, so that freeing it again is noticed.
     ///

@@ -2,10 +2,12 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod api;
+mod block;
 mod broken;
 mod buddy;
 pub mod conformance;
 mod frames;
+mod heatmap;
 #[cfg_attr(not(feature = "history"), path = "history/off.rs")]
 mod history;
 mod index;
@@ -21,8 +23,11 @@ mod stats;
 mod zone;
 
 pub use api::{AllocError, Attempt, Order, PAGE_SHIFT, PAGE_SIZE, PageAlloc, PageReq, PageTag};
+pub use block::{Contents, Filled, PageBlock, Unfilled};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use source::Mmap;
 pub use source::{Failing, Fixed, Range, Source, SourceError, Span};
-pub use stats::{AttemptStats, ZoneStats};
+pub use stats::{AttemptStats, OrderStats, SlotStats, ZoneStats};
+#[cfg(feature = "guard")]
+pub use zone::guard::Guards;
 pub use zone::{Zone, ZoneError};

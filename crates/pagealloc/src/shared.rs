@@ -42,7 +42,7 @@ use crate::pcp::{CHUNK, Class, Heights, Pcp};
 use crate::runs::{self, Run, Runs};
 use crate::source::{Range, Span};
 use crate::stash::Stash;
-use crate::stats::Counters;
+use crate::stats::{Counters, SlotStats};
 use core::ops::DerefMut;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -144,6 +144,8 @@ pub(crate) struct Shared<L> {
     /// Held by whoever asks the source for more.
     pub(crate) growing: SpinMutex<()>,
     slots_used: AtomicU32,
+    /// One past the last page that the source gave; only rises.
+    extent: AtomicU32,
     hook: OfflineHook,
 }
 
@@ -171,6 +173,7 @@ impl<L: LocalLock> Shared<L> {
             counters: Counters::new(),
             growing: SpinMutex::new(()),
             slots_used: AtomicU32::new(0),
+            extent: AtomicU32::new(0),
             hook,
         }
     }
@@ -191,7 +194,13 @@ impl<L: LocalLock> Shared<L> {
 
     /// Waits for the zone lock and works off a chunk of the stash.
     pub(crate) fn lock(&self) -> SpinGuard<'_, Free> {
-        let mut free = self.free.0.lock();
+        let mut free = match self.free.0.try_lock() {
+            Some(free) => free,
+            None => {
+                self.counters.waited();
+                self.free.0.lock()
+            }
+        };
         self.work_off(&mut free);
         free
     }
@@ -262,6 +271,8 @@ impl<L: LocalLock> Shared<L> {
                 "the source gave {range:?} of a span of {len} pages"
             ));
         };
+        // ORDERING: Relaxed: a bound for pictures.
+        self.extent.fetch_max(end as u32, Ordering::Relaxed);
         let mut at = range.first;
         while at < end {
             // I4, counted in the largest blocks.
@@ -276,6 +287,12 @@ impl<L: LocalLock> Shared<L> {
             free.total_pages += next - at;
             at = next;
         }
+    }
+
+    /// One past the last page that the source gave.
+    pub(crate) fn extent(&self) -> u32 {
+        // ORDERING: Relaxed: a bound for pictures.
+        self.extent.load(Ordering::Relaxed)
     }
 
     /// Takes one block, going as far as `attempt`, but never to the source.
@@ -343,12 +360,16 @@ impl<L: LocalLock> Shared<L> {
         runs::cut(&runs, metas, order);
         let mut blocks = runs::blocks(&runs, order);
         let mine = blocks.next()?;
+        self.counters.allocated(order, 1);
         if let Some((pcp, class)) = list {
+            let mut listed = 0;
             // Backwards: the next allocations get ascending addresses.
             for page in blocks.rev() {
                 let fits = pcp.push(class, page);
                 debug_assert!(fits, "a batch fits into an empty list");
+                listed += 1;
             }
+            pcp.note_refill(class, listed);
         }
         Some(mine)
     }
@@ -360,6 +381,9 @@ impl<L: LocalLock> Shared<L> {
             free.buddy.take(metas, order, want.min(CHUNK), runs);
             drop(free);
             runs::cut(runs, metas, order);
+            let pages: u32 = runs.iter().map(|run| run.end - run.first).sum();
+            self.counters
+                .allocated(order, pages as usize >> order.get());
         }
     }
 
@@ -382,6 +406,7 @@ impl<L: LocalLock> Shared<L> {
         // Where waiting is allowed the lock is taken later, for a shorter hold.
         let locked = (attempt <= Attempt::TryLock).then(|| self.lock_at(attempt));
         if let Some(None) = locked {
+            self.counters.freed(order, 1);
             self.stash.push(self.frames.metas, page, order);
             return;
         }
@@ -395,7 +420,10 @@ impl<L: LocalLock> Shared<L> {
             Some((pcp, class)) => {
                 pcp.take_oldest(*class, pcp.batch(*class), join);
             }
-            None => join(&[page]),
+            None => {
+                self.counters.freed(order, 1);
+                join(&[page]);
+            }
         }
         self.put_runs(locked.flatten().unwrap_or_else(|| self.lock()), &runs);
         if let Some((pcp, class)) = list {
@@ -490,11 +518,17 @@ impl<L: LocalLock> Shared<L> {
         pages
     }
 
-    /// Pages on lists, and allocations that lists served. Visits every slot.
-    pub(crate) fn listed(&self) -> (usize, u64) {
-        self.used_slots().fold((0, 0), |(pages, hits), (_, cell)| {
-            let pcp = cell.visit();
-            (pages + pcp.pages(), hits + pcp.hits())
-        })
+    /// What one slot's lists hold and did, waiting for its owner; `None` past the last slot.
+    pub(crate) fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
+        self.slots.get(slot).map(|cell| cell.visit().stats())
+    }
+
+    /// What all slots' lists hold and did. Visits every slot that was ever used.
+    pub(crate) fn list_stats(&self) -> SlotStats {
+        self.used_slots()
+            .fold(SlotStats::default(), |mut sum, (_, cell)| {
+                sum.add(&cell.visit().stats());
+                sum
+            })
     }
 }

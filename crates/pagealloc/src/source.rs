@@ -51,6 +51,8 @@ pub enum SourceError {
     },
     /// Everything has been given.
     Exhausted,
+    /// The source cannot do this at all.
+    Unsupported,
     /// The operating system refused, with this error number.
     System(i32),
 }
@@ -66,6 +68,7 @@ impl fmt::Display for SourceError {
                 "the region is too small: the zone's own structures need {needed} bytes"
             ),
             Self::Exhausted => f.write_str("the source has given all its memory"),
+            Self::Unsupported => f.write_str("the source cannot do this"),
             Self::System(errno) => write!(f, "the system refused memory (error {errno})"),
         }
     }
@@ -119,5 +122,25 @@ pub unsafe trait Source {
     unsafe fn decommit(&self, range: Range) -> bool {
         let _ = range;
         false
+    }
+
+    /// Whether [`Self::protect`] works here. The default says no.
+    fn can_protect(&self) -> bool {
+        false
+    }
+
+    /// Makes pages inaccessible, so that whoever touches them is caught by the processor, or accessible again.
+    ///
+    /// # Errors
+    /// [`SourceError`]: nothing has changed then. The default is always [`SourceError::Unsupported`].
+    ///
+    /// # Safety
+    /// 1. `range` lies in ranges that `grow` gave, and nothing in it is in use.
+    /// 2. Until they are accessible again, the pages are used by nobody, whatever guarantee 3 says.
+    #[doc(alias = "set_page_guard")]
+    #[doc(alias = "mprotect")]
+    unsafe fn protect(&self, range: Range, accessible: bool) -> Result<(), SourceError> {
+        let _ = (range, accessible);
+        Err(SourceError::Unsupported)
     }
 }

@@ -14,8 +14,12 @@
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
 //! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
 
+#[cfg(feature = "guard")]
+pub(crate) mod guard;
+
 use crate::api::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
 use crate::frames::{Extras, Frames, Metas};
+use crate::heatmap;
 use crate::history::Who;
 use crate::index::MAX_PAGES;
 use crate::meta::PageMeta;
@@ -23,7 +27,7 @@ use crate::pcp::{Batch, CHUNK, Class};
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
 use crate::source::{Range, Source, SourceError, Span};
-use crate::stats::ZoneStats;
+use crate::stats::{SlotStats, ZoneStats};
 use core::alloc::{Layout, LayoutError};
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -84,6 +88,8 @@ pub struct Zone<C: Cpus, S: Source> {
     slots: Slots<C::Lock>,
     shared: NonNull<Shared<C::Lock>>,
     cpus: C,
+    #[cfg(feature = "guard")]
+    guards: Option<guard::Guards>,
     source: S,
 }
 
@@ -154,6 +160,8 @@ impl<C: Cpus, S: Source> Zone<C, S> {
             slots,
             shared,
             cpus,
+            #[cfg(feature = "guard")]
+            guards: None,
             source,
         };
         // SAFETY: the hook stays in place, in the source's memory, until `drop` took it off; it is on no list yet.
@@ -228,14 +236,35 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let mut stats = ZoneStats::default();
         let shared = self.shared();
         shared.counters.report(&mut stats);
-        (stats.list_pages, stats.hits) = shared.listed();
+        stats.add_lists(&shared.list_stats());
         stats.stashed_blocks = shared.stash.pushes();
+        stats.stash_peak_pages = shared.stash.peak();
         let free = shared.lock();
         stats.total_pages = free.total_pages;
         stats.free_pages = free.buddy.free_pages();
         stats.free_blocks = free.buddy.free_blocks();
+        stats.add_changes(free.buddy.changes());
         stats.stash_pages = shared.stash.pages();
         stats
+    }
+
+    /// What one slot's lists hold and did; `None` past the zone's slots. Waits for the slot's owner, a few instructions.
+    #[doc(alias = "zoneinfo pagesets")]
+    pub fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
+        self.shared().slot_stats(slot)
+    }
+
+    /// Draws the zone as a picture, in SVG: a grid in which each cell is a number of pages, coloured by what they are, and
+    /// darker where free blocks are larger.
+    ///
+    /// Reads every page's state without a lock: exact if nobody else uses the zone. At most 4096 cells, whatever the zone's size,
+    /// so at most a MiB of text; needs no memory, and linear time. Only as far as the source gave memory.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn heatmap(&self, out: &mut impl fmt::Write) -> fmt::Result {
+        let shared = self.shared();
+        heatmap::draw(out, self.frames.metas, shared.extent(), &self.stats())
     }
 
     /// Pages that the source has given so far.
@@ -347,6 +376,10 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     #[inline(always)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
         let who = Who::now(&self.cpus, req.attempt);
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded(req.order) {
+            return self.alloc_guarded(req, guarded, who);
+        }
         if let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
@@ -362,6 +395,10 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
         let who = Who::now(&self.cpus, attempt);
         let page = self.frames.take_back(block, order, who);
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded(order) {
+            return self.free_guarded(page, order, guarded, attempt);
+        }
         let slot = self.cpus.current();
         if let (Some(class), Some(slot)) = (Class::of(order), slot)
             // SAFETY: the slot is the caller's, just now.
@@ -377,6 +414,17 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
         let who = Who::now(&self.cpus, req.attempt);
         let (order, mut got, mut lists) = (req.order, 0, true);
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded(order) {
+            for place in out.iter_mut() {
+                match self.alloc_guarded(req, guarded, who) {
+                    Ok(block) => place.write(block),
+                    Err(_) => break,
+                };
+                got += 1;
+            }
+            return got;
+        }
         while got < out.len() {
             let want = out.len() - got;
             let before = got;
@@ -408,6 +456,14 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
 
     unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
         let who = Who::now(&self.cpus, Attempt::NoWait);
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded(order) {
+            for &block in blocks {
+                let page = self.frames.take_back(block, order, who);
+                self.free_guarded(page, order, guarded, Attempt::NoWait);
+            }
+            return;
+        }
         for chunk in blocks.chunks(CHUNK) {
             let mut batch = Batch::new();
             for &block in chunk {
@@ -415,6 +471,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             }
             let listed = self.bulk_to_list(order, &batch);
             if listed < batch.len() {
+                self.shared().counters.freed(order, batch.len() - listed);
                 self.shared().give(&batch[listed..], order);
             }
         }
