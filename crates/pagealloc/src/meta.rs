@@ -236,3 +236,41 @@ impl PageMeta {
         self.owner.store(link, Ordering::Relaxed);
     }
 }
+
+#[cfg(all(test, any(debug_assertions, feature = "history")))]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+    use std::thread;
+
+    fn meta() -> PageMeta {
+        PageMeta {
+            state: AtomicU32::new(0),
+            tag: AtomicU32::new(0),
+            owner: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Both frees come at the same moment; that one of them fails is what the message is printed for.
+    #[test]
+    fn p19_only_one_of_two_racing_frees_gets_the_block() {
+        let (meta, barrier) = (&meta(), &Barrier::new(2));
+        let (out, listed) = (
+            State::allocated(Order::ZERO),
+            State::listed(Order::ZERO, false),
+        );
+        for _ in 0..2000 {
+            meta.set_state(out);
+            let race = || {
+                barrier.wait();
+                meta.claim(out, listed)
+            };
+            let got = thread::scope(|scope| {
+                let other = scope.spawn(race);
+                [race(), other.join().unwrap()]
+            });
+            assert_ne!(got[0], got[1]);
+            assert!(meta.state() == listed);
+        }
+    }
+}

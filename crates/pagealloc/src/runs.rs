@@ -126,4 +126,33 @@ mod tests {
             assert_eq!(cut, blocks);
         }
     }
+
+    /// What is left of two frees at the same moment that both passed: one block in two places. The first goes to the zone.
+    #[cfg(feature = "std")]
+    #[test]
+    #[expect(unsafe_code, reason = "metadata has to come from somewhere")]
+    fn p19_a_block_that_is_listed_twice_is_noticed_on_its_way_back() {
+        const CHILD: &str = "PAGEALLOC_TEST_CHILD";
+        if std::env::var_os(CHILD).is_some() {
+            let mut memory = vec![0_u128; 64];
+            let first = NonNull::new(memory.as_mut_ptr())
+                .unwrap()
+                .cast::<PageMeta>();
+            // SAFETY: zeroed memory for at least 64 metas, which outlives the value.
+            let metas = unsafe { Metas::new(first, 64) };
+            metas.at(5).set_state(State::listed(Order::ZERO, false));
+            join(&[5, 5], metas, Order::ZERO, &mut Runs::new());
+            return;
+        }
+        let test = "runs::tests::p19_a_block_that_is_listed_twice_is_noticed_on_its_way_back";
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([test, "--exact", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stderr);
+        assert!(!child.status.success(), "lived on");
+        assert!(said.contains("page 5 on its way back"), "{said}");
+        assert!(said.contains("freed twice at the same moment"), "{said}");
+    }
 }

@@ -116,7 +116,8 @@ pub struct OrderStats {
     /// Free blocks that were cut to serve smaller requests, however many the pieces.
     #[doc(alias = "expand")]
     pub splits: u64,
-    /// Pairs of free buddies that became a block of the next order.
+    /// Pairs of free buddies that became a block of the next order. Neighbours that come back in one batch are one block
+    /// before they get there, and are not counted.
     pub merges: u64,
 }
 
