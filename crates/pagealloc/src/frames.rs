@@ -1,5 +1,5 @@
-//! The span's pages and their metadata: from a page's number to its address and back, and the
-//! checks that a freed block must pass.
+//! The span's pages and their metadata: from a page's number to its address and back, the checks
+//! that a freed block must pass, and what is said about one that does not.
 //!
 //! # Invariants
 //! - I1. `base` and `metas` describe `len` pages and as many `PageMeta`s, valid for as long as the zone (its source) lives.

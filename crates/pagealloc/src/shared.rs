@@ -11,6 +11,7 @@
 //! | `free` | the buddy system, and the part of the stash that is being worked off | the zone-lock holder |
 //! | a slot's cell | the slot's lists | its owner, or one visitor, by the local lock |
 //! | `stash` | freed blocks that wait | see [`crate::stash`] |
+//! | `extent` | one past the last page that the source gave; only rises | who adds a range |
 //! | `slots_used` | one more than the highest slot that ever set its lists up; only rises | the slot's owner, before its first push |
 //!
 //! # Life

@@ -1,4 +1,8 @@
 //! Counters, and what a zone says about itself.
+//!
+//! Source: Linux `mm/vmstat.c` (`/proc/buddyinfo`, `/proc/pagetypeinfo`, `extfrag_index`). Why so few counters on the paths of a hit: an allocation
+//! is one increment, in the slot; a free is none, for the number of frees follows from what left the list, what came from the zone and what
+//! is there. Counting hits by attempt level would need the level before the list is looked at, which no hit does.
 
 #![deny(unsafe_code)]
 
