@@ -224,7 +224,8 @@ impl PageTag {
 ///
 /// # Guarantees
 /// 1. A block that `alloc` returned is valid for reads and writes of `order.bytes()`, aligned to that,
-///    and overlaps no other block that is out; its provenance covers the whole block.
+///    and overlaps no other block that is out; its provenance covers the whole block. If `zero` was asked for, it reads as zeroes.
+///    It stays so until it is freed or the allocator is gone.
 /// 2. `free` never fails, at any level; at [`Attempt::PcpOnly`] and [`Attempt::TryLock`] it waits for nobody.
 /// 3. `alloc` and `free` at [`Attempt::PcpOnly`] touch no lock but the slot's own local one.
 /// 4. `tag` finds what `set_tag` noted last for the block that `address` lies in, and [`PageTag::NONE`] for a block that
@@ -234,18 +235,21 @@ pub unsafe trait PageAlloc: Send + Sync {
     ///
     /// # Errors
     /// See [`AllocError`]; nothing has changed then.
+    #[cfg_attr(feature = "history", track_caller)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError>;
 
     /// Frees one block, going as far as `attempt` when the slot's list is full.
     ///
     /// # Safety
     /// 1. `block` came from `alloc` of this allocator with the same `order`, and is not used any more.
+    #[cfg_attr(feature = "history", track_caller)]
     unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt);
 
     /// Frees one block. May wait for the zone's lock.
     ///
     /// # Safety
     /// As for [`Self::free_at`].
+    #[cfg_attr(feature = "history", track_caller)]
     unsafe fn free(&self, block: NonNull<u8>, order: Order) {
         // SAFETY: the caller's debt 1.
         unsafe { self.free_at(block, order, Attempt::NoWait) };
@@ -253,6 +257,7 @@ pub unsafe trait PageAlloc: Send + Sync {
 
     /// Fills `out` from the front with blocks and says how many it got; tries for at least one.
     #[doc(alias = "alloc_pages_bulk")]
+    #[cfg_attr(feature = "history", track_caller)]
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
         for (n, place) in out.iter_mut().enumerate() {
             match self.alloc(req) {
@@ -267,6 +272,7 @@ pub unsafe trait PageAlloc: Send + Sync {
     ///
     /// # Safety
     /// As for [`Self::free_at`], for each of them.
+    #[cfg_attr(feature = "history", track_caller)]
     unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
         for &block in blocks {
             // SAFETY: the caller's debt 1, for this block.

@@ -47,6 +47,10 @@ pub(crate) struct Buddy {
     free_pages: usize,
     bias: u32,
     dirty: Dirty,
+    /// Blocks that were cut for smaller ones, by order.
+    splits: [u64; ORDERS],
+    /// Pairs of buddies that became one block, by the buddies' order.
+    merges: [u64; ORDERS],
 }
 
 /// Pages in free blocks of huge orders that may have memory behind them.
@@ -65,6 +69,8 @@ impl Buddy {
             free_pages: 0,
             bias,
             dirty: Dirty { pages: 0, low: 0 },
+            splits: [0; ORDERS],
+            merges: [0; ORDERS],
         }
     }
 
@@ -75,6 +81,11 @@ impl Buddy {
     /// Free blocks by order.
     pub(crate) fn free_blocks(&self) -> [usize; ORDERS] {
         self.areas.map(|area| area.nr as usize)
+    }
+
+    /// How often blocks of each order were cut, and how often merged.
+    pub(crate) const fn changes(&self) -> ([u64; ORDERS], [u64; ORDERS]) {
+        (self.splits, self.merges)
     }
 
     /// Takes up to `want` blocks of `order`, at most [`CHUNK`](crate::pcp::CHUNK), from the smallest sufficient blocks first
@@ -89,6 +100,7 @@ impl Buddy {
             let Some((first, from, zero)) = self.pop_at_least(metas, order) else {
                 break;
             };
+            self.splits[from.get()] += u64::from(from > order);
             let pieces = 1_usize << (from.get() - order.get());
             let n = pieces.min(want - got);
             let end = first + ((n as u32) << order.get());
@@ -142,6 +154,7 @@ impl Buddy {
             };
             zero &= metas.at(buddy).state().is_zero();
             self.unlink(metas, buddy, order);
+            self.merges[order.get()] += 1;
             block = block.min(buddy);
             order = Order::at(order.get() + 1);
         }

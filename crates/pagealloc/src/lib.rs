@@ -86,16 +86,22 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
 mod api;
+mod block;
 mod broken;
 mod buddy;
 pub mod conformance;
 mod frames;
+mod heatmap;
+#[cfg_attr(not(feature = "history"), path = "history/off.rs")]
+mod history;
 mod index;
 mod meta;
 #[cfg(all(loom, feature = "std"))]
 #[doc(hidden)]
 pub mod models;
 mod pcp;
+#[cfg_attr(not(feature = "poison"), path = "poison/off.rs")]
+mod poison;
 mod regions;
 mod runs;
 mod shared;
@@ -105,9 +111,12 @@ mod stats;
 mod zone;
 
 pub use api::{AllocError, Attempt, Order, PAGE_SHIFT, PAGE_SIZE, PageAlloc, PageReq, PageTag};
+pub use block::{Contents, Filled, PageBlock, Unfilled};
 pub use regions::{MAX_REGIONS, RegionBusy, RegionError};
 pub use source::{Decommit, Failing, Fixed, MemoryMap, Range, Source, SourceError, Span};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use source::{Mmap, MmapBuilder};
-pub use stats::{AttemptStats, ZoneStats};
+pub use stats::{AttemptStats, OrderStats, SlotStats, ZoneStats};
+#[cfg(feature = "guard")]
+pub use zone::guard::Guards;
 pub use zone::{SplitError, Zone, ZoneError};

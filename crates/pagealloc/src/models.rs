@@ -7,7 +7,8 @@
 //! its last user's accesses, is a race on them.
 
 use crate::api::{Attempt, Order};
-use crate::frames::{Frames, Metas};
+use crate::frames::{Extras, Frames, Metas};
+use crate::history::Who;
 use crate::meta::PageMeta;
 use crate::pcp::Pcp;
 use crate::runs::{self, Runs};
@@ -62,8 +63,12 @@ impl World {
         // SAFETY: that many metas, which live until `drop` and are reached through copies of this value only.
         let handle = unsafe { Metas::new(metas.cast(), PAGES as u32) };
         let base = NonNull::from(&MEMORY.0).cast();
+        let extras = Extras::layout(PAGES).map(|layout| layout.size());
+        assert_eq!(extras, Ok(0), "models have no features");
+        // SAFETY: nothing is there, as was just checked.
+        let extras = unsafe { Extras::from_zeroed(NonNull::dangling(), PAGES) }.unwrap();
         // SAFETY: page-aligned, as many pages, static. Nobody reads or writes there.
-        let frames = unsafe { Frames::new(base, handle) };
+        let frames = unsafe { Frames::new(base, handle, extras) };
         // SAFETY: integers (`ZeroInit`).
         let pcp = unsafe { core::mem::zeroed::<Pcp>() };
         let cell = Box::new(SlotCell::new(BiasedLock::new(), pcp));
@@ -105,7 +110,7 @@ impl World {
     }
 
     fn hand_out(&self, page: u32) -> Out {
-        let _ = self.frames.hand_out(page, Order::ZERO, false);
+        let _ = self.frames.hand_out(page, Order::ZERO, false, Who);
         self.touch(page);
         Out(page)
     }
@@ -138,7 +143,7 @@ impl World {
         self.touch(out.0);
         let page = self
             .frames
-            .take_back(self.frames.address(out.0), Order::ZERO);
+            .take_back(self.frames.address(out.0), Order::ZERO, Who);
         // SAFETY: debt 1.
         unsafe {
             self.shared()
@@ -156,7 +161,7 @@ impl World {
         let free = self.shared().lock();
         let in_zone = free.buddy.free_pages();
         drop(free);
-        let (listed, _) = self.shared().listed();
+        let listed = self.shared().list_stats().pages();
         [in_zone, listed, self.shared().stash.pages()]
     }
 }

@@ -12,6 +12,7 @@
 //! | a slot's cell | the slot's lists | its owner, or one visitor, by the local lock |
 //! | `stash` | freed blocks that wait | see [`crate::stash`] |
 //! | `isolated` | free pages kept for a region's removal: a counter | the holder of `growing` |
+//! | `extent` | one past the last page that the zone ever had: a bound for pictures; only rises | the holder of `growing` |
 //! | `slots_used` | one more than the highest slot that ever set its lists up; only rises | the slot's owner, before its first push |
 //!
 //! # Life
@@ -46,7 +47,7 @@ use crate::regions::{RegionError, Regions};
 use crate::runs::{self, Run, Runs};
 use crate::source::{Range, SourceError, Span};
 use crate::stash::Stash;
-use crate::stats::Counters;
+use crate::stats::{Counters, SlotStats};
 use core::ops::DerefMut;
 use core::ptr::NonNull;
 use rcu_core::cpu::{
@@ -185,6 +186,8 @@ pub(crate) struct Shared<L> {
     /// Free pages kept for a region's removal.
     isolated: AtomicUsize,
     slots_used: AtomicU32,
+    /// One past the last page that the zone ever had; only rises.
+    extent: AtomicU32,
     hook: OfflineHook,
 }
 
@@ -217,6 +220,7 @@ impl<L: LocalLock> Shared<L> {
             growing: SpinMutex::new(Regions::new()),
             isolated: AtomicUsize::new(0),
             slots_used: AtomicU32::new(0),
+            extent: AtomicU32::new(0),
             hook,
         }
     }
@@ -237,7 +241,13 @@ impl<L: LocalLock> Shared<L> {
 
     /// Waits for the zone lock and works off a chunk of the stash.
     pub(crate) fn lock(&self) -> SpinGuard<'_, Free> {
-        let mut free = self.free.lock();
+        let mut free = match self.free.try_lock() {
+            Some(free) => free,
+            None => {
+                self.counters.waited();
+                self.free.lock()
+            }
+        };
         self.work_off(&mut free);
         free
     }
@@ -288,7 +298,11 @@ impl<L: LocalLock> Shared<L> {
                 break;
             }
             let meta = metas.at(block);
-            let order = meta.state().order();
+            let state = meta.state();
+            if !state.is_stashed() {
+                runs::listed_twice(block, state);
+            }
+            let order = state.order();
             free.pending = meta.next();
             meta.set_note(PageTag::NONE);
             free.buddy.put(metas, block, order, false);
@@ -325,6 +339,8 @@ impl<L: LocalLock> Shared<L> {
     /// Makes pages free that are noted as the zone's.
     pub(crate) fn add_pages(&self, range: Range) {
         let (mut at, end) = (range.first, range.first + range.pages);
+        // ORDERING: Relaxed: a bound for pictures.
+        self.extent.fetch_max(end as u32, Ordering::Relaxed);
         while at < end {
             // I4, counted in the largest blocks.
             let next = end.min(at + CHUNK * Order::MAX.pages());
@@ -405,12 +421,16 @@ impl<L: LocalLock> Shared<L> {
         runs::cut(&runs, metas, order);
         let mut blocks = runs::blocks(&runs, order);
         let mine = blocks.next()?;
+        self.counters.allocated(order, 1);
         if let Some((pcp, class)) = list {
+            let mut listed = 0;
             // Backwards: the next allocations get ascending addresses.
             for page in blocks.rev() {
                 let fits = pcp.push(class, page);
                 debug_assert!(fits, "a batch fits into an empty list");
+                listed += 1;
             }
+            pcp.note_refill(class, listed);
         }
         Some(mine)
     }
@@ -422,6 +442,9 @@ impl<L: LocalLock> Shared<L> {
             free.buddy.take(metas, order, want.min(CHUNK), runs);
             drop(free);
             runs::cut(runs, metas, order);
+            let pages: u32 = runs.iter().map(|run| run.end - run.first).sum();
+            self.counters
+                .allocated(order, pages as usize >> order.get());
         }
     }
 
@@ -444,6 +467,7 @@ impl<L: LocalLock> Shared<L> {
         // Where waiting is allowed the lock is taken later, for a shorter hold.
         let locked = (attempt <= Attempt::TryLock).then(|| self.lock_at(attempt));
         if let Some(None) = locked {
+            self.counters.freed(order, 1);
             self.stash.push(self.frames.metas, page, order);
             return;
         }
@@ -457,7 +481,10 @@ impl<L: LocalLock> Shared<L> {
             Some((pcp, class)) => {
                 pcp.take_oldest(*class, pcp.batch(*class), join);
             }
-            None => join(&[page]),
+            None => {
+                self.counters.freed(order, 1);
+                join(&[page]);
+            }
         }
         self.put_runs(locked.flatten().unwrap_or_else(|| self.lock()), &runs);
         if let Some((pcp, class)) = list {
@@ -552,11 +579,17 @@ impl<L: LocalLock> Shared<L> {
         pages
     }
 
-    /// Pages on lists, and allocations that lists served. Visits every slot.
-    pub(crate) fn listed(&self) -> (usize, u64) {
-        self.used_slots().fold((0, 0), |(pages, hits), (_, cell)| {
-            let pcp = cell.visit();
-            (pages + pcp.pages(), hits + pcp.hits())
-        })
+    /// What one slot's lists hold and did, waiting for its owner; `None` past the last slot.
+    pub(crate) fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
+        self.slots.get(slot).map(|cell| cell.visit().stats())
+    }
+
+    /// What all slots' lists hold and did. Visits every slot that was ever used.
+    pub(crate) fn list_stats(&self) -> SlotStats {
+        self.used_slots()
+            .fold(SlotStats::default(), |mut sum, (_, cell)| {
+                sum.add(&cell.visit().stats());
+                sum
+            })
     }
 }

@@ -69,10 +69,10 @@ pub enum SourceError {
     Outside,
     /// There are more regions than the source, or a zone, keeps account of.
     TooManyRegions,
-    /// The source cannot give a removed range again.
-    Unsupported,
     /// Everything has been given.
     Exhausted,
+    /// The source cannot do this at all.
+    Unsupported,
     /// The operating system refused, with this error number.
     System(i32),
 }
@@ -90,8 +90,8 @@ impl fmt::Display for SourceError {
             Self::Overlap => f.write_str("a part of the region is taken already"),
             Self::Outside => f.write_str("the region is not one that the source has"),
             Self::TooManyRegions => f.write_str("there are too many regions"),
-            Self::Unsupported => f.write_str("the source does not take regions back"),
             Self::Exhausted => f.write_str("the source has given all its memory"),
+            Self::Unsupported => f.write_str("the source cannot do this"),
             Self::System(errno) => write!(f, "the system refused memory (error {errno})"),
         }
     }
@@ -173,5 +173,24 @@ pub unsafe trait Source {
     #[doc(alias = "remove_memory")]
     unsafe fn remove_range(&self, range: Range) {
         let _ = range;
+    }
+    /// Whether [`Self::protect`] works here. The default says no.
+    fn can_protect(&self) -> bool {
+        false
+    }
+
+    /// Makes pages inaccessible, so that whoever touches them is caught by the processor, or accessible again.
+    ///
+    /// # Errors
+    /// [`SourceError`]: nothing has changed then. The default is always [`SourceError::Unsupported`].
+    ///
+    /// # Safety
+    /// 1. `range` lies in ranges that `grow` gave, and nothing in it is in use.
+    /// 2. Until they are accessible again, the pages are used by nobody, whatever guarantee 3 says.
+    #[doc(alias = "set_page_guard")]
+    #[doc(alias = "mprotect")]
+    unsafe fn protect(&self, range: Range, accessible: bool) -> Result<(), SourceError> {
+        let _ = (range, accessible);
+        Err(SourceError::Unsupported)
     }
 }

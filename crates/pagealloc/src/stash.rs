@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | `head` | the block pushed last, or `NONE` | anyone, by compare-exchange; the zone-lock holder, by swap |
 //! | a stashed head's `next` | the block pushed before it, or `NONE` | the pusher, before its push |
+//! | `peak` | the most that `pages` ever was | pushers |
 //! | `pages` | pages pushed and not yet merged | pushers (+) before their push, the zone-lock holder (−) |
 //!
 //! # Invariants
@@ -52,6 +53,7 @@ pub(crate) struct Stash {
     head: AtomicU32,
     pages: AtomicUsize,
     pushes: AtomicUsize,
+    peak: AtomicUsize,
 }
 
 impl Stash {
@@ -61,6 +63,7 @@ impl Stash {
                 head: AtomicU32::new(NONE),
                 pages: AtomicUsize::new(0),
                 pushes: AtomicUsize::new(0),
+                peak: AtomicUsize::new(0),
             }
         }
     }
@@ -71,7 +74,10 @@ impl Stash {
         let meta = metas.at(block);
         meta.set_state(State::stashed(order));
         // ORDERING: Relaxed: counters; exact at rest only (I2).
-        self.pages.fetch_add(order.pages(), Ordering::Relaxed);
+        let before = self.pages.fetch_add(order.pages(), Ordering::Relaxed);
+        // ORDERING: Relaxed: a counter.
+        self.peak
+            .fetch_max(before + order.pages(), Ordering::Relaxed);
         // ORDERING: Relaxed: a counter.
         self.pushes.fetch_add(1, Ordering::Relaxed);
         // ORDERING: Relaxed: checked again by the compare-exchange.
@@ -112,6 +118,12 @@ impl Stash {
     pub(crate) fn pages(&self) -> usize {
         // ORDERING: Relaxed: a counter.
         self.pages.load(Ordering::Relaxed)
+    }
+
+    /// The most pages that ever waited.
+    pub(crate) fn peak(&self) -> usize {
+        // ORDERING: Relaxed: a counter.
+        self.peak.load(Ordering::Relaxed)
     }
 
     /// Blocks ever pushed.

@@ -17,12 +17,16 @@
 
 mod decommit;
 mod exact;
+#[cfg(feature = "guard")]
+pub(crate) mod guard;
 mod region;
 
 pub use exact::SplitError;
 
 use crate::api::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
-use crate::frames::{Frames, Metas};
+use crate::frames::{Extras, Frames, Metas};
+use crate::heatmap;
+use crate::history::Who;
 use crate::index::MAX_PAGES;
 use crate::meta::PageMeta;
 use crate::pcp::{Batch, CHUNK, Class};
@@ -30,7 +34,7 @@ use crate::regions::Regions;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
 use crate::source::{Source, SourceError, Span};
-use crate::stats::ZoneStats;
+use crate::stats::{SlotStats, ZoneStats};
 use core::alloc::{Layout, LayoutError};
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -91,6 +95,8 @@ pub struct Zone<C: Cpus, S: Source> {
     slots: Slots<C::Lock>,
     shared: NonNull<Shared<C::Lock>>,
     cpus: C,
+    #[cfg(feature = "guard")]
+    guards: Option<guard::Guards>,
     source: S,
 }
 
@@ -104,6 +110,7 @@ struct Place {
     layout: Layout,
     slots: usize,
     metas: usize,
+    extras: usize,
 }
 
 impl Place {
@@ -111,10 +118,12 @@ impl Place {
         let shared = Layout::new::<Shared<C::Lock>>();
         let (layout, slots) = shared.extend(Layout::array::<SlotCell<C::Lock>>(nr_slots)?)?;
         let (layout, metas) = layout.extend(Layout::array::<PageMeta>(pages)?)?;
+        let (layout, extras) = layout.extend(Extras::layout(pages)?)?;
         Ok(Self {
             layout,
             slots,
             metas,
+            extras,
         })
     }
 }
@@ -143,8 +152,13 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let slots = unsafe { Slots::from_zeroed(slots, nr_slots) };
         // SAFETY: zeroed memory for one meta a page, valid as above.
         let metas = unsafe { Metas::new(metas, span.pages as u32) };
+        // SAFETY: as for the slots.
+        let extras = unsafe { start.add(place.extras) };
+        // SAFETY: zeroed memory of the layout, valid as above.
+        let extras = unsafe { Extras::from_zeroed(extras, span.pages) };
+        let extras = extras.map_err(|_| ZoneError::Pages(span.pages))?;
         // SAFETY: the span is one allocation of that many pages (`Source` 1), valid as above.
-        let frames = unsafe { Frames::new(span.base, metas) };
+        let frames = unsafe { Frames::new(span.base, metas, extras) };
         let value = Shared::new(shared, frames, slots, span);
         // SAFETY: the memory was laid out for it, and nobody else has it.
         unsafe { shared.write(value) };
@@ -153,6 +167,8 @@ impl<C: Cpus, S: Source> Zone<C, S> {
             slots,
             shared,
             cpus,
+            #[cfg(feature = "guard")]
+            guards: None,
             source,
         };
         // SAFETY: the hook stays in place, in the source's memory, until `drop` took it off; it is on no list yet.
@@ -202,14 +218,35 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let mut stats = ZoneStats::default();
         let shared = self.shared();
         shared.counters.report(&mut stats);
-        (stats.list_pages, stats.hits) = shared.listed();
+        stats.add_lists(&shared.list_stats());
         stats.stashed_blocks = shared.stash.pushes();
+        stats.stash_peak_pages = shared.stash.peak();
         let free = shared.lock();
         stats.total_pages = free.total_pages;
         stats.free_pages = free.buddy.free_pages() + shared.isolated_pages();
         stats.free_blocks = free.buddy.free_blocks();
+        stats.add_changes(free.buddy.changes());
         stats.stash_pages = shared.stash.pages();
         stats
+    }
+
+    /// What one slot's lists hold and did; `None` past the zone's slots. Waits for the slot's owner, a few instructions.
+    #[doc(alias = "zoneinfo pagesets")]
+    pub fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
+        self.shared().slot_stats(slot)
+    }
+
+    /// Draws the zone as a picture, in SVG: a grid in which each cell is a number of pages, coloured by what they are, and
+    /// darker where free blocks are larger.
+    ///
+    /// Reads every page's state without a lock: exact if nobody else uses the zone. At most 4096 cells, whatever the zone's size,
+    /// so at most a MiB of text; needs no memory, and linear time. Only as far as the source gave memory.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn heatmap(&self, out: &mut impl fmt::Write) -> fmt::Result {
+        let shared = self.shared();
+        heatmap::draw(out, self.frames.metas, shared.extent(), &self.stats())
     }
 
     /// Pages that the source has given so far.
@@ -258,9 +295,10 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         order: Order,
         zero: bool,
         attempt: Attempt,
+        who: Who,
     ) -> Result<NonNull<u8>, AllocError> {
         let page = self.take_slow(order, attempt)?;
-        Ok(self.frames.hand_out(page, order, zero))
+        Ok(self.frames.hand_out(page, order, zero, who))
     }
 
     /// Takes a block, which is marked as if it were on a list.
@@ -345,9 +383,14 @@ impl<C: Cpus, S: Source> Zone<C, S> {
 unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C, S> {
     #[inline(always)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        let who = Who::now(&self.cpus, req.attempt);
         // Nothing, where the alignment is known at compile time.
         if !req.is_plain() {
-            return self.alloc_aligned(req);
+            return self.alloc_aligned(req, who);
+        }
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded(req.order) {
+            return self.alloc_guarded(req, guarded, who);
         }
         if let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
@@ -355,14 +398,19 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             && let Some(page) = pcp.pop(class)
         {
             drop(pcp);
-            return Ok(self.frames.hand_out(page, req.order, req.zero));
+            return Ok(self.frames.hand_out(page, req.order, req.zero, who));
         }
-        self.alloc_slow(req.order, req.zero, req.attempt)
+        self.alloc_slow(req.order, req.zero, req.attempt, who)
     }
 
     #[inline(always)]
     unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
-        let page = self.frames.take_back(block, order);
+        let who = Who::now(&self.cpus, attempt);
+        let page = self.frames.take_back(block, order, who);
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded_at(page, order) {
+            return self.free_guarded(page, order, guarded, attempt);
+        }
         let slot = self.cpus.current();
         if let (Some(class), Some(slot)) = (Class::of(order), slot)
             // SAFETY: the slot is the caller's, just now.
@@ -376,12 +424,26 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     }
 
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        let who = Who::now(&self.cpus, req.attempt);
         let (order, mut got, mut lists) = (req.order, 0, req.is_plain());
+        #[cfg(feature = "guard")]
+        if req.is_plain()
+            && let Some(guarded) = self.guarded(order)
+        {
+            for place in out.iter_mut() {
+                match self.alloc_guarded(req, guarded, who) {
+                    Ok(block) => place.write(block),
+                    Err(_) => break,
+                };
+                got += 1;
+            }
+            return got;
+        }
         while got < out.len() {
             let want = out.len() - got;
             let before = got;
             let mut hand_out = |page| {
-                out[got].write(self.frames.hand_out(page, order, req.zero));
+                out[got].write(self.frames.hand_out(page, order, req.zero, who));
                 got += 1;
             };
             if lists {
@@ -397,9 +459,9 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             if got == before && !lists {
                 // One at a time, with all that a single allocation tries.
                 let one = if req.is_plain() {
-                    self.alloc_slow(order, req.zero, req.attempt)
+                    self.alloc_slow(order, req.zero, req.attempt, who)
                 } else {
-                    self.alloc_aligned(req)
+                    self.alloc_aligned(req, who)
                 };
                 match one {
                     Ok(block) => out[got].write(block),
@@ -412,13 +474,21 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     }
 
     unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
+        let who = Who::now(&self.cpus, Attempt::NoWait);
         for chunk in blocks.chunks(CHUNK) {
             let mut batch = Batch::new();
             for &block in chunk {
-                batch.push(self.frames.take_back(block, order));
+                let page = self.frames.take_back(block, order, who);
+                #[cfg(feature = "guard")]
+                if let Some(guarded) = self.guarded_at(page, order) {
+                    self.free_guarded(page, order, guarded, Attempt::NoWait);
+                    continue;
+                }
+                batch.push(page);
             }
             let listed = self.bulk_to_list(order, &batch);
             if listed < batch.len() {
+                self.shared().counters.freed(order, batch.len() - listed);
                 self.shared().give(&batch[listed..], order);
                 self.after_free(Attempt::NoWait);
             }

@@ -163,6 +163,10 @@ fn p7_t26_an_interrupt_finds_the_lists_locked_and_does_no_harm() {
         zone.stats().stashed_blocks > 0,
         "the interrupt freed to the stash"
     );
+    // What it met were locked lists, which is not the same as empty ones.
+    let met = zone.stats().attempt(Attempt::PcpOnly);
+    assert!(met.contended > 300, "{met:?}");
+    assert_eq!((met.contended, met.failed), (met.misses, 0));
     // The handler's blocks are still out; it gives them back by being dropped with its `kept`.
     let out = zone.nr_allocated();
     assert!(out <= 41);

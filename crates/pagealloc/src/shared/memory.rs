@@ -52,6 +52,12 @@ impl<L: LocalLock> Shared<L> {
         self.lock().buddy.put(self.frames.metas, page, order, zero);
     }
 
+    /// One past the last page that the zone ever had.
+    pub(crate) fn extent(&self) -> u32 {
+        // ORDERING: Relaxed: a bound for pictures.
+        self.extent.load(Ordering::Relaxed)
+    }
+
     /// Free pages kept for a region's removal.
     pub(crate) fn isolated_pages(&self) -> usize {
         // ORDERING: Relaxed: a counter.
@@ -92,6 +98,8 @@ impl<L: LocalLock> Shared<L> {
             at = next;
         }
         debug_assert_eq!(at, end, "all pages are kept");
+        // Whoever has the memory from now on may write to it.
+        self.frames.forget(first as usize, pages);
         Ok(())
     }
 

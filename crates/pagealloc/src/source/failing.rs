@@ -87,4 +87,13 @@ unsafe impl<S: Source> Source for Failing<S> {
         // SAFETY: the caller's debt.
         unsafe { self.inner.remove_range(range) };
     }
+
+    fn can_protect(&self) -> bool {
+        self.inner.can_protect()
+    }
+
+    unsafe fn protect(&self, range: Range, accessible: bool) -> Result<(), SourceError> {
+        // SAFETY: the caller's debts.
+        unsafe { self.inner.protect(range, accessible) }
+    }
 }

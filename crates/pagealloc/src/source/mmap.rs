@@ -330,6 +330,23 @@ unsafe impl Source for Mmap {
     unsafe fn remove_range(&self, range: Range) {
         self.close(range);
     }
+
+    fn can_protect(&self) -> bool {
+        true
+    }
+
+    unsafe fn protect(&self, range: Range, accessible: bool) -> Result<(), SourceError> {
+        let prot = if accessible {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_NONE
+        };
+        // SAFETY: the range lies in our mapping and is unused (debts 1 and 2).
+        match unsafe { libc::mprotect(self.address(range), range.pages << PAGE_SHIFT, prot) } {
+            0 => Ok(()),
+            _ => Err(errno()),
+        }
+    }
 }
 
 /// A mapping that ends with the value.

@@ -37,6 +37,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
                 pages: order.pages(),
                 zeroed: false,
             };
+            self.frames.forget(range.first, range.pages);
             // SAFETY: the block was free and is on no list now, so nothing in it is in use.
             let given = unsafe { self.source.decommit(range) };
             self.shared().put_block(page, order, given);

@@ -2,6 +2,7 @@
 
 use super::Zone;
 use crate::api::{AllocError, Attempt, Order, PAGE_SIZE, PageAlloc, PageReq};
+use crate::history::Who;
 use crate::runs::Run;
 use crate::source::Source;
 use core::fmt;
@@ -33,13 +34,15 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// Allocates where the alignment is more than the order's own: the front of a larger block, whose rest goes back.
     #[cold]
     #[inline(never)]
-    pub(super) fn alloc_aligned(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+    pub(super) fn alloc_aligned(&self, req: PageReq, who: Who) -> Result<NonNull<u8>, AllocError> {
         let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
         let (page, _) = self.take_front(whole, req.order.pages(), req.attempt)?;
-        Ok(self.frames.hand_out(page, req.order, req.zero))
+        self.shared().counters.allocated(req.order, 1);
+        Ok(self.frames.hand_out(page, req.order, req.zero, who))
     }
 
     /// Takes a block and gives all but its first `pages` back. The first page, marked as if on a list, and whether they read as zeroes.
+    /// The whole counts as back; what is kept, the caller counts.
     fn take_front(
         &self,
         whole: Order,
@@ -47,6 +50,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         attempt: Attempt,
     ) -> Result<(u32, bool), AllocError> {
         let first = self.take_slow(whole, attempt)?;
+        self.shared().counters.freed(whole, 1);
         let zero = self.frames.metas.at(first).state().is_zero();
         let rest = Run {
             first: first + pages as u32,
@@ -67,7 +71,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
 
     /// Makes blocks of order `into` of one block of `order`, each to be freed on its own from now on. They keep the block's note.
     ///
-    /// Takes no lock; as long as the block has pieces.
+    /// Takes no lock; as long as the block has pieces. A block with guards loses them, which makes system calls.
     ///
     /// ```
     /// # #[cfg(all(feature = "std", target_os = "linux"))] {
@@ -93,6 +97,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// # Safety
     /// 1. `block` came from this zone with this `order` and is still out; the caller owns it.
     #[doc(alias = "split_page")]
+    #[cfg_attr(feature = "history", track_caller)]
     pub unsafe fn split(
         &self,
         block: NonNull<u8>,
@@ -102,7 +107,15 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         if into > order {
             return Err(SplitError::Order);
         }
-        self.frames.split(block, order, into);
+        let who = Who::now(&self.cpus, Attempt::NoWait);
+        self.frames.split(block, order, into, who);
+        #[cfg(feature = "guard")]
+        if into < order {
+            self.unguard(self.frames.page(block), order);
+        }
+        let counters = &self.shared().counters;
+        counters.freed(order, 1);
+        counters.allocated(into, order.pages() / into.pages());
         Ok(())
     }
 
@@ -116,6 +129,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// # Safety
     /// 1. The blocks from `block` on, `into.pages() / order.pages()` of them, came from this zone with this `order` and are still out; the
     ///    caller owns all of them.
+    #[cfg_attr(feature = "history", track_caller)]
     pub unsafe fn merge(
         &self,
         block: NonNull<u8>,
@@ -125,11 +139,14 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         if into < order {
             return Err(SplitError::Order);
         }
-        if self.frames.merge(block, order, into) {
-            Ok(())
-        } else {
-            Err(SplitError::Misaligned)
+        let who = Who::now(&self.cpus, Attempt::NoWait);
+        if !self.frames.merge(block, order, into, who) {
+            return Err(SplitError::Misaligned);
         }
+        let counters = &self.shared().counters;
+        counters.freed(order, into.pages() / order.pages());
+        counters.allocated(into, 1);
+        Ok(())
     }
 }
 
@@ -156,6 +173,7 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Zone<C, S> {
     /// [`AllocError::Invalid`] for no pages, for more than the largest block, or an alignment that cannot be served; otherwise as for
     /// [`PageAlloc::alloc`].
     #[doc(alias = "alloc_pages_exact")]
+    #[cfg_attr(feature = "history", track_caller)]
     pub fn alloc_exact(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
         let size = pages.checked_mul(PAGE_SIZE).filter(|&size| size > 0);
         let order = size.and_then(Order::for_size).ok_or(AllocError::Invalid)?;
@@ -166,7 +184,11 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Zone<C, S> {
         let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
         let (first, is_zero) = self.take_front(whole, pages, req.attempt)?;
         let end = first + pages as u32;
-        Ok(self.frames.hand_out_run(first, end, req.zero, is_zero))
+        self.frames
+            .run_orders(first, end)
+            .for_each(|order| self.shared().counters.allocated(order, 1));
+        let who = Who::now(&self.cpus, req.attempt);
+        Ok(self.frames.hand_out_run(first, end, req.zero, is_zero, who))
     }
 
     /// Frees a run. May wait for the zone's lock.
@@ -174,6 +196,7 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Zone<C, S> {
     /// # Safety
     /// 1. `run` came from [`Self::alloc_exact`] of this zone with the same `pages`, and is not used any more.
     #[doc(alias = "free_pages_exact")]
+    #[cfg_attr(feature = "history", track_caller)]
     pub unsafe fn free_exact(&self, run: NonNull<u8>, pages: usize) {
         // SAFETY: the caller's debt.
         unsafe { self.free_exact_at(run, pages, Attempt::NoWait) };
@@ -183,6 +206,7 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Zone<C, S> {
     ///
     /// # Safety
     /// As for [`Self::free_exact`].
+    #[cfg_attr(feature = "history", track_caller)]
     pub unsafe fn free_exact_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
         if let Some(order) = Order::for_size(pages.saturating_mul(PAGE_SIZE))
             && order.pages() == pages
@@ -190,7 +214,12 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Zone<C, S> {
             // SAFETY: the caller's debt; such a run is a block.
             return unsafe { self.free_at(run, order, attempt) };
         }
-        let (first, end) = self.frames.take_back_run(run, pages);
+        let (first, end) = self
+            .frames
+            .take_back_run(run, pages, Who::now(&self.cpus, attempt));
+        self.frames
+            .run_orders(first, end)
+            .for_each(|order| self.shared().counters.freed(order, 1));
         let run = Run {
             first,
             end,
