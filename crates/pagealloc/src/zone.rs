@@ -512,7 +512,8 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
 impl<C: Cpus, S: Source> Drop for Zone<C, S> {
     fn drop(&mut self) {
         // From here on no hook runs, and nobody else refers to the zone: the source may take the memory back.
-        self.cpus.remove_offline_hook(self.shared().hook());
+        // SAFETY: the zone's hook, which is about to go.
+        unsafe { self.cpus.remove_offline_hook(self.shared().hook()) };
     }
 }
 
