@@ -26,7 +26,7 @@
 //!
 //!     unsafe fn add_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
 //!
-//!     fn remove_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
+//!     unsafe fn remove_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
 //! }
 //!
 //! /// What the firmware says: physical start, bytes, and whether it is memory to be used.
