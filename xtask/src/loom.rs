@@ -76,7 +76,10 @@ const MUTANTS: &[Mutant] = &[
     mutant("p4_nest", "rcu-tree", "p4_nest_of_full_and_small_cookies"),
     mutant("p5_join", "rcu-tree", "p5_join_vs_snapshot"),
     mutant("p5", "rcu-tree", "p5_unlink_vs_anothers_grace_period").in_file("loom_p5"),
+    mutant("p7_stash", "pagealloc", "p7_stash_push_vs_take_all"),
+    mutant("p7_take", "pagealloc", "p7_stash_push_vs_take_all"),
     mutant("p8", "rcu-core", "p8_owner_vs_visitor"),
+    mutant("p8", "pagealloc", "p8_remote_drain_vs_owner"),
     mutant("p8_busy", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_push", "rcu-core", "p8_head_stack_hand_over"),
     mutant("p8_revoked", "rcu-core", "p8_owner_vs_visitor"),
@@ -93,9 +96,10 @@ const MUTANTS: &[Mutant] = &[
 ];
 
 /// The packages that have loom models, and the files that these are in.
-const MODELS: [(&str, &[&str]); 2] = [
+const MODELS: [(&str, &[&str]); 3] = [
     ("rcu-core", &["loom", "loom_r22"]),
     ("rcu-tree", &["loom", "loom_p5"]),
+    ("pagealloc", &["loom"]),
 ];
 
 /// Enough to find every known mutant, few enough that a model of three threads ends within seconds.
@@ -103,7 +107,10 @@ const MAX_PREEMPTIONS: &str = "3";
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
     let chosen: Vec<&Mutant> = match &options.weaken {
-        Some(name) => vec![find(name)?],
+        Some(name) => {
+            find(name)?;
+            MUTANTS.iter().filter(|m| m.weaken == name).collect()
+        }
         None => MUTANTS.iter().filter(|_| options.mutants).collect(),
     };
     let bench = Bench::new(workspace)?;

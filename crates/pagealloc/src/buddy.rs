@@ -7,8 +7,12 @@
 //! - I1. A block on `areas[o]` has state `FREE` at order `o` in its head, and 0 in its other pages.
 //! - I2. Blocks are aligned and disjoint, and no two buddies of one order are both free below the largest order.
 //! - I3. `free_pages` is the sum of `nr << o`.
+//! - I4. On the lists of huge orders, blocks that may have memory behind them (dirty ones) come before those known to read as
+//!   zeroes; `dirty.pages` is the sum of the former. So memory in use is used again first, and what can be given back is found at once.
 
 #![deny(unsafe_code)]
+
+mod within;
 
 use crate::api::{Order, PageTag};
 use crate::frames::Metas;
@@ -18,6 +22,9 @@ use crate::runs::{Run, Runs};
 
 /// How many orders there are.
 pub(crate) const ORDERS: usize = Order::MAX.get() + 1;
+
+/// Blocks of this order and above are worth a system call each: 2 MiB, a huge page.
+pub(crate) const HUGE: Order = Order::at(9);
 
 /// The free blocks of one order, doubly linked through their heads' metadata.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +46,19 @@ pub(crate) struct Buddy {
     areas: [Area; ORDERS],
     free_pages: usize,
     bias: u32,
+    dirty: Dirty,
+    /// Blocks that were cut for smaller ones, by order.
+    splits: [u64; ORDERS],
+    /// Pairs of buddies that became one block, by the buddies' order.
+    merges: [u64; ORDERS],
+}
+
+/// Pages in free blocks of huge orders that may have memory behind them.
+#[derive(Clone, Copy, Debug)]
+struct Dirty {
+    pages: usize,
+    /// The fewest since somebody last asked.
+    low: usize,
 }
 
 impl Buddy {
@@ -48,6 +68,9 @@ impl Buddy {
             areas: [EMPTY; ORDERS],
             free_pages: 0,
             bias,
+            dirty: Dirty { pages: 0, low: 0 },
+            splits: [0; ORDERS],
+            merges: [0; ORDERS],
         }
     }
 
@@ -58,6 +81,11 @@ impl Buddy {
     /// Free blocks by order.
     pub(crate) fn free_blocks(&self) -> [usize; ORDERS] {
         self.areas.map(|area| area.nr as usize)
+    }
+
+    /// How often blocks of each order were cut, and how often merged.
+    pub(crate) const fn changes(&self) -> ([u64; ORDERS], [u64; ORDERS]) {
+        (self.splits, self.merges)
     }
 
     /// Takes up to `want` blocks of `order`, at most [`CHUNK`](crate::pcp::CHUNK), from the smallest sufficient blocks first
@@ -72,6 +100,7 @@ impl Buddy {
             let Some((first, from, zero)) = self.pop_at_least(metas, order) else {
                 break;
             };
+            self.splits[from.get()] += u64::from(from > order);
             let pieces = 1_usize << (from.get() - order.get());
             let n = pieces.min(want - got);
             let end = first + ((n as u32) << order.get());
@@ -84,12 +113,27 @@ impl Buddy {
         }
     }
 
-    /// Takes the block of exactly `order` that was put on its list longest ago.
-    pub(crate) fn take_last(&mut self, metas: Metas, order: Order) -> Option<(u32, bool)> {
-        let block = self.areas[order.get()].last;
-        let zero = metas.get(block)?.state().is_zero();
+    /// Takes a block of exactly `order`, a huge one, that may have memory behind it.
+    pub(crate) fn take_dirty(&mut self, metas: Metas, order: Order) -> Option<u32> {
+        let block = self.areas[order.get()].first;
+        if metas.get(block)?.state().is_zero() {
+            // I4: so do all behind it.
+            return None;
+        }
         self.unlink(metas, block, order);
-        Some((block, zero))
+        Some(block)
+    }
+
+    /// Pages that [`Self::take_dirty`] could find.
+    pub(crate) const fn dirty_pages(&self) -> usize {
+        self.dirty.pages
+    }
+
+    /// How many of these nobody needed since the last call.
+    pub(crate) const fn idle_pages(&mut self) -> usize {
+        let idle = self.dirty.low;
+        self.dirty.low = self.dirty.pages;
+        idle
     }
 
     /// Puts pages back, merged as far as they go. No head among them is marked.
@@ -110,6 +154,7 @@ impl Buddy {
             };
             zero &= metas.at(buddy).state().is_zero();
             self.unlink(metas, buddy, order);
+            self.merges[order.get()] += 1;
             block = block.min(buddy);
             order = Order::at(order.get() + 1);
         }
@@ -149,6 +194,10 @@ impl Buddy {
 
     /// Puts a head on its list: in front (hot), or at the end (to be kept).
     fn link(&mut self, metas: Metas, block: u32, order: Order, zero: bool, last: bool) {
+        let last = if order >= HUGE { zero } else { last };
+        if order >= HUGE && !zero {
+            self.dirty.pages += order.pages();
+        }
         let area = &mut self.areas[order.get()];
         let meta = metas.at(block);
         meta.set_state(State::free(order, zero));
@@ -176,6 +225,10 @@ impl Buddy {
         let area = &mut self.areas[order.get()];
         let meta = metas.at(block);
         debug_assert!(meta.state().is_free_at(order), "I1: linked blocks are free");
+        if order >= HUGE && !meta.state().is_zero() {
+            self.dirty.pages -= order.pages();
+            self.dirty.low = self.dirty.low.min(self.dirty.pages);
+        }
         let (prev, next) = (meta.prev(), meta.next());
         match prev {
             NONE => area.first = next,

@@ -10,6 +10,7 @@
 //! - I2. Blocks on the list of class `c` have state `LISTED` at the class's order and no other user.
 
 use crate::api::Order;
+use crate::stats::SlotStats;
 use arrayvec::ArrayVec;
 use rcu_core::cpu::ZeroInit;
 use static_assertions::const_assert;
@@ -111,6 +112,21 @@ impl Heights {
     }
 }
 
+/// What a slot's lists did, by class. A hit is counted by one increment and a free by none: how many blocks were put
+/// on a list follows from what left it, what came from the zone and what is there.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct Tally {
+    /// Blocks that went out to callers.
+    hits: [u64; CLASSES],
+    /// Blocks that came from the zone.
+    refilled: [u64; CLASSES],
+    /// Blocks that went to the zone.
+    drained: [u64; CLASSES],
+    refills: u64,
+    drains: u64,
+}
+
 /// A slot's lists. All-zero bytes are empty lists that take nothing until [`Self::set_up`].
 #[derive(Debug)]
 #[doc(alias = "per_cpu_pages")]
@@ -119,8 +135,7 @@ pub(crate) struct Pcp {
     len: [u16; CLASSES],
     high: [u16; CLASSES],
     ready: bool,
-    /// Allocations served from the lists.
-    hits: u64,
+    tally: Tally,
     blocks: [u32; START[CLASSES]],
 }
 
@@ -139,8 +154,31 @@ impl Pcp {
         self.ready = true;
     }
 
-    pub(crate) const fn hits(&self) -> u64 {
-        self.hits
+    /// Notes that `blocks` that were pushed came from the zone.
+    pub(crate) fn note_refill(&mut self, class: Class, blocks: usize) {
+        if blocks > 0 {
+            self.tally.refilled[class.index()] += blocks as u64;
+            self.tally.refills += 1;
+        }
+    }
+
+    pub(crate) fn stats(&self) -> SlotStats {
+        let mut stats = SlotStats {
+            refills: self.tally.refills,
+            drains: self.tally.drains,
+            ..SlotStats::default()
+        };
+        for class in Class::all() {
+            let (c, order) = (class.index(), class.order().get());
+            let (len, hits) = (self.len[c], self.tally.hits[c]);
+            let (refilled, drained) = (self.tally.refilled[c], self.tally.drained[c]);
+            stats.blocks[order] = len as usize;
+            stats.hits[order] = hits;
+            stats.frees[order] = (u64::from(len) + hits + drained).wrapping_sub(refilled);
+            stats.refilled += refilled;
+            stats.drained += drained;
+        }
+        stats
     }
 
     /// Takes the block freed last.
@@ -151,7 +189,7 @@ impl Pcp {
             return None;
         }
         self.len[class.index()] = len - 1;
-        self.hits += 1;
+        self.tally.hits[class.index()] += 1;
         let top = START[class.index()] + len as usize - 1;
         debug_assert!(top < START[class.index() + 1], "I1");
         // SAFETY: the class's part of the array has `CAPACITY` places, at least `len` (I1).
@@ -195,15 +233,10 @@ impl Pcp {
         let list = &mut self.blocks[start..start + len];
         leave(&list[..n]);
         list.copy_within(n.., 0);
+        self.tally.drained[class.index()] += n as u64;
+        self.tally.drains += u64::from(n > 0);
         self.len[class.index()] = (len - n) as u16;
         n
-    }
-
-    /// Pages on all lists.
-    pub(crate) fn pages(&self) -> usize {
-        Class::all()
-            .map(|class| (self.len[class.index()] as usize) << class.order().get())
-            .sum()
     }
 }
 
@@ -216,7 +249,7 @@ mod tests {
             len: [0; CLASSES],
             high: [0; CLASSES],
             ready: false,
-            hits: 0,
+            tally: Tally::default(),
             blocks: [0; START[CLASSES]],
         };
         pcp.set_up(Heights::for_span(pages));
@@ -224,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn heights_follow_the_zone() {
+    fn p8_heights_follow_the_zone() {
         assert_eq!(Heights::for_span(1).0, [4, 0, 0, 0, 0]);
         assert_eq!(Heights::for_span(1024).0, [4, 2, 0, 0, 0]);
         assert_eq!(Heights::for_span(16384).0, [64, 32, 16, 8, 0]);
@@ -232,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn last_in_first_out_and_oldest_first_to_the_zone() {
+    fn p7_p11_last_in_first_out_and_oldest_first_to_the_zone() {
         let mut pcp = pcp(1 << 24);
         for class in Class::all() {
             let mut n = 0;
@@ -251,7 +284,7 @@ mod tests {
             }
             assert_eq!(pcp.pop(class), None);
         }
-        assert_eq!(pcp.pages(), 0);
+        assert_eq!(pcp.stats().pages(), 0);
     }
 
     #[test]

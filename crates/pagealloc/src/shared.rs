@@ -11,6 +11,8 @@
 //! | `free` | the buddy system, and the part of the stash that is being worked off | the zone-lock holder |
 //! | a slot's cell | the slot's lists | its owner, or one visitor, by the local lock |
 //! | `stash` | freed blocks that wait | see [`crate::stash`] |
+//! | `isolated` | free pages kept for a region's removal: a counter | the holder of `growing` |
+//! | `extent` | one past the last page that the zone ever had: a bound for pictures; only rises | the holder of `growing` |
 //! | `slots_used` | one more than the highest slot that ever set its lists up; only rises | the slot's owner, before its first push |
 //!
 //! # Life
@@ -18,7 +20,7 @@
 //! `LISTED` → (drain, a batch under one hold) `FREE`; or `ALLOCATED` → `STASHED` → `FREE` where nobody may wait.
 //!
 //! # Invariants
-//! - I1. A page is in exactly one place: out, on one list, in the stash, or in the buddy system.
+//! - I1. A page is in exactly one place: out, on one list, in the stash, in the buddy system, or kept by the holder of `growing`.
 //! - I2. `slots_used` is above every slot whose lists hold anything.
 //! - I3. Lock order: slot, then zone. A visitor waits for the owner before it takes the zone lock, so an owner that waits
 //!   for the zone lock inside its cell waits for nobody who waits for it.
@@ -31,7 +33,9 @@
 //! # Progress and contexts
 //! A hit and any attempt up to `TryLock` wait for nobody. `NoWait` spins on the zone lock, whose holds are bounded
 //! (I4); not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or the zone's lock;
-//! the source runs under `growing`, for which only growers wait.
+//! the source runs under `growing`, for which only growers wait, and who adds or removes a region.
+
+mod memory;
 
 use crate::api::{AllocError, Attempt, Order, PageTag};
 use crate::broken::broken;
@@ -39,17 +43,18 @@ use crate::buddy::Buddy;
 use crate::frames::Frames;
 use crate::index::{self, NONE};
 use crate::pcp::{CHUNK, Class, Heights, Pcp};
+use crate::regions::{RegionError, Regions};
 use crate::runs::{self, Run, Runs};
-use crate::source::{Range, Span};
+use crate::source::{Range, SourceError, Span};
 use crate::stash::Stash;
-use crate::stats::Counters;
+use crate::stats::{Counters, SlotStats};
 use core::ops::DerefMut;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
 use rcu_core::cpu::{
     LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex, ZeroInit,
     in_register,
 };
+use rcu_core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// A slot's lists and their lock, in lines of their own (two, for the prefetcher fetches pairs).
 #[repr(align(128))]
@@ -57,6 +62,14 @@ pub(crate) struct SlotCell<L>(LocalCell<L, Pcp>);
 
 // SAFETY: transparent around a zeroable cell.
 unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
+
+#[cfg(loom)]
+impl<L: LocalLock> SlotCell<L> {
+    /// A cell for a model: loom's words must be made, zeroed memory will not do.
+    pub(crate) const fn new(lock: L, pcp: Pcp) -> Self {
+        Self(LocalCell::new(lock, pcp))
+    }
+}
 
 /// The slots' cells, in zeroed memory of the source's.
 pub(crate) struct Slots<L> {
@@ -131,7 +144,34 @@ pub(crate) struct Free {
 
 /// The zone lock, in lines of its own.
 #[repr(align(128))]
-struct ZoneLock(SpinMutex<Free>);
+struct ZoneLock {
+    free: SpinMutex<Free>,
+    /// Whoever touches the lock panics: for tests which show that somebody does not.
+    #[cfg(debug_assertions)]
+    forbidden: core::sync::atomic::AtomicBool,
+}
+
+impl ZoneLock {
+    #[inline]
+    fn touched(&self) {
+        #[cfg(debug_assertions)]
+        assert!(
+            // ORDERING: Relaxed: set before the threads that it is about start.
+            !self.forbidden.load(Ordering::Relaxed),
+            "the zone lock is touched"
+        );
+    }
+
+    fn lock(&self) -> SpinGuard<'_, Free> {
+        self.touched();
+        self.free.lock()
+    }
+
+    fn try_lock(&self) -> Option<SpinGuard<'_, Free>> {
+        self.touched();
+        self.free.try_lock()
+    }
+}
 
 /// What all slots share. Lies in the source's metadata.
 pub(crate) struct Shared<L> {
@@ -141,9 +181,13 @@ pub(crate) struct Shared<L> {
     free: ZoneLock,
     pub(crate) stash: Stash,
     pub(crate) counters: Counters,
-    /// Held by whoever asks the source for more.
-    pub(crate) growing: SpinMutex<()>,
+    /// The zone's regions; held by whoever asks the source for more, adds a region or removes one.
+    pub(crate) growing: SpinMutex<Regions>,
+    /// Free pages kept for a region's removal.
+    isolated: AtomicUsize,
     slots_used: AtomicU32,
+    /// One past the last page that the zone ever had; only rises.
+    extent: AtomicU32,
     hook: OfflineHook,
 }
 
@@ -162,15 +206,21 @@ impl<L: LocalLock> Shared<L> {
             frames,
             slots,
             heights: Heights::for_span(span.pages),
-            free: ZoneLock(SpinMutex::new(Free {
-                buddy: Buddy::new(bias),
-                pending: NONE,
-                total_pages: 0,
-            })),
+            free: ZoneLock {
+                free: SpinMutex::new(Free {
+                    buddy: Buddy::new(bias),
+                    pending: NONE,
+                    total_pages: 0,
+                }),
+                #[cfg(debug_assertions)]
+                forbidden: core::sync::atomic::AtomicBool::new(false),
+            },
             stash: Stash::new(),
             counters: Counters::new(),
-            growing: SpinMutex::new(()),
+            growing: SpinMutex::new(Regions::new()),
+            isolated: AtomicUsize::new(0),
             slots_used: AtomicU32::new(0),
+            extent: AtomicU32::new(0),
             hook,
         }
     }
@@ -191,7 +241,13 @@ impl<L: LocalLock> Shared<L> {
 
     /// Waits for the zone lock and works off a chunk of the stash.
     pub(crate) fn lock(&self) -> SpinGuard<'_, Free> {
-        let mut free = self.free.0.lock();
+        let mut free = match self.free.try_lock() {
+            Some(free) => free,
+            None => {
+                self.counters.waited();
+                self.free.lock()
+            }
+        };
         self.work_off(&mut free);
         free
     }
@@ -201,7 +257,7 @@ impl<L: LocalLock> Shared<L> {
         match attempt {
             Attempt::PcpOnly => None,
             Attempt::TryLock => {
-                let mut free = self.free.0.try_lock()?;
+                let mut free = self.free.try_lock()?;
                 self.work_off(&mut free);
                 Some(free)
             }
@@ -211,7 +267,14 @@ impl<L: LocalLock> Shared<L> {
 
     /// The zone lock and nothing done, for tests.
     pub(crate) fn lock_only(&self) -> SpinGuard<'_, Free> {
-        self.free.0.lock()
+        self.free.lock()
+    }
+
+    /// From now on (or no longer) whoever touches the zone lock panics.
+    #[cfg(debug_assertions)]
+    pub(crate) fn forbid_zone_lock(&self, forbid: bool) {
+        // ORDERING: Relaxed, as in `ZoneLock::touched`.
+        self.free.forbidden.store(forbid, Ordering::Relaxed);
     }
 
     /// Merges up to a chunk of the stash (T31).
@@ -235,7 +298,11 @@ impl<L: LocalLock> Shared<L> {
                 break;
             }
             let meta = metas.at(block);
-            let order = meta.state().order();
+            let state = meta.state();
+            if !state.is_stashed() {
+                runs::listed_twice(block, state);
+            }
+            let order = state.order();
             free.pending = meta.next();
             meta.set_note(PageTag::NONE);
             free.buddy.put(metas, block, order, false);
@@ -250,15 +317,30 @@ impl<L: LocalLock> Shared<L> {
     }
 
     /// Makes the source's `range` free pages of the zone.
-    pub(crate) fn add(&self, range: Range) {
-        let end = range.first.checked_add(range.pages);
+    pub(crate) fn add(&self, regions: &mut Regions, range: Range) -> Result<(), SourceError> {
         let len = self.frames.metas.len() as usize;
+        let end = range.first.checked_add(range.pages);
         let Some(end) = end.filter(|&end| end <= len) else {
             broken(format_args!(
                 "the source gave {range:?} of a span of {len} pages"
             ));
         };
-        let mut at = range.first;
+        if range.pages == 0 {
+            return Ok(());
+        }
+        match regions.add((range.first as u32, end as u32)) {
+            Ok(()) => self.add_pages(range),
+            Err(RegionError::TooMany) => return Err(SourceError::TooManyRegions),
+            Err(error) => broken(format_args!("the source gave {range:?}, but {error}")),
+        }
+        Ok(())
+    }
+
+    /// Makes pages free that are noted as the zone's.
+    pub(crate) fn add_pages(&self, range: Range) {
+        let (mut at, end) = (range.first, range.first + range.pages);
+        // ORDERING: Relaxed: a bound for pictures.
+        self.extent.fetch_max(end as u32, Ordering::Relaxed);
         while at < end {
             // I4, counted in the largest blocks.
             let next = end.min(at + CHUNK * Order::MAX.pages());
@@ -339,12 +421,16 @@ impl<L: LocalLock> Shared<L> {
         runs::cut(&runs, metas, order);
         let mut blocks = runs::blocks(&runs, order);
         let mine = blocks.next()?;
+        self.counters.allocated(order, 1);
         if let Some((pcp, class)) = list {
+            let mut listed = 0;
             // Backwards: the next allocations get ascending addresses.
             for page in blocks.rev() {
                 let fits = pcp.push(class, page);
                 debug_assert!(fits, "a batch fits into an empty list");
+                listed += 1;
             }
+            pcp.note_refill(class, listed);
         }
         Some(mine)
     }
@@ -356,6 +442,9 @@ impl<L: LocalLock> Shared<L> {
             free.buddy.take(metas, order, want.min(CHUNK), runs);
             drop(free);
             runs::cut(runs, metas, order);
+            let pages: u32 = runs.iter().map(|run| run.end - run.first).sum();
+            self.counters
+                .allocated(order, pages as usize >> order.get());
         }
     }
 
@@ -378,6 +467,7 @@ impl<L: LocalLock> Shared<L> {
         // Where waiting is allowed the lock is taken later, for a shorter hold.
         let locked = (attempt <= Attempt::TryLock).then(|| self.lock_at(attempt));
         if let Some(None) = locked {
+            self.counters.freed(order, 1);
             self.stash.push(self.frames.metas, page, order);
             return;
         }
@@ -391,7 +481,10 @@ impl<L: LocalLock> Shared<L> {
             Some((pcp, class)) => {
                 pcp.take_oldest(*class, pcp.batch(*class), join);
             }
-            None => join(&[page]),
+            None => {
+                self.counters.freed(order, 1);
+                join(&[page]);
+            }
         }
         self.put_runs(locked.flatten().unwrap_or_else(|| self.lock()), &runs);
         if let Some((pcp, class)) = list {
@@ -486,11 +579,17 @@ impl<L: LocalLock> Shared<L> {
         pages
     }
 
-    /// Pages on lists, and allocations that lists served. Visits every slot.
-    pub(crate) fn listed(&self) -> (usize, u64) {
-        self.used_slots().fold((0, 0), |(pages, hits), (_, cell)| {
-            let pcp = cell.visit();
-            (pages + pcp.pages(), hits + pcp.hits())
-        })
+    /// What one slot's lists hold and did, waiting for its owner; `None` past the last slot.
+    pub(crate) fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
+        self.slots.get(slot).map(|cell| cell.visit().stats())
+    }
+
+    /// What all slots' lists hold and did. Visits every slot that was ever used.
+    pub(crate) fn list_stats(&self) -> SlotStats {
+        self.used_slots()
+            .fold(SlotStats::default(), |mut sum, (_, cell)| {
+                sum.add(&cell.visit().stats());
+                sum
+            })
     }
 }

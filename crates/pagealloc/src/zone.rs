@@ -12,17 +12,29 @@
 //! | `free` | 12: span (3), state, thread's slot, cells, busy, fence mode (2), revoked, length, height | 5: state, busy, block, length, busy | 8 | none |
 //!
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
+//! the request taken apart for the slow path (as a whole it does not fit a register and would be stored first),
 //! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
 
+mod decommit;
+mod exact;
+#[cfg(feature = "guard")]
+pub(crate) mod guard;
+mod region;
+
+pub use exact::SplitError;
+
 use crate::api::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
-use crate::frames::{Frames, Metas};
+use crate::frames::{Extras, Frames, Metas};
+use crate::heatmap;
+use crate::history::Who;
 use crate::index::MAX_PAGES;
 use crate::meta::PageMeta;
 use crate::pcp::{Batch, CHUNK, Class};
+use crate::regions::Regions;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
-use crate::source::{Range, Source, SourceError, Span};
-use crate::stats::ZoneStats;
+use crate::source::{Source, SourceError, Span};
+use crate::stats::{SlotStats, ZoneStats};
 use core::alloc::{Layout, LayoutError};
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -83,6 +95,8 @@ pub struct Zone<C: Cpus, S: Source> {
     slots: Slots<C::Lock>,
     shared: NonNull<Shared<C::Lock>>,
     cpus: C,
+    #[cfg(feature = "guard")]
+    guards: Option<guard::Guards>,
     source: S,
 }
 
@@ -96,6 +110,7 @@ struct Place {
     layout: Layout,
     slots: usize,
     metas: usize,
+    extras: usize,
 }
 
 impl Place {
@@ -103,10 +118,12 @@ impl Place {
         let shared = Layout::new::<Shared<C::Lock>>();
         let (layout, slots) = shared.extend(Layout::array::<SlotCell<C::Lock>>(nr_slots)?)?;
         let (layout, metas) = layout.extend(Layout::array::<PageMeta>(pages)?)?;
+        let (layout, extras) = layout.extend(Extras::layout(pages)?)?;
         Ok(Self {
             layout,
             slots,
             metas,
+            extras,
         })
     }
 }
@@ -135,8 +152,13 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let slots = unsafe { Slots::from_zeroed(slots, nr_slots) };
         // SAFETY: zeroed memory for one meta a page, valid as above.
         let metas = unsafe { Metas::new(metas, span.pages as u32) };
+        // SAFETY: as for the slots.
+        let extras = unsafe { start.add(place.extras) };
+        // SAFETY: zeroed memory of the layout, valid as above.
+        let extras = unsafe { Extras::from_zeroed(extras, span.pages) };
+        let extras = extras.map_err(|_| ZoneError::Pages(span.pages))?;
         // SAFETY: the span is one allocation of that many pages (`Source` 1), valid as above.
-        let frames = unsafe { Frames::new(span.base, metas) };
+        let frames = unsafe { Frames::new(span.base, metas, extras) };
         let value = Shared::new(shared, frames, slots, span);
         // SAFETY: the memory was laid out for it, and nobody else has it.
         unsafe { shared.write(value) };
@@ -145,12 +167,16 @@ impl<C: Cpus, S: Source> Zone<C, S> {
             slots,
             shared,
             cpus,
+            #[cfg(feature = "guard")]
+            guards: None,
             source,
         };
         // SAFETY: the hook stays in place, in the source's memory, until `drop` took it off; it is on no list yet.
         unsafe { zone.cpus.add_offline_hook(zone.shared().hook()) };
         if zone.source.is_eager() {
-            while zone.grow(1).is_ok() {}
+            let mut regions = zone.shared().growing.lock();
+            while zone.grow(&mut regions, 1).is_ok() {}
+            drop(regions);
         }
         Ok(zone)
     }
@@ -174,41 +200,17 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// Moves the pages on one slot's lists into the zone and returns how many. Waits for the slot's owner, a few instructions.
     #[doc(alias = "drain_pages")]
     pub fn drain_slot(&self, slot: Slot) -> usize {
-        self.shared().drain_slot(slot)
+        let pages = self.shared().drain_slot(slot);
+        self.after_free(Attempt::NoWait);
+        pages
     }
 
     /// Moves the pages on all slots' lists, and in the stash, into the zone and returns how many. Waits for each slot's owner in turn.
     #[doc(alias = "drain_all_pages")]
     pub fn drain_all(&self) -> usize {
-        self.shared().drain_all()
-    }
-
-    /// Gives the memory of free blocks of 2 MiB and more back to the system, and returns how many pages that were not
-    /// known to be untouched. They stay usable, and read as zeroes. Makes system calls.
-    pub fn trim(&self) -> usize {
-        let metas = self.frames.metas;
-        let mut trimmed = 0;
-        for order in [Order::at(9), Order::MAX] {
-            let blocks = self.shared().lock().buddy.free_blocks()[order.get()];
-            for _ in 0..blocks {
-                let Some((page, zero)) = self.shared().lock().buddy.take_last(metas, order) else {
-                    break;
-                };
-                let range = Range {
-                    first: page as usize,
-                    pages: order.pages(),
-                    zeroed: zero,
-                };
-                // SAFETY: the block was free and is on no list now, so nothing in it is in use.
-                let given = !zero && unsafe { self.source.decommit(range) };
-                self.shared()
-                    .lock()
-                    .buddy
-                    .put(metas, page, order, zero || given);
-                trimmed += if given { range.pages } else { 0 };
-            }
-        }
-        trimmed
+        let pages = self.shared().drain_all();
+        self.after_free(Attempt::NoWait);
+        pages
     }
 
     /// What the zone holds and how it went. Visits every slot.
@@ -216,14 +218,35 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let mut stats = ZoneStats::default();
         let shared = self.shared();
         shared.counters.report(&mut stats);
-        (stats.list_pages, stats.hits) = shared.listed();
+        stats.add_lists(&shared.list_stats());
         stats.stashed_blocks = shared.stash.pushes();
+        stats.stash_peak_pages = shared.stash.peak();
         let free = shared.lock();
         stats.total_pages = free.total_pages;
-        stats.free_pages = free.buddy.free_pages();
+        stats.free_pages = free.buddy.free_pages() + shared.isolated_pages();
         stats.free_blocks = free.buddy.free_blocks();
+        stats.add_changes(free.buddy.changes());
         stats.stash_pages = shared.stash.pages();
         stats
+    }
+
+    /// What one slot's lists hold and did; `None` past the zone's slots. Waits for the slot's owner, a few instructions.
+    #[doc(alias = "zoneinfo pagesets")]
+    pub fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
+        self.shared().slot_stats(slot)
+    }
+
+    /// Draws the zone as a picture, in SVG: a grid in which each cell is a number of pages, coloured by what they are, and
+    /// darker where free blocks are larger.
+    ///
+    /// Reads every page's state without a lock: exact if nobody else uses the zone. At most 4096 cells, whatever the zone's size,
+    /// so at most a MiB of text; needs no memory, and linear time. Only as far as the source gave memory.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn heatmap(&self, out: &mut impl fmt::Write) -> fmt::Result {
+        let shared = self.shared();
+        heatmap::draw(out, self.frames.metas, shared.extent(), &self.stats())
     }
 
     /// Pages that the source has given so far.
@@ -249,31 +272,57 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         self.shared().lock_only()
     }
 
+    /// Makes whoever touches the zone lock panic: for tests which show that somebody does not.
+    #[cfg(debug_assertions)]
+    #[doc(hidden)]
+    pub fn forbid_zone_lock(&self, forbid: bool) {
+        self.shared().forbid_zone_lock(forbid);
+    }
+
     /// The next range from the source.
-    fn grow(&self, min_pages: usize) -> Result<(), SourceError> {
+    fn grow(&self, regions: &mut Regions, min_pages: usize) -> Result<(), SourceError> {
         let range = self.source.grow(min_pages)?;
-        self.shared().add(range);
+        self.shared().add(regions, range)?;
         self.shared().counters.grew();
         Ok(())
     }
 
-    /// Allocates where the slot's list had nothing.
+    /// Allocates where the slot's list had nothing. Takes the request apart: a whole one would be put together in memory, on the path of a hit.
     #[cold]
     #[inline(never)]
-    fn alloc_slow(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+    fn alloc_slow(
+        &self,
+        order: Order,
+        zero: bool,
+        attempt: Attempt,
+        who: Who,
+    ) -> Result<NonNull<u8>, AllocError> {
+        let page = self.take_slow(order, attempt)?;
+        Ok(self.frames.hand_out(page, order, zero, who))
+    }
+
+    /// Takes a block, which is marked as if it were on a list.
+    fn take_slow(&self, order: Order, attempt: Attempt) -> Result<u32, AllocError> {
         // SAFETY: the slot is the caller's, just now.
-        let taken = unsafe {
-            self.shared()
-                .take(self.cpus.current(), req.order, req.attempt)
-        };
+        let taken = unsafe { self.shared().take(self.cpus.current(), order, attempt) };
         let taken = match taken {
-            Err(AllocError::Exhausted) if req.attempt == Attempt::MayGrow => {
-                self.grow_for(req.order)
-            }
+            Err(AllocError::Exhausted) if attempt == Attempt::MayGrow => self.grow_for(order),
             other => other,
         };
-        self.shared().counters.missed(req.attempt, &taken);
-        taken.map(|page| self.frames.hand_out(page, req.order, req.zero))
+        self.shared().counters.missed(attempt, &taken);
+        taken
+    }
+
+    /// Frees where the slot's list was full, or there is none.
+    ///
+    /// # Safety
+    /// 1. As for [`Slots::enter`], if there is a slot.
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_slow(&self, slot: Option<Slot>, page: u32, order: Order, attempt: Attempt) {
+        // SAFETY: debt 1.
+        unsafe { self.shared().put(slot, page, order, attempt) };
+        self.after_free(attempt);
     }
 
     /// Takes a block after growing the zone; if there is nothing to grow by, after draining all lists.
@@ -283,13 +332,13 @@ impl<C: Cpus, S: Source> Zone<C, S> {
             unsafe { self.shared().take(None, order, Attempt::NoWait) }
         };
         {
-            let _growing = self.shared().growing.lock();
+            let mut regions = self.shared().growing.lock();
             loop {
                 // First, for somebody else may have grown the zone while this one waited.
                 if let Ok(page) = take() {
                     return Ok(page);
                 }
-                if self.grow(order.pages()).is_err() {
+                if self.grow(&mut regions, order.pages()).is_err() {
                     break;
                 }
             }
@@ -334,20 +383,34 @@ impl<C: Cpus, S: Source> Zone<C, S> {
 unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C, S> {
     #[inline(always)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        let who = Who::now(&self.cpus, req.attempt);
+        // Nothing, where the alignment is known at compile time.
+        if !req.is_plain() {
+            return self.alloc_aligned(req, who);
+        }
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded(req.order) {
+            return self.alloc_guarded(req, guarded, who);
+        }
         if let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && let Some(page) = pcp.pop(class)
         {
             drop(pcp);
-            return Ok(self.frames.hand_out(page, req.order, req.zero));
+            return Ok(self.frames.hand_out(page, req.order, req.zero, who));
         }
-        self.alloc_slow(req)
+        self.alloc_slow(req.order, req.zero, req.attempt, who)
     }
 
     #[inline(always)]
     unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
-        let page = self.frames.take_back(block, order);
+        let who = Who::now(&self.cpus, attempt);
+        let page = self.frames.take_back(block, order, who);
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded_at(page, order) {
+            return self.free_guarded(page, order, guarded, attempt);
+        }
         let slot = self.cpus.current();
         if let (Some(class), Some(slot)) = (Class::of(order), slot)
             // SAFETY: the slot is the caller's, just now.
@@ -357,23 +420,37 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             return;
         }
         // SAFETY: the slot is the caller's, just now.
-        unsafe { self.shared().put(slot, page, order, attempt) };
+        unsafe { self.free_slow(slot, page, order, attempt) };
     }
 
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
-        let (order, mut got, mut lists) = (req.order, 0, true);
+        let who = Who::now(&self.cpus, req.attempt);
+        let (order, mut got, mut lists) = (req.order, 0, req.is_plain());
+        #[cfg(feature = "guard")]
+        if req.is_plain()
+            && let Some(guarded) = self.guarded(order)
+        {
+            for place in out.iter_mut() {
+                match self.alloc_guarded(req, guarded, who) {
+                    Ok(block) => place.write(block),
+                    Err(_) => break,
+                };
+                got += 1;
+            }
+            return got;
+        }
         while got < out.len() {
             let want = out.len() - got;
             let before = got;
             let mut hand_out = |page| {
-                out[got].write(self.frames.hand_out(page, order, req.zero));
+                out[got].write(self.frames.hand_out(page, order, req.zero, who));
                 got += 1;
             };
             if lists {
                 let batch = self.bulk_from_list(order, want);
                 lists = !batch.is_empty();
                 batch.into_iter().for_each(&mut hand_out);
-            } else if req.attempt > Attempt::PcpOnly {
+            } else if req.attempt > Attempt::PcpOnly && req.is_plain() {
                 let mut runs = Runs::new();
                 self.shared()
                     .take_chunk(order, want, req.attempt, &mut runs);
@@ -381,7 +458,12 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             }
             if got == before && !lists {
                 // One at a time, with all that a single allocation tries.
-                match self.alloc_slow(req) {
+                let one = if req.is_plain() {
+                    self.alloc_slow(order, req.zero, req.attempt, who)
+                } else {
+                    self.alloc_aligned(req, who)
+                };
+                match one {
                     Ok(block) => out[got].write(block),
                     Err(_) => break,
                 };
@@ -392,14 +474,23 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     }
 
     unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
+        let who = Who::now(&self.cpus, Attempt::NoWait);
         for chunk in blocks.chunks(CHUNK) {
             let mut batch = Batch::new();
             for &block in chunk {
-                batch.push(self.frames.take_back(block, order));
+                let page = self.frames.take_back(block, order, who);
+                #[cfg(feature = "guard")]
+                if let Some(guarded) = self.guarded_at(page, order) {
+                    self.free_guarded(page, order, guarded, Attempt::NoWait);
+                    continue;
+                }
+                batch.push(page);
             }
             let listed = self.bulk_to_list(order, &batch);
             if listed < batch.len() {
+                self.shared().counters.freed(order, batch.len() - listed);
                 self.shared().give(&batch[listed..], order);
+                self.after_free(Attempt::NoWait);
             }
         }
     }

@@ -172,7 +172,7 @@ fn bad_spans_are_refused() {
 }
 
 #[test]
-fn a_zone_grows_only_where_that_is_allowed() {
+fn p14_a_zone_grows_only_where_that_is_allowed() {
     let mut memory = memory(1 << 20);
     let source = Failing::at(Fixed::new(&mut memory).unwrap().in_steps(16), 1);
     let zone = Zone::new(cpu(), source).unwrap();
@@ -198,7 +198,7 @@ fn a_zone_grows_only_where_that_is_allowed() {
 }
 
 #[test]
-fn the_order_of_frees_does_not_matter() {
+fn p1_the_order_of_frees_does_not_matter() {
     let mut memory = memory(4 << 20);
     let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
     let fresh = zone.stats().free_blocks;
