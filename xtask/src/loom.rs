@@ -294,8 +294,10 @@ fn judge(output: &Output, test: &str) -> Fate {
         Some(line) if line.ends_with("ok") => return Fate::Survived,
         _ => {}
     }
-    // A second panic while the first unwinds through the model's threads aborts before the harness can say FAILED.
-    if stdout.contains("running 1 test") && stderr.contains(" panicked at ") {
+    // A second panic while the first unwinds through the model's threads aborts before the harness can say FAILED; so does
+    // a library that finds a contract broken.
+    let aborted = stderr.contains(" panicked at ") || stderr.contains("(signal: 6, SIGABRT");
+    if stdout.contains("running 1 test") && aborted {
         return Fate::Killed;
     }
     if stdout.contains("running 0 tests") {
