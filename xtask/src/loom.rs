@@ -88,7 +88,8 @@ const MUTANTS: &[Mutant] = &[
         "p1_nulls",
         "rcu-core",
         "p1_a_reader_sees_what_a_link_leads_to",
-    ),
+    )
+    .in_file("loom_r22"),
     mutant("p8_work", "rcu-core", "p8_work_queue_vs_run").in_file("loom_r22"),
     mutant("refcount", "rcu-core", "r22_get_vs_last_put").in_file("loom_r22"),
     mutant("t38", "rcu-core", "t38_numbering_vs_grace_periods"),
