@@ -88,6 +88,61 @@ pub enum Attempt {
     MayGrow,
 }
 
+/// What becomes of a block's contents: blocks of one kind are kept together, so that large blocks stay possible elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(u8)]
+#[doc(alias = "migratetype")]
+pub enum Mobility {
+    /// Stays where it is until its owner frees it. What slab and kvfree ask for.
+    #[default]
+    #[doc(alias = "MIGRATE_UNMOVABLE")]
+    Unmovable = 0,
+    /// Its owner can copy it elsewhere, or will free it soon.
+    #[doc(alias = "__GFP_MOVABLE")]
+    Movable = 1,
+    /// Its owner gives it back when asked (see `PressureHook`): caches.
+    #[doc(alias = "__GFP_RECLAIMABLE")]
+    Reclaimable = 2,
+}
+
+impl Mobility {
+    /// All of them, by number.
+    pub const ALL: [Self; 3] = [Self::Unmovable, Self::Movable, Self::Reclaimable];
+
+    /// The number, as an index.
+    #[inline(always)]
+    #[must_use]
+    pub const fn get(self) -> usize {
+        self as usize
+    }
+
+    /// The one with this number; numbers that no other has are `Unmovable`'s.
+    #[inline(always)]
+    pub(crate) const fn at(number: u32) -> Self {
+        match number {
+            1 => Self::Movable,
+            2 => Self::Reclaimable,
+            _ => Self::Unmovable,
+        }
+    }
+}
+
+/// How far below the low end of its watermarks a request may take the zone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Reserve {
+    /// Not at all: what is free below the lowest watermark is for others.
+    #[default]
+    #[doc(alias = "__GFP_NOMEMALLOC")]
+    None,
+    /// Half of it, and at an attempt that does not grow five eighths: for those who cannot wait and must not fail often.
+    #[doc(alias = "__GFP_HIGH")]
+    #[doc(alias = "GFP_ATOMIC")]
+    High,
+    /// All of it: for those who free memory by it, a few pages at a time.
+    #[doc(alias = "__GFP_MEMALLOC")]
+    All,
+}
+
 /// Why there is no page, and so which retry makes sense.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
@@ -98,6 +153,8 @@ pub enum AllocError {
     Contended,
     /// The zone has no block of this order: retry at [`Attempt::MayGrow`], or after freeing.
     Exhausted,
+    /// What is free is kept in reserve: retry at [`Attempt::MayGrow`], after freeing, or with a [`Reserve`].
+    Reserved,
     /// The source has no more memory to give.
     OutOfMemory,
     /// No allocator can serve this request: alignment above the largest block, or not a power of two.
@@ -108,7 +165,10 @@ impl AllocError {
     /// Whether asking again, later or at a higher [`Attempt`], can help without anything being freed.
     #[must_use]
     pub const fn is_retryable(self) -> bool {
-        matches!(self, Self::Empty | Self::Contended | Self::Exhausted)
+        matches!(
+            self,
+            Self::Empty | Self::Contended | Self::Exhausted | Self::Reserved
+        )
     }
 }
 
@@ -119,6 +179,9 @@ impl fmt::Display for AllocError {
             Self::Contended => "the page lock is taken at this moment; retry later or wait for it",
             Self::Exhausted => {
                 "the zone has no such block; retry with growth allowed or after freeing"
+            }
+            Self::Reserved => {
+                "what is free in the zone is kept in reserve; retry with growth allowed or after freeing"
             }
             Self::OutOfMemory => "the memory source has no more memory",
             Self::Invalid => "the request's alignment or order cannot be served",
@@ -144,6 +207,12 @@ pub struct PageReq {
     pub zero: bool,
     /// How far to go.
     pub attempt: Attempt,
+    /// The block's alignment in bytes, a power of two; 0, or anything up to the block's size, asks for nothing more.
+    pub align: usize,
+    /// What becomes of the block.
+    pub mobility: Mobility,
+    /// What the request may take of the zone's reserve.
+    pub reserve: Reserve,
 }
 
 impl PageReq {
@@ -153,6 +222,9 @@ impl PageReq {
             order,
             zero: false,
             attempt: Attempt::MayGrow,
+            align: 0,
+            mobility: Mobility::Unmovable,
+            reserve: Reserve::None,
         }
     }
 
@@ -167,6 +239,30 @@ impl PageReq {
     pub const fn attempt(mut self, attempt: Attempt) -> Self {
         self.attempt = attempt;
         self
+    }
+
+    /// The same, aligned to `bytes`.
+    pub const fn align(mut self, bytes: usize) -> Self {
+        self.align = bytes;
+        self
+    }
+
+    /// The same, kept with others of `mobility`.
+    pub const fn mobility(mut self, mobility: Mobility) -> Self {
+        self.mobility = mobility;
+        self
+    }
+
+    /// The same, taking as much of the zone's reserve as `reserve` says.
+    pub const fn reserve(mut self, reserve: Reserve) -> Self {
+        self.reserve = reserve;
+        self
+    }
+
+    /// The same for those who must not fail easily: half of the reserve, or more with [`Attempt::NoWait`].
+    #[doc(alias = "GFP_ATOMIC")]
+    pub const fn high(self) -> Self {
+        self.reserve(Reserve::High)
     }
 }
 

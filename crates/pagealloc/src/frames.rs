@@ -5,7 +5,7 @@
 //! - I1. `base` and `metas` describe `len` pages and as many `PageMeta`s, valid for as long as the zone (its source) lives.
 //! - I2. Page numbers on lists, in links and in the stash are below `len`.
 
-use crate::api::{Order, PAGE_SHIFT, PageTag};
+use crate::api::{Mobility, Order, PAGE_SHIFT, PageTag};
 use crate::broken::broken;
 use crate::meta::{PageMeta, State};
 use core::ptr::NonNull;
@@ -138,40 +138,52 @@ impl Frames {
     ///
     /// The block must have just come off a list, so that it is the caller's.
     #[inline(always)]
-    pub(crate) fn hand_out(&self, page: u32, order: Order, zero: bool) -> NonNull<u8> {
+    pub(crate) fn hand_out(
+        &self,
+        page: u32,
+        order: Order,
+        mobility: Mobility,
+        zero: bool,
+    ) -> NonNull<u8> {
         let meta = self.metas.at(page);
         let block = self.address(page);
         if zero && !meta.state().is_zero() {
             // SAFETY: the block is free memory of the span (I1) that nobody else has, being off every list.
             unsafe { block.write_bytes(0, order.bytes()) };
         }
-        meta.set_state(State::allocated(order));
+        meta.set_state(State::allocated(order).with(mobility));
         block
     }
 
     /// Takes a block back from its owner: the page's number, with no note on it any more, and marked for a slot's
     /// list, so that freeing it again is noticed.
     ///
-    /// Aborts if no block of `order` that is out starts at `block`. Two threads that free the same
-    /// block at the same moment may both pass.
+    /// The usual case only: an unmovable block without a note. In any other nothing has happened, and
+    /// [`Self::take_back_any`] is to be called.
     #[inline(always)]
-    pub(crate) fn take_back(&self, block: NonNull<u8>, order: Order) -> u32 {
+    pub(crate) fn take_back(&self, block: NonNull<u8>, order: Order) -> Option<u32> {
         match self.page_at(block.as_ptr()) {
             Some((page, meta)) if meta.state() == State::allocated(order) => {
                 meta.set_state(State::listed(order, false));
-                page
+                Some(page)
             }
-            _ => self.take_back_slow(block, order),
+            _ => None,
         }
     }
 
-    #[cold]
-    #[inline(never)]
-    fn take_back_slow(&self, block: NonNull<u8>, order: Order) -> u32 {
+    /// Any block, and what it was asked for as.
+    ///
+    /// Aborts if no block of `order` that is out starts at `block`. Two threads that free the same
+    /// block at the same moment may both pass.
+    pub(crate) fn take_back_any(&self, block: NonNull<u8>, order: Order) -> (u32, Mobility) {
         let page = self.block(block, order, "freed");
-        self.note_all(page, order, PageTag::NONE);
-        self.metas.at(page).set_state(State::listed(order, false));
-        page
+        let meta = self.metas.at(page);
+        let mobility = meta.state().mobility();
+        if meta.state().plain() == State::tagged(order) {
+            self.note_all(page, order, PageTag::NONE);
+        }
+        meta.set_state(State::listed(order, false).with(mobility));
+        (page, mobility)
     }
 
     /// The number of the first page of an owner's block; aborts if it is none.
@@ -183,7 +195,7 @@ impl Frames {
                 self.base,
             ));
         };
-        let state = meta.state();
+        let state = meta.state().plain();
         if state != State::allocated(order) && state != State::tagged(order) {
             broken(format_args!(
                 "{verb} block {block:p} (page {page}) as order {}, but it is {} (order {})",
@@ -206,7 +218,13 @@ impl Frames {
         let page = self.block(block, order, "tagged");
         self.note_all(page, order, tag);
         // Even for the empty tag: the free path then clears what is clear already.
-        self.metas.at(page).set_state(State::tagged(order));
+        let meta = self.metas.at(page);
+        meta.set_state(State::tagged(order).with(meta.state().mobility()));
+    }
+
+    /// The number of the page that `address` lies in, if it is in the span.
+    pub(crate) fn number_of(&self, address: *const u8) -> Option<u32> {
+        Some(self.page_of(address)?.0)
     }
 
     /// What the owner of the block around `address` noted.

@@ -6,19 +6,30 @@ mod broken;
 mod buddy;
 pub mod conformance;
 mod frames;
+mod gate;
 mod index;
 mod meta;
+mod mobility;
 mod pcp;
+mod pressure;
 mod runs;
 mod shared;
 mod source;
 mod stash;
 mod stats;
+mod watermark;
 mod zone;
 
-pub use api::{AllocError, Attempt, Order, PAGE_SHIFT, PAGE_SIZE, PageAlloc, PageReq, PageTag};
+pub use api::{
+    AllocError, Attempt, Mobility, Order, PAGE_SHIFT, PAGE_SIZE, PageAlloc, PageReq, PageTag,
+    Reserve,
+};
+pub use gate::ListsDisabled;
+pub use mobility::{Claim, Fallback, Steal};
+pub use pressure::PressureHook;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use source::Mmap;
 pub use source::{Failing, Fixed, Range, Source, SourceError, Span};
 pub use stats::{AttemptStats, ZoneStats};
+pub use watermark::Watermarks;
 pub use zone::{Zone, ZoneError};

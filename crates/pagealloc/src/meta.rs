@@ -14,7 +14,8 @@
 //! | `state` of any other page | 0: inside a block, or a hole that the source never gave | – |
 //! | `tag`, `owner` | the owner's note; in a `FREE` or `STASHED` head the links | as for `state` |
 //!
-//! `ZERO` beside `FREE` or `LISTED`: the whole block reads as zeroes.
+//! `ZERO` beside `FREE` or `LISTED`: the whole block reads as zeroes. `MOBILITY` beside `LISTED` or `ALLOCATED`: whose list it
+//! lies on, or what it was asked for as. Unmovable is 0, so the usual free compares the word with a constant.
 //!
 //! # Invariants
 //! - I1. `FREE` is entered and left under the zone lock only. A holder that reads `FREE` in a buddy may therefore
@@ -26,7 +27,7 @@
 //! Every access is Relaxed. The words of a block belong to the block's owner and travel with the block: through the
 //! zone lock, a slot's local lock (P8), the stash (P7), or whatever the layer above hands a block over by (P6).
 
-use crate::api::{Order, PageTag};
+use crate::api::{Mobility, Order, PageTag};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use static_assertions::const_assert;
@@ -44,6 +45,8 @@ impl State {
     const STASHED: u32 = 1 << 7;
     const TAGGED: u32 = 1 << 8;
     const ZERO: u32 = 1 << 9;
+    const MOBILITY_SHIFT: u32 = 10;
+    const MOBILITY: u32 = 3 << Self::MOBILITY_SHIFT;
 
     /// Not the head of a block.
     pub(crate) const INSIDE: Self = Self(0);
@@ -72,6 +75,36 @@ impl State {
         Self(Self::ALLOCATED | Self::TAGGED | order.get() as u32)
     }
 
+    /// The same block, of `mobility`. The state says none so far.
+    #[inline(always)]
+    pub(crate) const fn with(self, mobility: Mobility) -> Self {
+        Self(self.0 | (mobility as u32) << Self::MOBILITY_SHIFT)
+    }
+
+    /// The same block, its mobility left out.
+    pub(crate) const fn plain(self) -> Self {
+        Self(self.0 & !Self::MOBILITY)
+    }
+
+    pub(crate) const fn mobility(self) -> Mobility {
+        Mobility::at((self.0 & Self::MOBILITY) >> Self::MOBILITY_SHIFT)
+    }
+
+    /// The head of a block in any state: not a page inside one, nor a hole.
+    pub(crate) const fn is_head(self) -> bool {
+        self.0 & (Self::FREE | Self::LISTED | Self::STASHED | Self::ALLOCATED) != 0
+    }
+
+    /// In the zone's hands, or about to be.
+    pub(crate) const fn is_nobodys(self) -> bool {
+        self.0 & (Self::FREE | Self::STASHED) != 0
+    }
+
+    /// On one of the zone's lists.
+    pub(crate) const fn is_free(self) -> bool {
+        self.0 & Self::FREE != 0
+    }
+
     pub(crate) const fn order(self) -> Order {
         Order::at((self.0 & Self::ORDER) as usize)
     }
@@ -98,7 +131,7 @@ impl State {
 
     /// For a message about a broken contract.
     pub(crate) const fn name(self) -> &'static str {
-        match self.0 & !(Self::ORDER | Self::ZERO | Self::TAGGED) {
+        match self.0 & !(Self::ORDER | Self::ZERO | Self::TAGGED | Self::MOBILITY) {
             Self::ALLOCATED => "allocated",
             Self::LISTED => "already free, on a slot's list",
             Self::FREE => "already free, in the zone",

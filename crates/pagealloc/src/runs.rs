@@ -6,7 +6,7 @@
 
 #![deny(unsafe_code)]
 
-use crate::api::Order;
+use crate::api::{Mobility, Order};
 use crate::frames::Metas;
 use crate::meta::State;
 use crate::pcp::CHUNK;
@@ -34,10 +34,10 @@ pub(crate) fn blocks(runs: &Runs, order: Order) -> impl DoubleEndedIterator<Item
     })
 }
 
-/// Marks each block of the runs as being on a slot's list. They have no other user.
-pub(crate) fn cut(runs: &Runs, metas: Metas, order: Order) {
+/// Marks each block of the runs as being on a slot's list of `mobility`. They have no other user.
+pub(crate) fn cut(runs: &Runs, metas: Metas, order: Order, mobility: Mobility) {
     for run in runs {
-        let listed = State::listed(order, run.zero);
+        let listed = State::listed(order, run.zero).with(mobility);
         for page in (run.first..run.end).step_by(order.pages()) {
             metas.at(page).set_state(listed);
         }
@@ -101,9 +101,11 @@ mod tests {
             assert_eq!(got, expected, "{blocks:?}");
             assert!(blocks.iter().all(|&b| metas.at(b).state() == State::INSIDE));
 
-            cut(&runs, metas, order);
+            cut(&runs, metas, order, Mobility::Movable);
             let mut cut: Vec<u32> = super::blocks(&runs, order).collect();
-            assert!(cut.iter().all(|&b| metas.at(b).state().order() == order));
+            let states = || cut.iter().map(|&b| metas.at(b).state());
+            assert!(states().all(|state| state.order() == order));
+            assert!(states().all(|state| state.mobility() == Mobility::Movable));
             cut.sort_unstable();
             let mut blocks = blocks.to_vec();
             blocks.sort_unstable();

@@ -11,7 +11,8 @@
 //! | `free` | the buddy system, and the part of the stash that is being worked off | the zone-lock holder |
 //! | a slot's cell | the slot's lists | its owner, or one visitor, by the local lock |
 //! | `stash` | freed blocks that wait | see [`crate::stash`] |
-//! | `slots_used` | one more than the highest slot that ever set its lists up; only rises | the slot's owner, before its first push |
+//! | `gate` | which slots may have lists, and whether any may | see [`crate::gate`] |
+//! | `marks` | the watermarks, and whether the zone is pressed | see [`crate::watermark`] |
 //!
 //! # Life
 //! A block: `FREE` in the buddy system → (refill, a batch under one hold) `LISTED` → (pop) `ALLOCATED` → (push)
@@ -19,10 +20,12 @@
 //!
 //! # Invariants
 //! - I1. A page is in exactly one place: out, on one list, in the stash, or in the buddy system.
-//! - I2. `slots_used` is above every slot whose lists hold anything.
+//! - I2. The gate's `used` is above every slot whose lists hold anything.
 //! - I3. Lock order: slot, then zone. A visitor waits for the owner before it takes the zone lock, so an owner that waits
 //!   for the zone lock inside its cell waits for nobody who waits for it.
 //! - I4. At most [`CHUNK`] blocks move between a list and the zone, and another [`CHUNK`] leave the stash, under one hold (T27).
+//! - I5. While a [`ListsDisabled`] lives, every list is empty (`gate` I2): heights are raised in `set_up` alone, inside the
+//!   owner's cell, and a height of 0 takes no block.
 //!
 //! # Orderings
 //! - P7. Whoever frees a block puts it somewhere by a Release (zone lock, local lock, stash); whoever hands it out took it
@@ -30,22 +33,25 @@
 //!
 //! # Progress and contexts
 //! A hit and any attempt up to `TryLock` wait for nobody. `NoWait` spins on the zone lock, whose holds are bounded
-//! (I4); not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or the zone's lock;
-//! the source runs under `growing`, for which only growers wait.
+//! (I4); not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or the zone's lock:
+//! the source runs under `growing`, for which only growers wait, and pressure hooks run where no lock is held.
 
-use crate::api::{AllocError, Attempt, Order, PageTag};
+use crate::api::{AllocError, Attempt, Mobility, Order, PageReq, PageTag};
 use crate::broken::broken;
 use crate::buddy::Buddy;
 use crate::frames::Frames;
+use crate::gate::{Gate, ListsDisabled};
 use crate::index::{self, NONE};
-use crate::pcp::{CHUNK, Class, Heights, Pcp};
+use crate::mobility::PageBlocks;
+use crate::pcp::{CHUNK, Class, Heights, Pcp, Weather};
+use crate::pressure::PressureHooks;
 use crate::runs::{self, Run, Runs};
 use crate::source::{Range, Span};
 use crate::stash::Stash;
 use crate::stats::Counters;
+use crate::watermark::Marks;
 use core::ops::DerefMut;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
 use rcu_core::cpu::{
     LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex, ZeroInit,
     in_register,
@@ -143,7 +149,10 @@ pub(crate) struct Shared<L> {
     pub(crate) counters: Counters,
     /// Held by whoever asks the source for more.
     pub(crate) growing: SpinMutex<()>,
-    slots_used: AtomicU32,
+    gate: Gate,
+    pub(crate) marks: Marks,
+    pub(crate) pressure: PressureHooks,
+    blocks: PageBlocks,
     hook: OfflineHook,
 }
 
@@ -154,7 +163,13 @@ unsafe impl<L: LocalLock> Send for Shared<L> {}
 
 impl<L: LocalLock> Shared<L> {
     /// An empty zone, to be written to `place`.
-    pub(crate) fn new(place: NonNull<Self>, frames: Frames, slots: Slots<L>, span: Span) -> Self {
+    pub(crate) fn new(
+        place: NonNull<Self>,
+        frames: Frames,
+        slots: Slots<L>,
+        blocks: PageBlocks,
+        span: Span,
+    ) -> Self {
         let bias = index::bias(span.base.as_ptr().addr());
         // SAFETY: `place` holds the value while the hook is listed, and draining may come from any thread.
         let hook = unsafe { OfflineHook::new(Self::offline, place.as_ptr().cast_const().cast()) };
@@ -163,14 +178,17 @@ impl<L: LocalLock> Shared<L> {
             slots,
             heights: Heights::for_span(span.pages),
             free: ZoneLock(SpinMutex::new(Free {
-                buddy: Buddy::new(bias),
+                buddy: Buddy::new(bias, blocks),
                 pending: NONE,
                 total_pages: 0,
             })),
             stash: Stash::new(),
             counters: Counters::new(),
             growing: SpinMutex::new(()),
-            slots_used: AtomicU32::new(0),
+            gate: Gate::new(),
+            marks: Marks::new(),
+            pressure: PressureHooks::new(),
+            blocks,
             hook,
         }
     }
@@ -242,6 +260,7 @@ impl<L: LocalLock> Shared<L> {
             pages += order.pages();
         }
         self.stash.worked_off(pages);
+        self.marks.saw(free.buddy.free_pages());
     }
 
     /// Whether another hold could find more in the stash.
@@ -270,23 +289,20 @@ impl<L: LocalLock> Shared<L> {
             };
             free.buddy.put_run(self.frames.metas, run);
             free.total_pages += next - at;
+            self.marks.saw(free.buddy.free_pages());
             at = next;
         }
     }
 
-    /// Takes one block, going as far as `attempt`, but never to the source.
+    /// Takes one block, going as far as the request's attempt, but never to the source.
     ///
     /// # Safety
     /// 1. As for [`Slots::enter`], if there is a slot.
-    pub(crate) unsafe fn take(
-        &self,
-        slot: Option<Slot>,
-        order: Order,
-        attempt: Attempt,
-    ) -> Result<u32, AllocError> {
+    pub(crate) unsafe fn take(&self, slot: Option<Slot>, req: PageReq) -> Result<u32, AllocError> {
         // SAFETY: debt 1.
         let mut inside = slot.and_then(|slot| unsafe { self.slots.enter(slot) });
-        let class = Class::of(order);
+        let (order, attempt) = (req.order, req.attempt);
+        let class = Class::of(order, req.mobility);
         if let (Some(pcp), Some(slot), Some(class)) = (inside.as_deref_mut(), slot, class) {
             self.set_up(pcp, slot);
             if let Some(page) = pcp.pop(class) {
@@ -301,25 +317,23 @@ impl<L: LocalLock> Shared<L> {
                 AllocError::Empty
             });
         }
-        loop {
+        let error = loop {
             let free = self.lock_at(attempt).ok_or(AllocError::Contended)?;
             let more = self.more_is_stashed(&free);
-            if let Some(page) = self.refill(free, inside.as_deref_mut(), order) {
-                return Ok(page);
+            match self.refill(free, inside.as_deref_mut(), req) {
+                Ok(page) => return Ok(page),
+                Err(error) if !more => break error,
+                Err(_) => {}
             }
-            if !more {
-                break;
-            }
-        }
+        };
         // The slot's own lists may hold what merges to a block of this order.
         if attempt >= Attempt::NoWait
             && let Some(mut pcp) = inside
             && self.drain(&mut pcp) > 0
-            && let Some(page) = self.refill(self.lock(), None, order)
         {
-            return Ok(page);
+            return self.refill(self.lock(), None, req);
         }
-        Err(AllocError::Exhausted)
+        Err(error)
     }
 
     /// Takes one block out of the zone, and a batch for the slot's list with it.
@@ -328,35 +342,75 @@ impl<L: LocalLock> Shared<L> {
         &self,
         mut free: SpinGuard<'_, Free>,
         pcp: Option<&mut Pcp>,
-        order: Order,
-    ) -> Option<u32> {
-        let metas = self.frames.metas;
-        let list = pcp.zip(Class::of(order));
-        let want = list.as_ref().map_or(0, |(pcp, class)| pcp.batch(*class));
+        req: PageReq,
+    ) -> Result<u32, AllocError> {
+        let (metas, order) = (self.frames.metas, req.order);
+        let mut list = pcp.zip(Class::of(order, req.mobility));
+        let want = list.as_mut().map_or(0, |(pcp, class)| {
+            pcp.refill_size(*class, &self.heights, self.weather())
+        });
         let mut runs = Runs::new();
-        free.buddy.take(metas, order, want.max(1), &mut runs);
+        let admitted = self.take_runs(&mut free, req, want.max(1), &mut runs);
         drop(free);
-        runs::cut(&runs, metas, order);
+        runs::cut(&runs, metas, order, req.mobility);
         let mut blocks = runs::blocks(&runs, order);
-        let mine = blocks.next()?;
+        let Some(mine) = blocks.next() else {
+            return Err(if admitted {
+                AllocError::Exhausted
+            } else {
+                AllocError::Reserved
+            });
+        };
         if let Some((pcp, class)) = list {
             // Backwards: the next allocations get ascending addresses.
             for page in blocks.rev() {
                 let fits = pcp.push(class, page);
                 debug_assert!(fits, "a batch fits into an empty list");
             }
+            pcp.settle(class);
         }
-        Some(mine)
+        Ok(mine)
     }
 
-    /// Takes up to a chunk of blocks straight out of the zone, if its lock can be had at `attempt`.
-    pub(crate) fn take_chunk(&self, order: Order, want: usize, attempt: Attempt, runs: &mut Runs) {
-        let metas = self.frames.metas;
-        if let Some(mut free) = self.lock_at(attempt) {
-            free.buddy.take(metas, order, want.min(CHUNK), runs);
-            drop(free);
-            runs::cut(runs, metas, order);
+    /// Takes as many of the blocks wanted as there are and the watermarks allow; false if these allow none.
+    fn take_runs(&self, free: &mut Free, req: PageReq, want: usize, runs: &mut Runs) -> bool {
+        let before = free.buddy.free_pages();
+        let want = self
+            .marks
+            .admit(before, req.order, req.attempt, req.reserve, want);
+        if want == 0 {
+            self.marks.saw(before);
+            // There are not that many pages: none are kept back.
+            return before < req.order.pages();
         }
+        free.buddy
+            .take(self.frames.metas, req.order, req.mobility, want, runs);
+        self.marks.saw(free.buddy.free_pages());
+        true
+    }
+
+    /// Takes up to a chunk of blocks straight out of the zone, if its lock can be had at the request's attempt.
+    pub(crate) fn take_chunk(&self, req: PageReq, want: usize, runs: &mut Runs) {
+        if let Some(mut free) = self.lock_at(req.attempt) {
+            self.take_runs(&mut free, req, want.min(CHUNK), runs);
+            drop(free);
+            runs::cut(runs, self.frames.metas, req.order, req.mobility);
+        }
+    }
+
+    fn weather(&self) -> Weather {
+        if self.pressure.are_running() {
+            Weather::Relieving
+        } else if self.marks.is_below_high() {
+            Weather::Low
+        } else {
+            Weather::Fair
+        }
+    }
+
+    /// The type of the pageblock that a page lies in: a hint, for the right list (T32).
+    pub(crate) fn mobility_of(&self, page: u32) -> Mobility {
+        self.blocks.of(page)
     }
 
     /// Takes a block that its owner gave back where it was not put on the slot's list.
@@ -365,15 +419,32 @@ impl<L: LocalLock> Shared<L> {
     /// 1. As for [`Slots::enter`], if there is a slot.
     #[cold]
     #[inline(never)]
-    pub(crate) unsafe fn put(&self, slot: Option<Slot>, page: u32, order: Order, attempt: Attempt) {
+    pub(crate) unsafe fn put(
+        &self,
+        slot: Option<Slot>,
+        page: u32,
+        order: Order,
+        mobility: Mobility,
+        attempt: Attempt,
+    ) {
         // SAFETY: debt 1.
         let mut inside = slot.and_then(|slot| unsafe { self.slots.enter(slot) });
-        let class = Class::of(order);
+        let class = Class::of(order, mobility);
         if let (Some(pcp), Some(slot), Some(class)) = (inside.as_deref_mut(), slot, class) {
             self.set_up(pcp, slot);
             if pcp.push(class, page) {
                 return;
             }
+        }
+        let mut list = inside
+            .as_deref_mut()
+            .zip(class)
+            .filter(|(pcp, class)| pcp.takes(*class));
+        if let Some((pcp, class)) = &mut list
+            && pcp.makes_room(*class, &self.heights, self.weather())
+            && pcp.push(*class, page)
+        {
+            return;
         }
         // Where waiting is allowed the lock is taken later, for a shorter hold.
         let locked = (attempt <= Attempt::TryLock).then(|| self.lock_at(attempt));
@@ -381,22 +452,22 @@ impl<L: LocalLock> Shared<L> {
             self.stash.push(self.frames.metas, page, order);
             return;
         }
-        let mut list = inside
-            .as_deref_mut()
-            .zip(class)
-            .filter(|(pcp, class)| pcp.batch(*class) > 0);
         let mut runs = Runs::new();
         let mut join = |blocks: &[u32]| runs::join(blocks, self.frames.metas, order, &mut runs);
         match &mut list {
             Some((pcp, class)) => {
-                pcp.take_oldest(*class, pcp.batch(*class), join);
+                let n = pcp.overflow_size(*class, &self.heights, self.weather());
+                pcp.take_oldest(*class, n, join);
             }
             None => join(&[page]),
         }
-        self.put_runs(locked.flatten().unwrap_or_else(|| self.lock()), &runs);
+        if !runs.is_empty() {
+            self.put_runs(locked.flatten().unwrap_or_else(|| self.lock()), &runs);
+        }
         if let Some((pcp, class)) = list {
             let fits = pcp.push(class, page);
-            debug_assert!(fits, "a batch has just left the list");
+            debug_assert!(fits, "as many as had to have left the list");
+            pcp.settle(class);
         }
     }
 
@@ -412,27 +483,22 @@ impl<L: LocalLock> Shared<L> {
         for run in runs {
             free.buddy.put_run(self.frames.metas, *run);
         }
+        self.marks.saw(free.buddy.free_pages());
     }
 
-    /// Lets a slot's lists grow, at its first use.
+    /// Lets a slot's lists grow, at its first use, and again after they were disabled.
     #[inline]
     fn set_up(&self, pcp: &mut Pcp, slot: Slot) {
-        if !pcp.is_ready() {
-            // ORDERING: Release / Acquire in `used_slots`: who sees the slot's first block elsewhere sees this (I2).
-            self.slots_used
-                .fetch_max(slot.index() as u32 + 1, Ordering::Release);
-            pcp.set_up(self.heights);
+        if !pcp.is_ready() && self.gate.may_list(slot) {
+            pcp.set_up(&self.heights);
         }
     }
 
     /// Every slot that may hold blocks.
-    fn used_slots(&self) -> impl Iterator<Item = (Slot, &LocalCell<L, Pcp>)> {
-        // ORDERING: Acquire, as in `set_up`. A slot that is missed pushed nothing before the caller's last
-        // synchronisation with it; counts of blocks are never read outside the slot's lock (T25).
-        let used = self.slots_used.load(Ordering::Acquire);
-        (0..used)
+    fn used_slots(&self) -> impl Iterator<Item = &LocalCell<L, Pcp>> {
+        (0..self.gate.used())
             .map(Slot::new)
-            .filter_map(|slot| Some((slot, self.slots.get(slot)?)))
+            .filter_map(|slot| self.slots.get(slot))
     }
 
     /// Empties the lists of the cell that the caller is inside of; returns the pages moved.
@@ -458,8 +524,7 @@ impl<L: LocalLock> Shared<L> {
     /// Empties a slot's lists, waiting for its owner.
     #[doc(alias = "drain_pages")]
     pub(crate) fn drain_slot(&self, slot: Slot) -> usize {
-        // ORDERING: Acquire, as in `used_slots`.
-        if slot.index() >= self.slots_used.load(Ordering::Acquire) as usize {
+        if slot.index() >= self.gate.used() as usize {
             return 0;
         }
         self.slots
@@ -471,9 +536,13 @@ impl<L: LocalLock> Shared<L> {
     #[doc(alias = "drain_all_pages")]
     pub(crate) fn drain_all(&self) -> usize {
         let mut pages = 0;
-        for (_, cell) in self.used_slots() {
+        for cell in self.used_slots() {
             pages += self.drain(cell.visit().deref_mut());
         }
+        pages + self.empty_stash()
+    }
+
+    fn empty_stash(&self) -> usize {
         let stashed = self.stash.pages();
         // As many chunks as were there at the start, or others could keep this going.
         for _ in 0..=stashed / CHUNK {
@@ -482,13 +551,46 @@ impl<L: LocalLock> Shared<L> {
                 break;
             }
         }
-        pages += stashed;
-        pages
+        stashed
+    }
+
+    /// Empties every slot's lists and the stash, and keeps the lists empty while the value lives (I5).
+    #[doc(alias = "zone_pcp_disable")]
+    pub(crate) fn disable_lists(&self) -> ListsDisabled<'_> {
+        let disabled = self.gate.close();
+        for cell in self.used_slots() {
+            let mut pcp = cell.visit();
+            self.drain(&mut pcp);
+            pcp.close();
+        }
+        self.empty_stash();
+        disabled
+    }
+
+    /// Lowers every list by an eighth, empties them down to that, works off the stash; returns the pages moved.
+    #[doc(alias = "decay_pcp_high")]
+    pub(crate) fn decay(&self) -> usize {
+        let mut pages = 0;
+        for cell in self.used_slots() {
+            let mut pcp = cell.visit();
+            for class in Class::all() {
+                let (high, mut above) = pcp.decayed(class, &self.heights);
+                while above > 0 {
+                    let taken = pcp.take_oldest(class, above.min(CHUNK), |blocks| {
+                        self.give(blocks, class.order());
+                    });
+                    above -= taken;
+                    pages += taken << class.order().get();
+                }
+                pcp.lower(class, high);
+            }
+        }
+        pages + self.empty_stash()
     }
 
     /// Pages on lists, and allocations that lists served. Visits every slot.
     pub(crate) fn listed(&self) -> (usize, u64) {
-        self.used_slots().fold((0, 0), |(pages, hits), (_, cell)| {
+        self.used_slots().fold((0, 0), |(pages, hits), cell| {
             let pcp = cell.visit();
             (pages + pcp.pages(), hits + pcp.hits())
         })

@@ -14,15 +14,19 @@
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
 //! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
 
-use crate::api::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
+use crate::api::{AllocError, Attempt, Mobility, Order, PageAlloc, PageReq, PageTag};
 use crate::frames::{Frames, Metas};
-use crate::index::MAX_PAGES;
+use crate::gate::ListsDisabled;
+use crate::index::{self, MAX_PAGES};
 use crate::meta::PageMeta;
+use crate::mobility::{Fallback, PageBlocks, TYPES};
 use crate::pcp::{Batch, CHUNK, Class};
+use crate::pressure::PressureHook;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
 use crate::source::{Range, Source, SourceError, Span};
 use crate::stats::ZoneStats;
+use crate::watermark::Watermarks;
 use core::alloc::{Layout, LayoutError};
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -96,6 +100,7 @@ struct Place {
     layout: Layout,
     slots: usize,
     metas: usize,
+    blocks: usize,
 }
 
 impl Place {
@@ -103,10 +108,12 @@ impl Place {
         let shared = Layout::new::<Shared<C::Lock>>();
         let (layout, slots) = shared.extend(Layout::array::<SlotCell<C::Lock>>(nr_slots)?)?;
         let (layout, metas) = layout.extend(Layout::array::<PageMeta>(pages)?)?;
+        let (layout, blocks) = layout.extend(Layout::array::<u8>(PageBlocks::nr_bytes(pages))?)?;
         Ok(Self {
             layout,
             slots,
             metas,
+            blocks,
         })
     }
 }
@@ -137,7 +144,13 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let metas = unsafe { Metas::new(metas, span.pages as u32) };
         // SAFETY: the span is one allocation of that many pages (`Source` 1), valid as above.
         let frames = unsafe { Frames::new(span.base, metas) };
-        let value = Shared::new(shared, frames, slots, span);
+        // SAFETY: as for the slots.
+        let blocks = unsafe { start.add(place.blocks) };
+        let bias = index::bias(span.base.as_ptr().addr());
+        // SAFETY: zeroed memory for the pageblocks' types, valid as above.
+        let blocks =
+            unsafe { PageBlocks::from_zeroed(blocks, PageBlocks::nr_bytes(span.pages), bias) };
+        let value = Shared::new(shared, frames, slots, blocks, span);
         // SAFETY: the memory was laid out for it, and nobody else has it.
         unsafe { shared.write(value) };
         let zone = Self {
@@ -181,6 +194,103 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     #[doc(alias = "drain_all_pages")]
     pub fn drain_all(&self) -> usize {
         self.shared().drain_all()
+    }
+
+    /// Moves the pages on all slots' lists, and in the stash, into the zone, and keeps the lists empty until the value, and any other
+    /// such value, is dropped. From any thread, while others allocate and free: they reach the zone each time, and no page
+    /// is on a list. Waits for each slot's owner in turn.
+    #[doc(alias = "zone_pcp_disable")]
+    pub fn disable_lists(&self) -> ListsDisabled<'_> {
+        self.shared().disable_lists()
+    }
+
+    /// To be called now and then, about once a second: lets lists that were high get lower again, merges what was freed without a
+    /// lock, and runs pressure hooks if an allocation that could not run them left a note. Returns the pages that came
+    /// off lists and the stash. Visits every slot; waits for each one's owner in turn.
+    #[doc(alias = "refresh_cpu_vm_stats")]
+    pub fn tick(&self) -> usize {
+        let pages = self.shared().decay();
+        self.relieve_if_noted();
+        pages
+    }
+
+    /// Keeps free pages in reserve, and calls pressure hooks, as `marks` say from now on. Without it there is no
+    /// reserve and no pressure.
+    #[doc(alias = "setup_per_zone_wmarks")]
+    pub fn set_watermarks(&self, marks: Watermarks) {
+        let shared = self.shared();
+        shared.marks.set(marks);
+        let free = shared.lock().buddy.free_pages();
+        shared.marks.saw(free);
+    }
+
+    /// The watermarks in force.
+    pub fn watermarks(&self) -> Watermarks {
+        self.shared().marks.get()
+    }
+
+    /// Has `hook` called when the zone runs low: once each time that fewer than `low` pages are free, until more than `high` are;
+    /// and when an allocation at [`Attempt::MayGrow`] is about to fail. Newest first. It runs inside such an allocation or
+    /// [`Self::tick`], with no lock of the zone's held, in one thread at a time.
+    ///
+    /// # Safety
+    /// 1. `hook` stays valid and in place until [`Self::remove_pressure_hook`] returned for it, or the zone was dropped.
+    /// 2. It is on no list.
+    #[doc(alias = "register_shrinker")]
+    pub unsafe fn add_pressure_hook(&self, hook: NonNull<PressureHook>) {
+        // SAFETY: the caller's debts.
+        unsafe { self.shared().pressure.add(hook) };
+    }
+
+    /// Takes `hook` off, if it is listed. Waits while it runs; not to be called from the hook.
+    #[doc(alias = "unregister_shrinker")]
+    pub fn remove_pressure_hook(&self, hook: NonNull<PressureHook>) {
+        self.shared().pressure.remove(hook);
+    }
+
+    /// From now on requests whose own type has no block go where `policy` says. It is called once for each type, here.
+    ///
+    /// ```
+    /// # use core::mem::MaybeUninit;
+    /// # use pagealloc::{Fallback, Fixed, Zone};
+    /// # let mut memory = vec![MaybeUninit::<u8>::uninit(); 1 << 20];
+    /// # // SAFETY: this program has one thread.
+    /// # let cpu = unsafe { rcu_core::cpu::OneCpu::new() };
+    /// let zone = Zone::new(cpu, Fixed::new(&mut memory).unwrap()).unwrap();
+    /// zone.set_fallback(|_| Fallback::never());
+    /// zone.set_fallback(Fallback::linux);
+    /// ```
+    pub fn set_fallback(&self, policy: impl FnMut(Mobility) -> Fallback) {
+        let table: [Fallback; TYPES] = Mobility::ALL.map(policy);
+        self.shared().lock().buddy.set_fallback(table);
+    }
+
+    /// Free blocks in pageblocks of `mobility`, by order.
+    #[doc(alias = "pagetypeinfo")]
+    pub fn free_blocks_of(&self, mobility: Mobility) -> [usize; Order::MAX.get() + 1] {
+        self.shared().lock().buddy.free_blocks_of(mobility)
+    }
+
+    /// The type of the pageblock around `address`, at this moment; `None` outside of the span.
+    #[doc(alias = "get_pageblock_migratetype")]
+    pub fn mobility_of(&self, address: *const u8) -> Option<Mobility> {
+        let page = self.frames.number_of(address)?;
+        Some(self.shared().mobility_of(page))
+    }
+
+    /// Runs the pressure hooks if the zone fell below its low watermark and nobody has yet.
+    fn relieve_if_noted(&self) {
+        if self.shared().marks.take_pending() {
+            self.relieve(1);
+        }
+    }
+
+    /// Runs the pressure hooks for what is missing to the high watermark, and at least `pages`.
+    fn relieve(&self, pages: usize) -> usize {
+        let shared = self.shared();
+        let free = shared.lock().buddy.free_pages();
+        let missing = (shared.marks.get().high + 1).saturating_sub(free);
+        shared.pressure.run(missing.max(pages))
     }
 
     /// Gives the memory of free blocks of 2 MiB and more back to the system, and returns how many pages that were not
@@ -261,26 +371,36 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     #[cold]
     #[inline(never)]
     fn alloc_slow(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        if req.align > req.order.bytes() {
+            return Err(AllocError::Invalid);
+        }
         // SAFETY: the slot is the caller's, just now.
-        let taken = unsafe {
-            self.shared()
-                .take(self.cpus.current(), req.order, req.attempt)
-        };
+        let taken = unsafe { self.shared().take(self.cpus.current(), req) };
         let taken = match taken {
-            Err(AllocError::Exhausted) if req.attempt == Attempt::MayGrow => {
-                self.grow_for(req.order)
+            Err(AllocError::Exhausted | AllocError::Reserved)
+                if req.attempt == Attempt::MayGrow =>
+            {
+                self.grow_for(req)
             }
             other => other,
         };
         self.shared().counters.missed(req.attempt, &taken);
-        taken.map(|page| self.frames.hand_out(page, req.order, req.zero))
+        let block = taken.map(|page| {
+            self.frames
+                .hand_out(page, req.order, req.mobility, req.zero)
+        });
+        if req.attempt == Attempt::MayGrow {
+            self.relieve_if_noted();
+        }
+        block
     }
 
-    /// Takes a block after growing the zone; if there is nothing to grow by, after draining all lists.
-    fn grow_for(&self, order: Order) -> Result<u32, AllocError> {
+    /// Takes a block after growing the zone; if there is nothing to grow by, after draining all lists, and then after
+    /// asking the pressure hooks.
+    fn grow_for(&self, req: PageReq) -> Result<u32, AllocError> {
         let take = || {
             // SAFETY: without a slot there is no debt.
-            unsafe { self.shared().take(None, order, Attempt::NoWait) }
+            unsafe { self.shared().take(None, req) }
         };
         {
             let _growing = self.shared().growing.lock();
@@ -289,19 +409,55 @@ impl<C: Cpus, S: Source> Zone<C, S> {
                 if let Ok(page) = take() {
                     return Ok(page);
                 }
-                if self.grow(order.pages()).is_err() {
+                if self.grow(req.order.pages()).is_err() {
                     break;
                 }
             }
         }
         self.drain_all();
-        take().map_err(|_| AllocError::OutOfMemory)
+        take()
+            .or_else(|_| {
+                if self.relieve(req.order.pages()) > 0 {
+                    self.drain_all();
+                }
+                // In any case: somebody else's hooks may have been running.
+                take()
+            })
+            .map_err(|_| AllocError::OutOfMemory)
+    }
+
+    /// Takes back a block that its owner tagged, or that was not asked for as unmovable, and says whose list it goes to: there,
+    /// off the hit path, the pageblock's type can be looked up, so that what was stolen from another type goes back to it.
+    fn take_back_other(&self, block: NonNull<u8>, order: Order) -> (u32, Mobility) {
+        let (page, mobility) = self.frames.take_back_any(block, order);
+        let list = match mobility {
+            Mobility::Unmovable => mobility,
+            _ => self.shared().mobility_of(page),
+        };
+        (page, list)
+    }
+
+    /// Frees such a block.
+    #[cold]
+    #[inline(never)]
+    fn free_other(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
+        let (page, mobility) = self.take_back_other(block, order);
+        let slot = self.cpus.current();
+        if let (Some(class), Some(slot)) = (Class::of(order, mobility), slot)
+            // SAFETY: the slot is the caller's, just now.
+            && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
+            && pcp.push(class, page)
+        {
+            return;
+        }
+        // SAFETY: the slot is the caller's, just now.
+        unsafe { self.shared().put(slot, page, order, mobility, attempt) };
     }
 
     /// Takes up to a chunk of blocks off the slot's list.
-    fn bulk_from_list(&self, order: Order, want: usize) -> Batch {
+    fn bulk_from_list(&self, req: PageReq, want: usize) -> Batch {
         let mut batch = Batch::new();
-        if let (Some(class), Some(slot)) = (Class::of(order), self.cpus.current())
+        if let (Some(class), Some(slot)) = (Class::of(req.order, req.mobility), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
         {
@@ -315,8 +471,8 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     }
 
     /// Puts blocks that the caller owns on the slot's list, as far as that goes, and says how many.
-    fn bulk_to_list(&self, order: Order, pages: &[u32]) -> usize {
-        let (Some(class), Some(slot)) = (Class::of(order), self.cpus.current()) else {
+    fn bulk_to_list(&self, order: Order, mobility: Mobility, pages: &[u32]) -> usize {
+        let (Some(class), Some(slot)) = (Class::of(order, mobility), self.cpus.current()) else {
             return 0;
         };
         // SAFETY: the slot is the caller's, just now.
@@ -334,22 +490,28 @@ impl<C: Cpus, S: Source> Zone<C, S> {
 unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C, S> {
     #[inline(always)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
-        if let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
+        if req.align <= req.order.bytes()
+            && let (Some(class), Some(slot)) =
+                (Class::of(req.order, req.mobility), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && let Some(page) = pcp.pop(class)
         {
             drop(pcp);
-            return Ok(self.frames.hand_out(page, req.order, req.zero));
+            return Ok(self
+                .frames
+                .hand_out(page, req.order, req.mobility, req.zero));
         }
         self.alloc_slow(req)
     }
 
     #[inline(always)]
     unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
-        let page = self.frames.take_back(block, order);
+        let Some(page) = self.frames.take_back(block, order) else {
+            return self.free_other(block, order, attempt);
+        };
         let slot = self.cpus.current();
-        if let (Some(class), Some(slot)) = (Class::of(order), slot)
+        if let (Some(class), Some(slot)) = (Class::of(order, Mobility::Unmovable), slot)
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && pcp.push(class, page)
@@ -357,26 +519,31 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             return;
         }
         // SAFETY: the slot is the caller's, just now.
-        unsafe { self.shared().put(slot, page, order, attempt) };
+        unsafe {
+            self.shared()
+                .put(slot, page, order, Mobility::Unmovable, attempt);
+        };
     }
 
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        if req.align > req.order.bytes() {
+            return 0;
+        }
         let (order, mut got, mut lists) = (req.order, 0, true);
         while got < out.len() {
             let want = out.len() - got;
             let before = got;
             let mut hand_out = |page| {
-                out[got].write(self.frames.hand_out(page, order, req.zero));
+                out[got].write(self.frames.hand_out(page, order, req.mobility, req.zero));
                 got += 1;
             };
             if lists {
-                let batch = self.bulk_from_list(order, want);
+                let batch = self.bulk_from_list(req, want);
                 lists = !batch.is_empty();
                 batch.into_iter().for_each(&mut hand_out);
             } else if req.attempt > Attempt::PcpOnly {
                 let mut runs = Runs::new();
-                self.shared()
-                    .take_chunk(order, want, req.attempt, &mut runs);
+                self.shared().take_chunk(req, want, &mut runs);
                 runs::blocks(&runs, order).for_each(&mut hand_out);
             }
             if got == before && !lists {
@@ -388,18 +555,27 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
                 got += 1;
             }
         }
+        if req.attempt == Attempt::MayGrow {
+            self.relieve_if_noted();
+        }
         got
     }
 
     unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
         for chunk in blocks.chunks(CHUNK) {
-            let mut batch = Batch::new();
+            let mut batches: [Batch; TYPES] = Default::default();
             for &block in chunk {
-                batch.push(self.frames.take_back(block, order));
+                let (page, mobility) = match self.frames.take_back(block, order) {
+                    Some(page) => (page, Mobility::Unmovable),
+                    None => self.take_back_other(block, order),
+                };
+                batches[mobility.get()].push(page);
             }
-            let listed = self.bulk_to_list(order, &batch);
-            if listed < batch.len() {
-                self.shared().give(&batch[listed..], order);
+            for (batch, mobility) in batches.iter().zip(Mobility::ALL) {
+                let listed = self.bulk_to_list(order, mobility, batch);
+                if listed < batch.len() {
+                    self.shared().give(&batch[listed..], order);
+                }
             }
         }
     }
