@@ -97,7 +97,7 @@ impl Buddy {
         while got < want {
             let found = self
                 .smallest(order, mobility)
-                .or_else(|| self.from_others(metas, order, mobility, got == 0));
+                .or_else(|| self.out_of_others(metas, order, mobility, got == 0));
             let Some((first, from)) = found else {
                 break;
             };
@@ -187,7 +187,7 @@ impl Buddy {
     #[cold]
     #[doc(alias = "__rmqueue_claim")]
     #[doc(alias = "__rmqueue_steal")]
-    fn from_others(
+    fn out_of_others(
         &mut self,
         metas: Metas,
         order: Order,
