@@ -3,6 +3,7 @@
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
+use static_assertions::const_assert;
 
 /// Bytes in a page.
 pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
@@ -263,6 +264,43 @@ impl PageReq {
     #[doc(alias = "GFP_ATOMIC")]
     pub const fn high(self) -> Self {
         self.reserve(Reserve::High)
+    }
+}
+
+/// All of a request but its alignment: small enough for a register, which a hit then need not write to memory for the case that it
+/// is none.
+#[derive(Clone, Copy)]
+pub(crate) struct SmallReq {
+    order: Order,
+    zero: bool,
+    attempt: Attempt,
+    mobility: Mobility,
+    reserve: Reserve,
+}
+
+const_assert!(size_of::<SmallReq>() <= size_of::<u64>());
+
+impl SmallReq {
+    #[inline(always)]
+    pub(crate) const fn of(req: PageReq) -> Self {
+        Self {
+            order: req.order,
+            zero: req.zero,
+            attempt: req.attempt,
+            mobility: req.mobility,
+            reserve: req.reserve,
+        }
+    }
+
+    pub(crate) const fn with(self, align: usize) -> PageReq {
+        PageReq {
+            order: self.order,
+            zero: self.zero,
+            attempt: self.attempt,
+            align,
+            mobility: self.mobility,
+            reserve: self.reserve,
+        }
     }
 }
 

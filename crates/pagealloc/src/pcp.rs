@@ -45,8 +45,12 @@ const SCALE_MAX: u8 = 3;
 const BATCH: [usize; KINDS] = [63, 31, 15, 7, 1];
 
 /// Blocks on a full list: two batches, so that a slot which goes up and down by less than a batch
-/// never sees the zone. All lists full, a slot hoards 1.9 MiB and two huge pages of each type that it uses.
+/// never sees the zone. All lists full, a slot hoards 1.9 MiB and two huge pages.
 const CAPACITY: [usize; KINDS] = [126, 62, 30, 14, 2];
+
+/// The same of each other type: what makes the slot's cell 2 KiB, so that finding it is a shift and no multiplication (two cycles
+/// of a hit). Full, they hoard 0.7 MiB and two huge pages each; as they grow by use only, in a slot that uses them.
+const OTHER_CAPACITY: [usize; KINDS] = [48, 24, 12, 6, 2];
 
 const ORDER: [Order; KINDS] = [
     Order::at(0),
@@ -56,11 +60,20 @@ const ORDER: [Order; KINDS] = [
     Order::at(9),
 ];
 
+/// Room for the list of a class, by its index.
+const fn capacity(class: usize) -> usize {
+    if class < KINDS {
+        CAPACITY[class]
+    } else {
+        OTHER_CAPACITY[class % KINDS]
+    }
+}
+
 const START: [usize; CLASSES + 1] = {
     let mut start = [0; CLASSES + 1];
     let mut c = 0;
     while c < CLASSES {
-        start[c + 1] = start[c] + CAPACITY[c % KINDS];
+        start[c + 1] = start[c] + capacity(c);
         c += 1;
     }
     start
@@ -116,8 +129,8 @@ impl Class {
 /// How long a zone's lists may get: at first and at least, and at most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Heights {
-    min: [u16; KINDS],
-    max: [u16; KINDS],
+    min: [u16; CLASSES],
+    max: [u16; CLASSES],
 }
 
 impl Heights {
@@ -125,56 +138,50 @@ impl Heights {
     #[doc(alias = "zone_highsize")]
     pub(crate) const fn for_span(pages: usize) -> Self {
         let mut heights = Self {
-            min: [0; KINDS],
-            max: [0; KINDS],
+            min: [0; CLASSES],
+            max: [0; CLASSES],
         };
         let mut c = 0;
-        while c < KINDS {
-            let mut blocks = (pages / SHARE) >> ORDER[c].get();
-            if c == 0 && blocks < LEAST_SINGLES {
+        while c < CLASSES {
+            let order = ORDER[c % KINDS].get();
+            let mut blocks = (pages / SHARE) >> order;
+            if order == 0 && blocks < LEAST_SINGLES {
                 blocks = LEAST_SINGLES;
             }
-            if blocks > CAPACITY[c] {
-                blocks = CAPACITY[c];
-            }
+            blocks = min(blocks, capacity(c));
             heights.max[c] = if blocks < 2 { 0 } else { blocks as u16 };
-            let four = 4 * heights.least_batch(c);
-            heights.min[c] = if four < heights.max[c] {
-                four
-            } else {
-                heights.max[c]
-            };
+            let four = 4 * heights.least_batch(Class(c as u8)) as usize;
+            heights.min[c] = min(four, heights.max[c] as usize) as u16;
             c += 1;
         }
         heights
     }
 
-    /// The batch that nothing has doubled, of a list that may be as high as the zone's: an eighth of a batch, but two blocks
-    /// where there are two in one (as Linux for large orders), and never more than half of the list.
-    const fn least_batch(&self, kind: usize) -> u16 {
-        let mut batch = ((BATCH[kind] + 1) >> SCALE_MAX).saturating_sub(1);
-        if batch < 2 {
-            batch = if BATCH[kind] < 2 { BATCH[kind] } else { 2 };
-        }
-        let half = self.max[kind].div_ceil(2);
-        if half < batch as u16 {
-            half
-        } else {
-            batch as u16
-        }
+    /// The most that moves at once: a batch, and half of the list.
+    const fn most(&self, class: Class) -> u16 {
+        let half = self.max[class.index()].div_ceil(2) as usize;
+        min(BATCH[class.kind()], half) as u16
+    }
+
+    /// The batch that nothing has doubled: an eighth of a batch, but two blocks where there are two in one (as Linux for
+    /// large orders), and never more than half of the list.
+    const fn least_batch(&self, class: Class) -> u16 {
+        let batch = BATCH[class.kind()];
+        let eighth = ((batch + 1) >> SCALE_MAX).saturating_sub(1);
+        let least = if eighth < 2 { min(batch, 2) } else { eighth };
+        min(least, self.most(class) as usize) as u16
     }
 
     /// The batch after `doublings`.
     #[doc(alias = "zone_batchsize")]
-    const fn batch(&self, kind: usize, doublings: u8) -> u16 {
-        let batch = ((self.least_batch(kind) + 1) << doublings) - 1;
-        let most = if BATCH[kind] < self.max[kind].div_ceil(2) as usize {
-            BATCH[kind] as u16
-        } else {
-            self.max[kind].div_ceil(2)
-        };
-        if batch < most { batch } else { most }
+    const fn batch(&self, class: Class, doublings: u8) -> u16 {
+        let batch = ((self.least_batch(class) as usize + 1) << doublings) - 1;
+        min(batch, self.most(class) as usize) as u16
     }
+}
+
+const fn min(a: usize, b: usize) -> usize {
+    if a < b { a } else { b }
 }
 
 /// How the zone is off when a list overflows or runs dry.
@@ -204,7 +211,8 @@ struct List {
 /// A list as its last visit to the zone left it.
 #[derive(Clone, Copy, Debug)]
 struct Before {
-    hits: u64,
+    /// The low bits: between two visits there may be more hits than that, and then a height is a little off.
+    hits: u32,
     len: u16,
 }
 
@@ -219,6 +227,8 @@ pub(crate) struct Pcp {
     blocks: [u32; START[CLASSES]],
 }
 
+const_assert!(size_of::<Pcp>() <= 2048 - 8);
+
 // SAFETY: integers and a `bool` of value zero; it owns nothing.
 unsafe impl ZeroInit for Pcp {}
 
@@ -231,7 +241,7 @@ impl Pcp {
     #[cold]
     pub(crate) fn set_up(&mut self, heights: &Heights) {
         for class in Class::all() {
-            self.lists[class.index()].high = heights.min[class.kind()];
+            self.lists[class.index()].high = heights.min[class.index()];
         }
         self.ready = true;
     }
@@ -292,10 +302,10 @@ impl Pcp {
     fn look_back(&mut self, class: Class, heights: &Heights) {
         let before = self.before[class.index()];
         let list = &mut self.lists[class.index()];
-        let pops = list.hits.saturating_sub(before.hits);
+        let pops = u64::from((list.hits as u32).wrapping_sub(before.hits));
         let pushes = (pops + u64::from(list.len)).saturating_sub(u64::from(before.len));
         list.factor >>= pushes.min(7);
-        let most = heights.least_batch(class.kind()) << SCALE_MAX;
+        let most = heights.least_batch(class) << SCALE_MAX;
         let left = u64::from(list.freed >> pops.min(15)) + pushes.saturating_sub(pops);
         list.freed = left.min(u64::from(most)) as u16;
         self.settle(class);
@@ -305,7 +315,7 @@ impl Pcp {
     pub(crate) const fn settle(&mut self, class: Class) {
         let list = &self.lists[class.index()];
         self.before[class.index()] = Before {
-            hits: list.hits,
+            hits: list.hits as u32,
             len: list.len,
         };
     }
@@ -322,14 +332,13 @@ impl Pcp {
             return 0;
         }
         self.look_back(class, heights);
-        let kind = class.kind();
-        let least = heights.least_batch(kind);
+        let least = heights.least_batch(class);
         let list = &mut self.lists[class.index()];
         if weather == Weather::Fair {
-            list.high = (list.high + least).min(heights.max[kind]);
+            list.high = (list.high + least).min(heights.max[class.index()]);
         }
         let room = list.high.saturating_sub(list.len + least).max(least);
-        let batch = heights.batch(kind, list.factor);
+        let batch = heights.batch(class, list.factor);
         if batch <= room && list.factor < SCALE_MAX {
             list.factor += 1;
         }
@@ -340,11 +349,10 @@ impl Pcp {
     #[doc(alias = "nr_pcp_high")]
     pub(crate) fn makes_room(&mut self, class: Class, heights: &Heights, weather: Weather) -> bool {
         self.look_back(class, heights);
-        let kind = class.kind();
         let list = &mut self.lists[class.index()];
-        let need = list.freed + heights.least_batch(kind);
+        let need = list.freed + heights.least_batch(class);
         if weather == Weather::Fair && list.high < need {
-            list.high = need.min(heights.max[kind]).max(list.high);
+            list.high = need.min(heights.max[class.index()]).max(list.high);
         }
         list.len < list.high
     }
@@ -357,14 +365,13 @@ impl Pcp {
         heights: &Heights,
         weather: Weather,
     ) -> usize {
-        let kind = class.kind();
-        let least = heights.least_batch(kind);
+        let least = heights.least_batch(class);
         let list = &mut self.lists[class.index()];
         let mut aim = list.high;
         if weather > Weather::Fair {
             aim = aim
                 .saturating_sub(list.freed.max(least))
-                .max(heights.min[kind]);
+                .max(heights.min[class.index()]);
         }
         if weather == Weather::Relieving {
             aim = aim.min(4 * least);
@@ -374,7 +381,7 @@ impl Pcp {
             .freed
             .clamp(least, most)
             .max((list.len + 1).saturating_sub(aim))
-            .min(BATCH[kind] as u16)
+            .min(BATCH[class.kind()] as u16)
             .min(list.len);
         // I1: as far down as those that leave make room for, one more block included.
         list.high = aim.max(list.len - n + 1).min(list.high);
@@ -385,12 +392,11 @@ impl Pcp {
     /// [`Self::lower`].
     #[doc(alias = "decay_pcp_high")]
     pub(crate) fn decayed(&self, class: Class, heights: &Heights) -> (u16, usize) {
-        let kind = class.kind();
         let list = &self.lists[class.index()];
-        let most = heights.least_batch(kind) << SCALE_MAX;
+        let most = heights.least_batch(class) << SCALE_MAX;
         let high = (list.high - list.high / 8)
             .max(list.len.saturating_sub(most))
-            .max(heights.min[kind])
+            .max(heights.min[class.index()])
             .min(list.high);
         (high, list.len.saturating_sub(high).into())
     }

@@ -42,6 +42,7 @@ use crate::buddy::Buddy;
 use crate::frames::Frames;
 use crate::gate::{Gate, ListsDisabled};
 use crate::index::{self, NONE};
+use crate::meta::State;
 use crate::mobility::PageBlocks;
 use crate::pcp::{CHUNK, Class, Heights, Pcp, Weather};
 use crate::pressure::PressureHooks;
@@ -53,9 +54,10 @@ use crate::watermark::Marks;
 use core::ops::DerefMut;
 use core::ptr::NonNull;
 use rcu_core::cpu::{
-    LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex, ZeroInit,
-    in_register,
+    BiasedLock, LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex,
+    ZeroInit, in_register,
 };
+use static_assertions::const_assert;
 
 /// A slot's lists and their lock, in lines of their own (two, for the prefetcher fetches pairs).
 #[repr(align(128))]
@@ -63,6 +65,9 @@ pub(crate) struct SlotCell<L>(LocalCell<L, Pcp>);
 
 // SAFETY: transparent around a zeroable cell.
 unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
+
+// A power of two, for the arithmetic of a hit.
+const_assert!(size_of::<SlotCell<BiasedLock>>() == 2048);
 
 /// The slots' cells, in zeroed memory of the source's.
 pub(crate) struct Slots<L> {
@@ -413,20 +418,15 @@ impl<L: LocalLock> Shared<L> {
         self.blocks.of(page)
     }
 
-    /// Takes a block that its owner gave back where it was not put on the slot's list.
+    /// Takes a block that its owner gave back where it was not put on the slot's list. Its order and the type whose list it goes to
+    /// come in one word, so that a hit needs no stack for the case that it is none.
     ///
     /// # Safety
     /// 1. As for [`Slots::enter`], if there is a slot.
     #[cold]
     #[inline(never)]
-    pub(crate) unsafe fn put(
-        &self,
-        slot: Option<Slot>,
-        page: u32,
-        order: Order,
-        mobility: Mobility,
-        attempt: Attempt,
-    ) {
+    pub(crate) unsafe fn put(&self, slot: Option<Slot>, page: u32, state: State, attempt: Attempt) {
+        let (order, mobility) = (state.order(), state.mobility());
         // SAFETY: debt 1.
         let mut inside = slot.and_then(|slot| unsafe { self.slots.enter(slot) });
         let class = Class::of(order, mobility);

@@ -14,11 +14,11 @@
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
 //! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
 
-use crate::api::{AllocError, Attempt, Mobility, Order, PageAlloc, PageReq, PageTag};
+use crate::api::{AllocError, Attempt, Mobility, Order, PageAlloc, PageReq, PageTag, SmallReq};
 use crate::frames::{Frames, Metas};
 use crate::gate::ListsDisabled;
 use crate::index::{self, MAX_PAGES};
-use crate::meta::PageMeta;
+use crate::meta::{PageMeta, State};
 use crate::mobility::{Fallback, PageBlocks, TYPES};
 use crate::pcp::{Batch, CHUNK, Class};
 use crate::pressure::PressureHook;
@@ -370,7 +370,8 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// Allocates where the slot's list had nothing.
     #[cold]
     #[inline(never)]
-    fn alloc_slow(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+    fn alloc_slow(&self, req: SmallReq, align: usize) -> Result<NonNull<u8>, AllocError> {
+        let req = req.with(align);
         if req.align > req.order.bytes() {
             return Err(AllocError::Invalid);
         }
@@ -450,8 +451,9 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         {
             return;
         }
+        let state = State::listed(order, false).with(mobility);
         // SAFETY: the slot is the caller's, just now.
-        unsafe { self.shared().put(slot, page, order, mobility, attempt) };
+        unsafe { self.shared().put(slot, page, state, attempt) };
     }
 
     /// Takes up to a chunk of blocks off the slot's list.
@@ -502,7 +504,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
                 .frames
                 .hand_out(page, req.order, req.mobility, req.zero));
         }
-        self.alloc_slow(req)
+        self.alloc_slow(SmallReq::of(req), req.align)
     }
 
     #[inline(always)]
@@ -518,11 +520,9 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
         {
             return;
         }
+        let state = State::listed(order, false);
         // SAFETY: the slot is the caller's, just now.
-        unsafe {
-            self.shared()
-                .put(slot, page, order, Mobility::Unmovable, attempt);
-        };
+        unsafe { self.shared().put(slot, page, state, attempt) };
     }
 
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
@@ -548,7 +548,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             }
             if got == before && !lists {
                 // One at a time, with all that a single allocation tries.
-                match self.alloc_slow(req) {
+                match self.alloc_slow(SmallReq::of(req), req.align) {
                     Ok(block) => out[got].write(block),
                     Err(_) => break,
                 };

@@ -66,24 +66,25 @@ fn high(pcp: &Pcp, class: Class) -> u16 {
 
 #[test]
 fn p8_heights_follow_the_zone() {
-    let max = |pages| Heights::for_span(pages).max;
+    let max = |pages| Heights::for_span(pages).max[..KINDS].to_vec();
     assert_eq!(max(1), [4, 0, 0, 0, 0]);
     assert_eq!(max(1024), [4, 2, 0, 0, 0]);
     assert_eq!(max(16384), [64, 32, 16, 8, 0]);
     assert_eq!(max(1 << 24), [126, 62, 30, 14, 2]);
-    assert_eq!(Heights::for_span(1).min, [4, 0, 0, 0, 0]);
-    assert_eq!(LARGE.min, [28, 12, 8, 8, 2]);
+    assert_eq!(Heights::for_span(1).min[..KINDS], [4, 0, 0, 0, 0]);
+    assert_eq!(LARGE.min[..KINDS], [28, 12, 8, 8, 2]);
+    assert_eq!(LARGE.max[KINDS..2 * KINDS], [48, 24, 12, 6, 2]);
     for pages in 0..2000 {
         let heights = Heights::for_span(pages * 37);
-        for kind in 0..KINDS {
-            assert!(heights.min[kind] <= heights.max[kind]);
-            assert!(heights.max[kind] as usize <= CAPACITY[kind]);
+        for class in Class::all() {
+            let (min, max) = (heights.min[class.index()], heights.max[class.index()]);
+            assert!(min <= max && max as usize <= capacity(class.index()));
             let mut before = 0;
             for doublings in 0..=SCALE_MAX {
-                let batch = heights.batch(kind, doublings);
-                assert!(batch >= before && batch as usize <= BATCH[kind]);
-                assert!(batch <= heights.max[kind]);
-                assert_eq!(batch == 0, heights.max[kind] == 0);
+                let batch = heights.batch(class, doublings);
+                assert!(batch >= before && batch as usize <= BATCH[class.kind()]);
+                assert!(batch <= max);
+                assert_eq!(batch == 0, max == 0);
                 before = batch;
             }
         }
@@ -111,7 +112,7 @@ fn p11_last_in_first_out_and_oldest_first_to_the_zone() {
     let mut pcp = pcp(&LARGE);
     for class in Class::all() {
         let n = fill(&mut pcp, class) as u32;
-        assert_eq!(n, u32::from(LARGE.min[class.kind()]));
+        assert_eq!(n, u32::from(LARGE.min[class.index()]));
         let taken = pcp.take_oldest(class, 1, |oldest| assert_eq!(oldest, [0]));
         assert_eq!(taken, 1);
         for left in (1..n).rev() {
@@ -138,7 +139,7 @@ fn p12_a_closed_list_takes_nothing_until_it_is_set_up() {
 #[test]
 fn p9_the_batch_doubles_with_refills_that_no_free_came_between() {
     let mut pcp = pcp(&LARGE);
-    let class = singles(Mobility::Movable);
+    let class = singles(Mobility::Unmovable);
     let got: Vec<_> = (0..6)
         .map(|_| refill_and_use(&mut pcp, class, Fair))
         .collect();
@@ -165,7 +166,7 @@ fn p9_the_batch_doubles_with_refills_that_no_free_came_between() {
     assert_eq!(refill_and_use(&mut pcp, class, Fair), 7);
     // Other lists go their own way.
     assert_eq!(
-        refill_and_use(&mut pcp, singles(Mobility::Unmovable), Fair),
+        refill_and_use(&mut pcp, singles(Mobility::Movable), Fair),
         7
     );
 }
@@ -208,7 +209,7 @@ fn p9_what_is_freed_without_allocations_leaves_in_growing_batches() {
 #[test]
 fn p9_heights_decay_with_ticks_and_not_below_the_least() {
     let mut pcp = pcp(&LARGE);
-    let class = singles(Mobility::Reclaimable);
+    let class = singles(Mobility::Unmovable);
     for _ in 0..20 {
         refill_and_use(&mut pcp, class, Fair);
     }
@@ -300,7 +301,7 @@ fn p9_every_list_stays_within_its_bounds_whatever_happens() {
                 pcp.lower(class, high);
             }
             let list = pcp.lists[class.index()];
-            assert!(list.len <= list.high && list.high <= heights.max[class.kind()]);
+            assert!(list.len <= list.high && list.high <= heights.max[class.index()]);
             assert!(list.factor <= SCALE_MAX);
         }
     }
