@@ -7,6 +7,7 @@ mod buddy;
 pub mod conformance;
 mod frames;
 mod index;
+mod lower;
 mod meta;
 mod pcp;
 mod runs;
@@ -17,6 +18,13 @@ mod stats;
 mod zone;
 
 pub use api::{AllocError, Attempt, Order, PAGE_SHIFT, PAGE_SIZE, PageAlloc, PageReq, PageTag};
+#[cfg(target_has_atomic = "64")]
+pub use lower::BitTree;
+#[cfg(all(loom, feature = "std", target_has_atomic = "64"))]
+#[doc(hidden)]
+pub use lower::models as models_of_bits;
+pub use lower::{Buddies, Extent, Ground, Lower, Waiting, Wanted};
+pub use runs::{Run, Runs};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use source::Mmap;
 pub use source::{Failing, Fixed, Range, Source, SourceError, Span};

@@ -1,5 +1,4 @@
-//! What the slots of a zone share: the zone lock with the buddy system under it, the stash, and the
-//! slots' lists with the ways between them.
+//! What the slots of a zone share: the lower level, and the slots' lists with the ways between them.
 //!
 //! Source: Linux `mm/page_alloc.c` (`rmqueue_bulk`, `free_pcppages_bulk`, `drain_pages_zone`, 6.12 to 7.x), the no-lock
 //! paths of 2020 and 2025. Why it lies in the source's metadata and not in the zone: the offline hook must not move,
@@ -8,47 +7,44 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `free` | the buddy system, and the part of the stash that is being worked off | the zone-lock holder |
+//! | `lower` | the free pages | see [`crate::lower`] and the one in use |
 //! | a slot's cell | the slot's lists | its owner, or one visitor, by the local lock |
-//! | `stash` | freed blocks that wait | see [`crate::stash`] |
+//! | `total_pages` | pages that the source gave | growers |
 //! | `slots_used` | one more than the highest slot that ever set its lists up; only rises | the slot's owner, before its first push |
 //!
 //! # Life
-//! A block: `FREE` in the buddy system → (refill, a batch under one hold) `LISTED` → (pop) `ALLOCATED` → (push)
-//! `LISTED` → (drain, a batch under one hold) `FREE`; or `ALLOCATED` → `STASHED` → `FREE` where nobody may wait.
+//! A block: free in the lower level → (refill, a batch at once) `LISTED` → (pop) `ALLOCATED` → (push) `LISTED` → (drain, a
+//! batch at once) free; or `ALLOCATED` → free at once where the list is full and nobody may wait.
 //!
 //! # Invariants
-//! - I1. A page is in exactly one place: out, on one list, in the stash, or in the buddy system.
+//! - I1. A page is in exactly one place: out, on one list, or in the lower level.
 //! - I2. `slots_used` is above every slot whose lists hold anything.
-//! - I3. Lock order: slot, then zone. A visitor waits for the owner before it takes the zone lock, so an owner that waits
-//!   for the zone lock inside its cell waits for nobody who waits for it.
-//! - I4. At most [`CHUNK`] blocks move between a list and the zone, and another [`CHUNK`] leave the stash, under one hold (T27).
+//! - I3. Lock order: slot, then zone (the locks inside the lower level). A visitor waits for the owner before it calls the lower
+//!   level, so an owner that waits for a zone lock inside its cell waits for nobody who waits for it.
+//! - I4. At most [`CHUNK`] blocks move between a list and the lower level at once (T27).
 //!
 //! # Orderings
-//! - P7. Whoever frees a block puts it somewhere by a Release (zone lock, local lock, stash); whoever hands it out took it
+//! - P7. Whoever frees a block puts it somewhere by a Release (lower level, local lock); whoever hands it out took it
 //!   from there by an Acquire. Forbids that the new owner's accesses race with the old one's.
 //!
 //! # Progress and contexts
-//! A hit and any attempt up to `TryLock` wait for nobody. `NoWait` spins on the zone lock, whose holds are bounded
-//! (I4); not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or the zone's lock;
+//! A hit and any attempt up to `TryLock` wait for nobody. `NoWait` waits as the lower level does, for bounded holds at most;
+//! not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or a zone's lock;
 //! the source runs under `growing`, for which only growers wait.
 
-use crate::api::{AllocError, Attempt, Order, PageTag};
+use crate::api::{AllocError, Attempt, Order};
 use crate::broken::broken;
-use crate::buddy::Buddy;
 use crate::frames::Frames;
-use crate::index::{self, NONE};
+use crate::lower::{Lower, Wanted};
 use crate::pcp::{CHUNK, Class, Heights, Pcp};
 use crate::runs::{self, Run, Runs};
 use crate::source::{Range, Span};
-use crate::stash::Stash;
 use crate::stats::Counters;
 use core::ops::DerefMut;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use rcu_core::cpu::{
-    LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex, ZeroInit,
-    in_register,
+    LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinMutex, ZeroInit, in_register,
 };
 
 /// A slot's lists and their lock, in lines of their own (two, for the prefetcher fetches pairs).
@@ -119,27 +115,13 @@ impl<L: LocalLock> Slots<L> {
     }
 }
 
-/// What the zone lock guards.
-#[derive(Debug)]
-pub(crate) struct Free {
-    pub(crate) buddy: Buddy,
-    /// A chain taken from the stash and not worked off yet.
-    pending: u32,
-    /// Pages that the source gave.
-    pub(crate) total_pages: usize,
-}
-
-/// The zone lock, in lines of its own.
-#[repr(align(128))]
-struct ZoneLock(SpinMutex<Free>);
-
 /// What all slots share. Lies in the source's metadata.
-pub(crate) struct Shared<L> {
+pub(crate) struct Shared<L, B> {
     frames: Frames,
     slots: Slots<L>,
     heights: Heights,
-    free: ZoneLock,
-    pub(crate) stash: Stash,
+    pub(crate) lower: B,
+    total_pages: AtomicUsize,
     pub(crate) counters: Counters,
     /// Held by whoever asks the source for more.
     pub(crate) growing: SpinMutex<()>,
@@ -148,26 +130,27 @@ pub(crate) struct Shared<L> {
 }
 
 // SAFETY: every part is `Sync`, the cells too (`Pcp` is `Send`); `slots` points to memory that lives as long.
-unsafe impl<L: LocalLock> Sync for Shared<L> {}
+unsafe impl<L: LocalLock, B: Lower> Sync for Shared<L, B> {}
 // SAFETY: as above.
-unsafe impl<L: LocalLock> Send for Shared<L> {}
+unsafe impl<L: LocalLock, B: Lower> Send for Shared<L, B> {}
 
-impl<L: LocalLock> Shared<L> {
-    /// An empty zone, to be written to `place`.
-    pub(crate) fn new(place: NonNull<Self>, frames: Frames, slots: Slots<L>, span: Span) -> Self {
-        let bias = index::bias(span.base.as_ptr().addr());
+impl<L: LocalLock, B: Lower> Shared<L, B> {
+    /// An empty zone over an empty `lower`, to be written to `place`.
+    pub(crate) fn new(
+        place: NonNull<Self>,
+        frames: Frames,
+        slots: Slots<L>,
+        span: Span,
+        lower: B,
+    ) -> Self {
         // SAFETY: `place` holds the value while the hook is listed, and draining may come from any thread.
         let hook = unsafe { OfflineHook::new(Self::offline, place.as_ptr().cast_const().cast()) };
         Self {
             frames,
             slots,
             heights: Heights::for_span(span.pages),
-            free: ZoneLock(SpinMutex::new(Free {
-                buddy: Buddy::new(bias),
-                pending: NONE,
-                total_pages: 0,
-            })),
-            stash: Stash::new(),
+            lower,
+            total_pages: AtomicUsize::new(0),
             counters: Counters::new(),
             growing: SpinMutex::new(()),
             slots_used: AtomicU32::new(0),
@@ -186,71 +169,18 @@ impl<L: LocalLock> Shared<L> {
         // SAFETY: debt 1.
         let shared = unsafe { &*data.cast::<Self>() };
         shared.drain_slot(slot);
+        shared.lower.leave(slot);
         true
     }
 
-    /// Waits for the zone lock and works off a chunk of the stash.
-    pub(crate) fn lock(&self) -> SpinGuard<'_, Free> {
-        let mut free = self.free.0.lock();
-        self.work_off(&mut free);
-        free
+    /// Pages that the source gave so far.
+    pub(crate) fn total_pages(&self) -> usize {
+        // ORDERING: Relaxed: a counter.
+        self.total_pages.load(Ordering::Relaxed)
     }
 
-    /// The zone lock as far as `attempt` goes.
-    fn lock_at(&self, attempt: Attempt) -> Option<SpinGuard<'_, Free>> {
-        match attempt {
-            Attempt::PcpOnly => None,
-            Attempt::TryLock => {
-                let mut free = self.free.0.try_lock()?;
-                self.work_off(&mut free);
-                Some(free)
-            }
-            Attempt::NoWait | Attempt::MayGrow => Some(self.lock()),
-        }
-    }
-
-    /// The zone lock and nothing done, for tests.
-    pub(crate) fn lock_only(&self) -> SpinGuard<'_, Free> {
-        self.free.0.lock()
-    }
-
-    /// Merges up to a chunk of the stash (T31).
-    #[inline]
-    fn work_off(&self, free: &mut Free) {
-        if free.pending != NONE || !self.stash.is_empty() {
-            self.work_off_slow(free);
-        }
-    }
-
-    #[cold]
-    fn work_off_slow(&self, free: &mut Free) {
-        let metas = self.frames.metas;
-        let mut pages = 0;
-        for _ in 0..CHUNK {
-            if free.pending == NONE {
-                free.pending = self.stash.take_all();
-            }
-            let block = free.pending;
-            if block == NONE {
-                break;
-            }
-            let meta = metas.at(block);
-            let order = meta.state().order();
-            free.pending = meta.next();
-            meta.set_note(PageTag::NONE);
-            free.buddy.put(metas, block, order, false);
-            pages += order.pages();
-        }
-        self.stash.worked_off(pages);
-    }
-
-    /// Whether another hold could find more in the stash.
-    fn more_is_stashed(&self, free: &Free) -> bool {
-        free.pending != NONE || !self.stash.is_empty()
-    }
-
-    /// Makes the source's `range` free pages of the zone.
-    pub(crate) fn add(&self, range: Range) {
+    /// Makes the source's `range` free pages of the zone, for `slot` to begin with.
+    pub(crate) fn add(&self, slot: Option<Slot>, range: Range) {
         let end = range.first.checked_add(range.pages);
         let len = self.frames.metas.len() as usize;
         let Some(end) = end.filter(|&end| end <= len) else {
@@ -258,20 +188,15 @@ impl<L: LocalLock> Shared<L> {
                 "the source gave {range:?} of a span of {len} pages"
             ));
         };
-        let mut at = range.first;
-        while at < end {
-            // I4, counted in the largest blocks.
-            let next = end.min(at + CHUNK * Order::MAX.pages());
-            let mut free = self.lock();
-            let run = Run {
-                first: at as u32,
-                end: next as u32,
-                zero: range.zeroed,
-            };
-            free.buddy.put_run(self.frames.metas, run);
-            free.total_pages += next - at;
-            at = next;
-        }
+        // Before they can be out, so that there are never more out than there are.
+        // ORDERING: Relaxed: a counter.
+        self.total_pages.fetch_add(range.pages, Ordering::Relaxed);
+        let run = Run {
+            first: range.first as u32,
+            end: end as u32,
+            zero: range.zeroed,
+        };
+        self.lower.add(slot, run);
     }
 
     /// Takes one block, going as far as `attempt`, but never to the source.
@@ -301,44 +226,43 @@ impl<L: LocalLock> Shared<L> {
                 AllocError::Empty
             });
         }
-        loop {
-            let free = self.lock_at(attempt).ok_or(AllocError::Contended)?;
-            let more = self.more_is_stashed(&free);
-            if let Some(page) = self.refill(free, inside.as_deref_mut(), order) {
-                return Ok(page);
-            }
-            if !more {
-                break;
-            }
+        let wanted = Wanted::new(order, 1, attempt).on(slot);
+        let refilled = self.refill(wanted, inside.as_deref_mut());
+        if refilled != Err(AllocError::Exhausted) {
+            return refilled;
         }
         // The slot's own lists may hold what merges to a block of this order.
         if attempt >= Attempt::NoWait
             && let Some(mut pcp) = inside
-            && self.drain(&mut pcp) > 0
-            && let Some(page) = self.refill(self.lock(), None, order)
+            && self.drain(&mut pcp, slot) > 0
         {
-            return Ok(page);
+            return self.refill(wanted, None);
         }
         Err(AllocError::Exhausted)
     }
 
-    /// Takes one block out of the zone, and a batch for the slot's list with it.
-    #[doc(alias = "rmqueue_bulk")]
-    fn refill(
+    /// Takes one block out of the lower level for a caller who is inside no list.
+    pub(crate) fn take_one(
         &self,
-        mut free: SpinGuard<'_, Free>,
-        pcp: Option<&mut Pcp>,
+        slot: Option<Slot>,
         order: Order,
-    ) -> Option<u32> {
-        let metas = self.frames.metas;
+        attempt: Attempt,
+    ) -> Result<u32, AllocError> {
+        self.refill(Wanted::new(order, 1, attempt).on(slot), None)
+    }
+
+    /// Takes one block out of the lower level, and a batch for the slot's list with it.
+    #[doc(alias = "rmqueue_bulk")]
+    fn refill(&self, wanted: Wanted, pcp: Option<&mut Pcp>) -> Result<u32, AllocError> {
+        let (metas, order) = (self.frames.metas, wanted.order);
         let list = pcp.zip(Class::of(order));
         let want = list.as_ref().map_or(0, |(pcp, class)| pcp.batch(*class));
         let mut runs = Runs::new();
-        free.buddy.take(metas, order, want.max(1), &mut runs);
-        drop(free);
+        let nr = want.max(1);
+        self.lower.take(Wanted { nr, ..wanted }, &mut runs)?;
         runs::cut(&runs, metas, order);
         let mut blocks = runs::blocks(&runs, order);
-        let mine = blocks.next()?;
+        let mine = blocks.next().ok_or(AllocError::Exhausted)?;
         if let Some((pcp, class)) = list {
             // Backwards: the next allocations get ascending addresses.
             for page in blocks.rev() {
@@ -346,16 +270,21 @@ impl<L: LocalLock> Shared<L> {
                 debug_assert!(fits, "a batch fits into an empty list");
             }
         }
-        Some(mine)
+        Ok(mine)
     }
 
-    /// Takes up to a chunk of blocks straight out of the zone, if its lock can be had at `attempt`.
-    pub(crate) fn take_chunk(&self, order: Order, want: usize, attempt: Attempt, runs: &mut Runs) {
-        let metas = self.frames.metas;
-        if let Some(mut free) = self.lock_at(attempt) {
-            free.buddy.take(metas, order, want.min(CHUNK), runs);
-            drop(free);
-            runs::cut(runs, metas, order);
+    /// Takes up to a chunk of blocks straight out of the lower level, as far as `attempt` goes.
+    pub(crate) fn take_chunk(
+        &self,
+        slot: Option<Slot>,
+        order: Order,
+        want: usize,
+        attempt: Attempt,
+        runs: &mut Runs,
+    ) {
+        let wanted = Wanted::new(order, want.min(CHUNK), attempt).on(slot);
+        if self.lower.take(wanted, runs).is_ok() {
+            runs::cut(runs, self.frames.metas, order);
         }
     }
 
@@ -375,16 +304,11 @@ impl<L: LocalLock> Shared<L> {
                 return;
             }
         }
-        // Where waiting is allowed the lock is taken later, for a shorter hold.
-        let locked = (attempt <= Attempt::TryLock).then(|| self.lock_at(attempt));
-        if let Some(None) = locked {
-            self.stash.push(self.frames.metas, page, order);
-            return;
-        }
+        // At `PcpOnly` the list stays as it is: what the caller pays for is its own block (P16).
         let mut list = inside
             .as_deref_mut()
             .zip(class)
-            .filter(|(pcp, class)| pcp.batch(*class) > 0);
+            .filter(|(pcp, class)| attempt > Attempt::PcpOnly && pcp.batch(*class) > 0);
         let mut runs = Runs::new();
         let mut join = |blocks: &[u32]| runs::join(blocks, self.frames.metas, order, &mut runs);
         match &mut list {
@@ -393,7 +317,7 @@ impl<L: LocalLock> Shared<L> {
             }
             None => join(&[page]),
         }
-        self.put_runs(locked.flatten().unwrap_or_else(|| self.lock()), &runs);
+        self.lower.give(slot, &runs, attempt);
         if let Some((pcp, class)) = list {
             let fits = pcp.push(class, page);
             debug_assert!(fits, "a batch has just left the list");
@@ -402,16 +326,10 @@ impl<L: LocalLock> Shared<L> {
 
     /// Gives blocks of one order that are the caller's to the zone; at most [`CHUNK`] of them.
     #[doc(alias = "free_pcppages_bulk")]
-    pub(crate) fn give(&self, blocks: &[u32], order: Order) {
+    pub(crate) fn give(&self, slot: Option<Slot>, blocks: &[u32], order: Order) {
         let mut runs = Runs::new();
         runs::join(blocks, self.frames.metas, order, &mut runs);
-        self.put_runs(self.lock(), &runs);
-    }
-
-    fn put_runs(&self, mut free: SpinGuard<'_, Free>, runs: &Runs) {
-        for run in runs {
-            free.buddy.put_run(self.frames.metas, *run);
-        }
+        self.lower.give(slot, &runs, Attempt::NoWait);
     }
 
     /// Lets a slot's lists grow, at its first use.
@@ -436,14 +354,14 @@ impl<L: LocalLock> Shared<L> {
     }
 
     /// Empties the lists of the cell that the caller is inside of; returns the pages moved.
-    fn drain(&self, pcp: &mut Pcp) -> usize {
+    fn drain(&self, pcp: &mut Pcp, slot: Option<Slot>) -> usize {
         let mut pages = 0;
         for class in Class::all() {
             let order = class.order();
             loop {
                 let taken = pcp.take_oldest(class, CHUNK, |blocks| {
                     if !blocks.is_empty() {
-                        self.give(blocks, order);
+                        self.give(slot, blocks, order);
                     }
                 });
                 if taken == 0 {
@@ -464,26 +382,19 @@ impl<L: LocalLock> Shared<L> {
         }
         self.slots
             .get(slot)
-            .map_or(0, |cell| self.drain(cell.visit().deref_mut()))
+            .map_or(0, |cell| self.drain(cell.visit().deref_mut(), None))
     }
 
-    /// Empties every slot's lists and the stash.
+    /// Empties every slot's lists, and merges what waits in the lower level.
     #[doc(alias = "drain_all_pages")]
     pub(crate) fn drain_all(&self) -> usize {
         let mut pages = 0;
         for (_, cell) in self.used_slots() {
-            pages += self.drain(cell.visit().deref_mut());
+            pages += self.drain(cell.visit().deref_mut(), None);
         }
-        let stashed = self.stash.pages();
-        // As many chunks as were there at the start, or others could keep this going.
-        for _ in 0..=stashed / CHUNK {
-            let free = self.lock();
-            if !self.more_is_stashed(&free) {
-                break;
-            }
-        }
-        pages += stashed;
-        pages
+        let stashed = self.lower.waiting().pages;
+        self.lower.settle();
+        pages + stashed
     }
 
     /// Pages on lists, and allocations that lists served. Visits every slot.
