@@ -396,7 +396,12 @@ unsafe impl Lower for Buddies {
     }
 
     fn free_pages(&self) -> usize {
-        self.fold(0, |sum, arena| sum + arena.free.lock().buddy.free_pages())
+        self.fold(0, |sum, arena| {
+            let mut free = arena.free.lock();
+            // Each holder does its share.
+            self.work_off(arena, &mut free);
+            sum + free.buddy.free_pages()
+        })
     }
 
     fn free_blocks(&self) -> [usize; ORDERS] {
