@@ -89,4 +89,7 @@ macro_rules! page_alloc_conformance {
 pub mod checks;
 #[cfg(feature = "std")]
 #[doc(hidden)]
+pub mod lowers;
+#[cfg(feature = "std")]
+#[doc(hidden)]
 pub mod sources;
