@@ -230,7 +230,7 @@ pub unsafe trait Lower: Send + Sync + Sized {
     /// afterwards. Blocks that become free meanwhile may be left out, and no lock is held.
     fn for_each_free(&self, order: Order, work: &mut dyn FnMut(Run) -> bool);
 
-    /// Free pages. Exact while nobody uses it.
+    /// Free pages. Takes no lock; exact while nobody uses it.
     fn free_pages(&self) -> usize;
 
     /// Free blocks by order, each page in the largest it is part of. Exact while nobody uses it. May visit everything.

@@ -248,9 +248,9 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         shared.counters.report(&mut stats);
         (stats.list_pages, stats.hits) = shared.listed();
         stats.total_pages = shared.total_pages();
-        stats.free_pages = shared.lower.free_pages();
         stats.free_blocks = shared.lower.free_blocks();
-        // After the free pages, of which those that waited may have become some just now.
+        // In this order: counting blocks may merge what waits.
+        stats.free_pages = shared.lower.free_pages();
         let waiting = shared.lower.waiting();
         stats.stashed_blocks = waiting.blocks_ever;
         stats.stash_pages = waiting.pages;

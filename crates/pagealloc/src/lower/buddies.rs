@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | an arena's `free` | its buddy system, and the part of its stash that is being worked off | the holder of its lock |
 //! | an arena's `stash` | freed blocks that wait, all of areas of this arena | see [`crate::stash`] |
+//! | an arena's `free_pages` | pages free in it, as of the last hold | the holder of its lock, before it leaves |
 //! | an arena's `areas` | how many areas lie in it; a hint for [`Attempt::MayGrow`] | those who change an area's arena |
 //! | `homes[a]` | 0: area `a` never had pages; else its arena, plus one | the first to add pages of it (0 → arena); the owner of the whole area |
 //!
@@ -43,7 +44,7 @@ use arrayvec::ArrayVec;
 use core::alloc::{Layout, LayoutError};
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use rcu_core::cpu::{Slot, SpinGuard, SpinMutex};
 
 /// How often the own arena's lock is tried before the others', and the pauses between two tries: together about as long as
@@ -64,8 +65,19 @@ struct Free {
 #[repr(align(128))]
 struct Arena {
     free: SpinMutex<Free>,
+    /// Beside the lock: whoever writes it has the line.
+    free_pages: AtomicUsize,
     areas: AtomicU32,
     stash: Stash,
+}
+
+impl Arena {
+    /// Leaves the arena's lock.
+    fn leave(&self, free: SpinGuard<'_, Free>) {
+        // ORDERING: Relaxed: a report; exact for who has synchronised with the holder.
+        self.free_pages
+            .store(free.buddy.free_pages(), Ordering::Relaxed);
+    }
 }
 
 /// Buddy systems, one an arena, each under a spin lock (the zone lock, in Linux's words). See [`Lower`].
@@ -89,10 +101,9 @@ unsafe impl Sync for Buddies {}
 
 /// Where the parts lie in the memory.
 fn place(extent: Extent) -> Result<(Layout, usize, usize), LayoutError> {
-    let nr = SPREAD
-        .min(extent.slots() as usize)
-        .min(extent.areas())
-        .max(1);
+    let most = SPREAD.min(extent.slots() as usize).min(extent.areas());
+    // A power of two: a division would be a fifth of what taking a block costs.
+    let nr = 1 << most.max(1).ilog2();
     let arenas = Layout::array::<Arena>(nr)?;
     let (layout, homes) = arenas.extend(Layout::array::<AtomicU8>(extent.areas())?)?;
     Ok((layout, nr, homes))
@@ -107,7 +118,7 @@ impl Buddies {
     /// Where a slot looks first.
     const fn home(&self, slot: Option<Slot>) -> usize {
         match slot {
-            Some(slot) => slot.index() % self.nr_arenas,
+            Some(slot) => slot.index() & (self.nr_arenas - 1),
             None => 0,
         }
     }
@@ -180,7 +191,7 @@ impl Buddies {
             let more = Self::more_is_stashed(arena, &free);
             free.buddy
                 .take(self.metas, wanted.order, wanted.nr.min(CHUNK), runs);
-            drop(free);
+            arena.leave(free);
             if !runs.is_empty() {
                 return Ok(());
             }
@@ -277,6 +288,7 @@ unsafe impl Lower for Buddies {
                     buddy: Buddy::new(extent.bias()),
                     pending: NONE,
                 }),
+                free_pages: AtomicUsize::new(0),
                 areas: AtomicU32::new(0),
                 stash: Stash::new(),
             };
@@ -334,7 +346,7 @@ unsafe impl Lower for Buddies {
             }
         }
         let mut contended = own == Err(AllocError::Contended);
-        let others = (1..nr).map(|i| &all[(home + i) % nr]);
+        let others = (1..nr).map(|i| &all[(home + i) & (nr - 1)]);
         for arena in others.clone() {
             let hurried = Wanted {
                 attempt: Attempt::TryLock,
@@ -360,14 +372,19 @@ unsafe impl Lower for Buddies {
     }
 
     fn give(&self, _slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
-        let mut held: Option<(usize, SpinGuard<'_, Free>)> = None;
+        let leave = |held: &mut Option<(usize, SpinGuard<'_, Free>)>| {
+            if let Some((home, free)) = held.take() {
+                self.arenas()[home].leave(free);
+            }
+        };
+        let mut held = None;
         for &run in runs {
             for (area, part) in self.extent.by_area(run) {
                 let home = self.home_of(area);
                 let arena = &self.arenas()[home];
-                if held.as_ref().is_none_or(|(at, _)| *at != home) {
+                if held.as_ref().is_none_or(|&(at, _)| at != home) {
                     // Before the next lock is waited for (I3).
-                    drop(held.take());
+                    leave(&mut held);
                     held = self.lock_at(arena, attempt).map(|free| (home, free));
                 }
                 match &mut held {
@@ -376,14 +393,17 @@ unsafe impl Lower for Buddies {
                 }
             }
         }
+        leave(&mut held);
     }
 
     fn for_each_free(&self, order: Order, work: &mut dyn FnMut(Run) -> bool) {
         for arena in self.arenas() {
             let blocks = arena.free.lock().buddy.free_blocks()[order.get()];
             for _ in 0..blocks {
-                let Some((first, zero)) = arena.free.lock().buddy.take_last(self.metas, order)
-                else {
+                let mut free = arena.free.lock();
+                let block = free.buddy.take_last(self.metas, order);
+                arena.leave(free);
+                let Some((first, zero)) = block else {
                     break;
                 };
                 let end = first + order.pages() as u32;
@@ -391,22 +411,24 @@ unsafe impl Lower for Buddies {
                 // The block was ours, so it is of this arena still (I2).
                 let mut free = arena.free.lock();
                 free.buddy.put(self.metas, first, order, zero);
+                arena.leave(free);
             }
         }
     }
 
     fn free_pages(&self) -> usize {
-        self.fold(0, |sum, arena| {
-            let mut free = arena.free.lock();
-            // Each holder does its share.
-            self.work_off(arena, &mut free);
-            sum + free.buddy.free_pages()
-        })
+        // ORDERING: Relaxed: a report.
+        let free = |arena: &Arena| arena.free_pages.load(Ordering::Relaxed);
+        self.fold(0, |sum, arena| sum + free(arena))
     }
 
     fn free_blocks(&self) -> [usize; ORDERS] {
         self.fold([0; ORDERS], |sum, arena| {
-            let blocks = arena.free.lock().buddy.free_blocks();
+            let mut free = arena.free.lock();
+            // Each holder does its share.
+            self.work_off(arena, &mut free);
+            let blocks = free.buddy.free_blocks();
+            arena.leave(free);
             core::array::from_fn(|order| sum[order] + blocks[order])
         })
     }
@@ -427,6 +449,7 @@ unsafe impl Lower for Buddies {
                     break;
                 }
                 self.work_off(arena, &mut free);
+                arena.leave(free);
             }
         }
     }
