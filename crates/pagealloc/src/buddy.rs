@@ -92,6 +92,43 @@ impl Buddy {
         Some((block, zero))
     }
 
+    /// Takes exactly these pages if all of them are free; false, and nothing has changed, otherwise.
+    pub(crate) fn take_range(&mut self, metas: Metas, first: u32, end: u32) -> bool {
+        let mut at = first;
+        while at < end {
+            let Some((head, order)) = self.around(metas, at) else {
+                return false;
+            };
+            at = head + order.pages() as u32;
+        }
+        let mut at = first;
+        while let Some((head, order)) = self.around(metas, at).filter(|_| at < end) {
+            let (zero, stop) = (
+                metas.at(head).state().is_zero(),
+                head + order.pages() as u32,
+            );
+            self.unlink(metas, head, order);
+            // What is left over on either side has its buddy among what went: nothing merges (I2).
+            for (from, to) in [(head, first), (end, stop)] {
+                for (block, order) in index::blocks(from, to, self.bias) {
+                    self.link(metas, block, order, zero, false);
+                }
+            }
+            at = stop;
+        }
+        true
+    }
+
+    /// The free block that a page lies in.
+    fn around(&self, metas: Metas, page: u32) -> Option<(u32, Order)> {
+        (0..ORDERS).map(Order::at).find_map(|order| {
+            let aligned = (page + self.bias) & !(order.pages() as u32 - 1);
+            let head = aligned.checked_sub(self.bias)?;
+            let state = metas.get(head)?.state();
+            state.is_free_at(order).then_some((head, order))
+        })
+    }
+
     /// Puts pages back, merged as far as they go. No head among them is marked.
     pub(crate) fn put_run(&mut self, metas: Metas, run: Run) {
         for (block, order) in index::blocks(run.first, run.end, self.bias) {

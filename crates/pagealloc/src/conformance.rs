@@ -87,6 +87,8 @@ macro_rules! page_alloc_conformance {
 
 #[doc(hidden)]
 pub mod checks;
+#[doc(hidden)]
+pub mod forbidden;
 #[cfg(feature = "std")]
 #[doc(hidden)]
 pub mod lowers;

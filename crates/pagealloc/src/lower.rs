@@ -223,6 +223,11 @@ pub unsafe trait Lower: Send + Sync + Sized {
     /// [`AllocError::Contended`], at [`Attempt::TryLock`] only, or [`AllocError::Exhausted`]. Nothing was taken.
     fn take(&self, wanted: Wanted, runs: &mut Runs) -> Result<(), AllocError>;
 
+    /// Takes exactly these pages if all of them are free, and says whether; if not, nothing has changed. Pages that wait do not count
+    /// as free. For removing memory: others may claim single pages of the range meanwhile.
+    #[must_use]
+    fn take_range(&self, run: Run) -> bool;
+
     /// Takes pages back. They are the caller's, and their heads carry no mark.
     fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt);
 

@@ -3,7 +3,8 @@
 #![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
 use pagealloc::conformance::checks::{Out, churn};
-use pagealloc::conformance::lowers::{Forbidden, Model};
+use pagealloc::conformance::forbidden::Forbidden;
+use pagealloc::conformance::lowers::Model;
 use pagealloc::{
     AllocError, Attempt, BitTree, Buddies, Fixed, Lower, Mmap, Order, PageAlloc, PageReq, Zone,
     lower_conformance, page_alloc_conformance,

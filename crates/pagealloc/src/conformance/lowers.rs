@@ -1,14 +1,12 @@
-//! What every [`Lower`] must do, and two helpers for tests: a lower level beside a model of it, and one that must not be touched.
+//! What every [`Lower`] must do, and a lower level beside a model of it, for tests.
 
 use crate::api::{AllocError, Attempt, Order};
 use crate::frames::Metas;
-use crate::lower::{Extent, Ground, Lower, ORDERS, Waiting, Wanted};
+use crate::lower::{Extent, Ground, Lower, ORDERS, Wanted};
 use crate::meta::PageMeta;
 use crate::runs::{self, Run, Runs};
-use core::alloc::{Layout, LayoutError};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
 use rcu_core::cpu::Slot;
 use std::vec;
 use std::vec::Vec;
@@ -53,6 +51,11 @@ macro_rules! lower_conformance {
             #[test]
             fn whole_blocks_are_shown_once() {
                 $crate::conformance::lowers::whole_blocks_are_shown_once::<$lower>();
+            }
+
+            #[test]
+            fn a_range_is_taken_whole_or_not_at_all() {
+                $crate::conformance::lowers::a_range_is_taken_whole_or_not_at_all::<$lower>();
             }
 
             #[test]
@@ -411,6 +414,43 @@ pub fn whole_blocks_are_shown_once<B: Lower>() {
     model.finish();
 }
 
+/// `take_range`.
+pub fn a_range_is_taken_whole_or_not_at_all<B: Lower>() {
+    let mut random = random(5);
+    let mut model = Model::<B>::new(5000, 300);
+    model.add(0, 5000, true);
+    let mut ranges = 0;
+    for round in 0..if cfg!(miri) { 5 } else { 200 } {
+        let first = random() as u32 % 5000;
+        let end = (first + 1 + random() as u32 % [5, 70, 700, 3000][round % 4]).min(5000);
+        let pages = first as usize..end as usize;
+        let run = Run {
+            first,
+            end,
+            zero: false,
+        };
+        model.lower().settle();
+        let is_free = model.free[pages.clone()].iter().all(Option::is_some);
+        assert_eq!(model.lower().take_range(run), is_free, "{run:?}");
+        ranges += usize::from(is_free);
+        if is_free {
+            model.free[pages.clone()].fill(None);
+            model.check();
+            let mut runs = Runs::new();
+            runs.push(run);
+            model.lower().give(None, &runs, Attempt::NoWait);
+            model.free[pages].fill(Some(false));
+        }
+        model.check();
+        (0..3).for_each(|_| model.step(random()));
+    }
+    assert!(
+        (10..190).contains(&ranges) || cfg!(miri),
+        "{ranges}: both happen"
+    );
+    model.finish();
+}
+
 /// Contents of pages, which race where two threads have one, or one without the other's accesses.
 #[derive(Debug)]
 struct Contents(Vec<UnsafeCell<u64>>);
@@ -480,92 +520,4 @@ pub fn threads_never_have_the_same_page<B: Lower>() {
     stand.lower.settle();
     assert_eq!(stand.lower.free_pages(), PAGES as usize);
     assert_eq!(stand.lower.free_blocks(), fresh, "merged");
-}
-
-/// A lower level that panics when something touches it that could take a lock, from the moment it is armed.
-#[derive(Debug)]
-pub struct Forbidden<B> {
-    inner: B,
-    armed: AtomicBool,
-}
-
-impl<B> Forbidden<B> {
-    /// From here on it must not be touched, but for frees at [`Attempt::PcpOnly`], which take no lock.
-    pub fn arm(&self, armed: bool) {
-        // ORDERING: Relaxed: tests synchronise by other means.
-        self.armed.store(armed, Ordering::Relaxed);
-    }
-
-    fn touch(&self) -> &B {
-        // ORDERING: Relaxed: as above.
-        let armed = self.armed.load(Ordering::Relaxed);
-        assert!(!armed, "the lower level was touched");
-        &self.inner
-    }
-}
-
-// SAFETY: the inner one's guarantees, or a panic before anything is done.
-unsafe impl<B: Lower> Lower for Forbidden<B> {
-    type Held<'a>
-        = B::Held<'a>
-    where
-        Self: 'a;
-
-    fn layout(extent: Extent) -> Result<Layout, LayoutError> {
-        B::layout(extent)
-    }
-
-    unsafe fn new(ground: Ground) -> Self {
-        Self {
-            // SAFETY: debt 1 is passed on.
-            inner: unsafe { B::new(ground) },
-            armed: AtomicBool::new(false),
-        }
-    }
-
-    fn add(&self, slot: Option<Slot>, run: Run) {
-        self.touch().add(slot, run);
-    }
-
-    fn take(&self, wanted: Wanted, runs: &mut Runs) -> Result<(), AllocError> {
-        self.touch().take(wanted, runs)
-    }
-
-    fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
-        let inner = if attempt == Attempt::PcpOnly {
-            &self.inner
-        } else {
-            self.touch()
-        };
-        inner.give(slot, runs, attempt);
-    }
-
-    fn for_each_free(&self, order: Order, work: &mut dyn FnMut(Run) -> bool) {
-        self.touch().for_each_free(order, work);
-    }
-
-    fn free_pages(&self) -> usize {
-        self.touch().free_pages()
-    }
-
-    fn free_blocks(&self) -> [usize; ORDERS] {
-        self.touch().free_blocks()
-    }
-
-    fn waiting(&self) -> Waiting {
-        self.touch().waiting()
-    }
-
-    fn settle(&self) {
-        self.touch().settle();
-    }
-
-    fn leave(&self, slot: Slot) {
-        // Threads of other tests end too.
-        self.inner.leave(slot);
-    }
-
-    fn hold(&self) -> Self::Held<'_> {
-        self.touch().hold()
-    }
 }

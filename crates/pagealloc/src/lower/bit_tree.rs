@@ -29,6 +29,7 @@
 //! sight meanwhile.
 
 mod area;
+mod bits;
 mod hints;
 #[cfg(all(loom, feature = "std"))]
 pub mod models;
@@ -139,6 +140,13 @@ impl BitTree {
     /// The page that is numbered `at` in an area. In an area that begins before the span no such page is ever free.
     fn page(&self, area: usize, at: u32) -> u32 {
         ((area as u32) << Order::MAX.get()) + at - self.extent.bias()
+    }
+
+    /// A part of a run as the area that it lies in numbers it: first, and one past the last.
+    const fn within(&self, area: usize, part: Run) -> (u32, u32) {
+        let start = (area as u32) << Order::MAX.get();
+        let first = part.first + self.extent.bias() - start;
+        (first, first + (part.end - part.first))
     }
 
     const fn line_of(slot: Option<Slot>) -> usize {
@@ -330,14 +338,34 @@ unsafe impl Lower for BitTree {
         Ok(())
     }
 
+    fn take_range(&self, run: Run) -> bool {
+        for (number, part) in self.extent.by_area(run) {
+            let (first, end) = self.within(number, part);
+            let claimed = self.area(number).claim_range(first, end);
+            if let Err(news) = claimed {
+                self.note(number, news);
+                if run.first < part.first {
+                    let mut back = Runs::new();
+                    back.push(Run {
+                        end: part.first,
+                        zero: false,
+                        ..run
+                    });
+                    self.give(None, &back, Attempt::NoWait);
+                }
+                return false;
+            }
+            self.count(None, 0_usize.wrapping_sub((end - first) as usize));
+        }
+        true
+    }
+
     fn give(&self, slot: Option<Slot>, runs: &Runs, _attempt: Attempt) {
         let mut pages = 0;
         for &run in runs {
             pages += (run.end - run.first) as usize;
             for (number, part) in self.extent.by_area(run) {
-                let start = (number as u32) << Order::MAX.get();
-                let at = |page: u32| page + self.extent.bias() - start;
-                let (first, end) = (at(part.first), at(part.end - 1) + 1);
+                let (first, end) = self.within(number, part);
                 let news = self.area(number).give(first, end, part.zero);
                 self.note(number, news);
             }

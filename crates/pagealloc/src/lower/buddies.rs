@@ -19,14 +19,14 @@
 //!
 //! # Invariants
 //! - I1. A free page is in the buddy system, the stash or the pending chain of the arena that its area's home names.
-//! - I2. A home changes only while one caller owns every page of the area (it took the area as one block), or before the first page is there.
-//!   So whoever owns a page may read its home without a lock.
+//! - I2. A home changes only under the lock of the arena that it names, by a caller who just took the whole area as one block; or from 0, before
+//!   the first page is there. So whoever owns a page, or holds that lock, may rely on it.
 //! - I3. Nobody waits for an arena's lock while holding another, but for `hold`, which takes them in ascending order.
 //! - I4. At most [`CHUNK`] blocks move, and another [`CHUNK`] leave the stash, under one hold (T27).
 //!
 //! # Orderings
 //! - P7. Give: under the arena's lock or by the stash's push / take: under the lock, which took the stash.
-//! - Homes are Relaxed: by I2 the reader's page was handed out after the change, by P7.
+//! - Homes are Relaxed: by I2 the reader's page was handed out after the change, by P7, or the lock orders both.
 //!
 //! # Progress and contexts
 //! `TryLock` and `PcpOnly` wait for nobody. `NoWait` tries its own arena for a while, then the others, and only then waits, its own
@@ -225,16 +225,23 @@ impl Buddies {
 
     /// Moves a whole area from another arena to `home`, if one can be had without waiting.
     fn move_in(&self, home: usize) -> bool {
-        let area = Wanted::new(Order::MAX, 1, Attempt::TryLock);
         for (i, arena) in self.arenas().iter().enumerate() {
-            let mut runs = Runs::new();
-            if i == home || self.take_from(arena, area, &mut runs).is_err() {
+            if i == home {
                 continue;
             }
+            let Some(mut free) = self.lock_at(arena, Attempt::TryLock) else {
+                continue;
+            };
+            let mut runs = Runs::new();
+            free.buddy.take(self.metas, Order::MAX, 1, &mut runs);
             for &run in &runs {
-                // ORDERING: Relaxed: I2: the whole area is ours.
+                // ORDERING: Relaxed: I2: the whole area is ours, and its old arena locked.
                 self.home_word(self.extent.area_of(run.first))
                     .store(home as u8 + 1, Ordering::Relaxed);
+            }
+            arena.leave(free);
+            if runs.is_empty() {
+                continue;
             }
             // ORDERING: Relaxed: a hint.
             arena.areas.fetch_sub(1, Ordering::Relaxed);
@@ -245,6 +252,19 @@ impl Buddies {
             return true;
         }
         false
+    }
+
+    /// Locks the arena that an area lies in, whoever owns its pages.
+    fn lock_home_of(&self, area: usize) -> (&Arena, SpinGuard<'_, Free>) {
+        loop {
+            let home = self.home_of(area);
+            let arena = &self.arenas()[home];
+            let free = arena.free.lock();
+            // Under the lock of the arena that it names, a home does not change (I2).
+            if self.home_of(area) == home {
+                return (arena, free);
+            }
+        }
     }
 
     /// Puts pages of one arena on its stash.
@@ -369,6 +389,37 @@ unsafe impl Lower for Buddies {
             }
         }
         Err(AllocError::Exhausted)
+    }
+
+    fn take_range(&self, run: Run) -> bool {
+        let mut at = run.first;
+        while at < run.end {
+            // I4, in the smallest blocks.
+            let end = run.end.min(at + CHUNK as u32);
+            for (area, part) in self.extent.by_area(Run {
+                first: at,
+                end,
+                zero: false,
+            }) {
+                let (arena, mut free) = self.lock_home_of(area);
+                let taken = free.buddy.take_range(self.metas, part.first, part.end);
+                arena.leave(free);
+                if !taken {
+                    if run.first < part.first {
+                        let mut back = Runs::new();
+                        back.push(Run {
+                            first: run.first,
+                            end: part.first,
+                            zero: false,
+                        });
+                        self.give(None, &back, Attempt::NoWait);
+                    }
+                    return false;
+                }
+            }
+            at = end;
+        }
+        true
     }
 
     fn give(&self, _slot: Option<Slot>, runs: &Runs, attempt: Attempt) {

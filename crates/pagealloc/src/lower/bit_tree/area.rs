@@ -37,6 +37,7 @@
 
 #![deny(unsafe_code)]
 
+use super::bits::{ROW_ORDER, ROW_PAGES, blocks, lowest, mask, spread};
 use crate::broken::broken;
 use core::array;
 use rcu_core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -44,9 +45,6 @@ use rcu_core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// Rows of a half: 2 MiB in production; in models as few as show every path, for loom follows each word.
 const HALF_ROWS: usize = if cfg!(loom) { 4 } else { 8 };
 const ROWS: usize = 2 * HALF_ROWS;
-/// Pages of a row.
-const ROW_PAGES: usize = 64;
-const ROW_ORDER: usize = 6;
 /// Pages of a half.
 const HALF_PAGES: usize = HALF_ROWS * ROW_PAGES;
 /// The order of a half.
@@ -374,6 +372,57 @@ impl Area {
         }
     }
 
+    /// Claims exactly the pages `first` to before `end`, or none of them.
+    pub(super) fn claim_range(&self, first: u32, end: u32) -> Result<(), News> {
+        let mut news = News::default();
+        for (half, from, to) in parts(first, end) {
+            if !self.claim_part(half, from, to, &mut news) {
+                if (first as usize) < from {
+                    // The lower half's part, as it was.
+                    let back = self.give(first, from as u32, false);
+                    news.some |= back.some;
+                    news.whole |= back.whole;
+                }
+                return Err(news);
+            }
+        }
+        for (_, from, to) in parts(first, end) {
+            for (row, bits) in rows(from, to) {
+                self.take_zero(row, bits);
+            }
+        }
+        Ok(())
+    }
+
+    fn claim_part(&self, half: usize, from: usize, to: usize, news: &mut News) -> bool {
+        let want = to - from;
+        let counted = self.take_counts(half, 0, want);
+        let taken = rows(from, to)
+            .take_while(|&(row, bits)| counted == want && self.take_bits(row, bits))
+            .count();
+        if taken == rows(from, to).count() {
+            return true;
+        }
+        for (row, bits) in rows(from, to).take(taken) {
+            // ORDERING: Relaxed: nobody wrote to these pages; the row's release sequence goes on.
+            self.rows.0[row].fetch_or(bits, Ordering::Relaxed);
+        }
+        if counted > 0 {
+            let back = self.return_counts(half, counted);
+            news.some |= back.some;
+            news.whole |= back.whole;
+        }
+        false
+    }
+
+    fn take_bits(&self, row: usize, bits: u64) -> bool {
+        // ORDERING: P7 (bits, claim side); a failure changes nothing.
+        let taken = self.rows.0[row].fetch_update(Ordering::Acquire, Ordering::Relaxed, |value| {
+            (value & bits == bits).then_some(value & !bits)
+        });
+        taken.is_ok()
+    }
+
     /// Tells `out` about claimed pages of a row: in pieces as long as all or none of a piece is zero, else by block.
     fn show(&self, row: usize, order: usize, bits: u64, out: Out<'_>) {
         let zero = self.take_zero(row, bits);
@@ -411,22 +460,11 @@ impl Area {
     ///
     /// Aborts if one of them is free already.
     pub(super) fn give(&self, first: u32, end: u32, zero: bool) -> News {
-        let (first, end) = (first as usize, end as usize);
-        debug_assert!(first < end && end <= AREA_PAGES);
+        debug_assert!(first < end && end as usize <= AREA_PAGES);
         let mut add = 0;
-        for half in 0..2 {
-            let (low, high) = (half * HALF_PAGES, (half + 1) * HALF_PAGES);
-            let (from, to) = (first.max(low), end.min(high));
-            if from >= to {
-                continue;
-            }
+        for (half, from, to) in parts(first, end) {
             let is_whole = to - from == HALF_PAGES;
-            for row in from / ROW_PAGES..to.div_ceil(ROW_PAGES) {
-                let start = from.max(row * ROW_PAGES);
-                let bits = mask(
-                    (start % ROW_PAGES) as u32,
-                    (to.min((row + 1) * ROW_PAGES) - start) as u32,
-                );
+            for (row, bits) in rows(from, to) {
                 self.give_row(row, bits, zero, is_whole);
             }
             add |= ((to - from) as u32) << (half as u32 * UPPER);
@@ -500,64 +538,22 @@ fn free_already(row: usize, bits: u64) -> ! {
     ))
 }
 
-/// Bits `start` to before `start + len`.
-const fn mask(start: u32, len: u32) -> u64 {
-    (u64::MAX >> (u64::BITS - len)) << start
+/// The parts of a range of pages by half.
+fn parts(first: u32, end: u32) -> impl Iterator<Item = (usize, usize, usize)> {
+    (0..2).filter_map(move |half| {
+        let from = (first as usize).max(half * HALF_PAGES);
+        let to = (end as usize).min((half + 1) * HALF_PAGES);
+        (from < to).then_some((half, from, to))
+    })
 }
 
-/// The first bits of the aligned groups of `2^order` set bits.
-const fn blocks(bits: u64, order: usize) -> u64 {
-    const HEADS: [u64; ROW_ORDER + 1] = [
-        u64::MAX,
-        0x5555_5555_5555_5555,
-        0x1111_1111_1111_1111,
-        0x0101_0101_0101_0101,
-        0x0001_0001_0001_0001,
-        0x0000_0001_0000_0001,
-        1,
-    ];
-    let (mut bits, mut o) = (bits, 0);
-    while o < order {
-        bits &= bits >> (1 << o);
-        o += 1;
-    }
-    bits & HEADS[order]
-}
-
-/// The groups of `2^order` bits that begin at `heads`.
-const fn spread(heads: u64, order: usize) -> u64 {
-    let (mut bits, mut o) = (heads, 0);
-    while o < order {
-        bits |= bits << (1 << o);
-        o += 1;
-    }
-    bits
-}
-
-/// The lowest `n` set bits.
-const fn lowest(bits: u64, n: usize) -> u64 {
-    if bits.count_ones() as usize <= n {
-        return bits;
-    }
-    // Most rows are free from some bit on.
-    let dense = bits
-        & mask(
-            bits.trailing_zeros(),
-            (bits >> bits.trailing_zeros()).trailing_ones(),
-        );
-    if dense.count_ones() as usize >= n {
-        return if n == 0 {
-            0
-        } else {
-            dense & mask(dense.trailing_zeros(), n as u32)
-        };
-    }
-    let (mut rest, mut left) = (bits, n);
-    while left > 0 {
-        rest &= rest - 1;
-        left -= 1;
-    }
-    bits & !rest
+/// The rows of a range of pages, with the bits of each.
+fn rows(from: usize, to: usize) -> impl Iterator<Item = (usize, u64)> {
+    (from / ROW_PAGES..to.div_ceil(ROW_PAGES)).map(move |row| {
+        let start = from.max(row * ROW_PAGES);
+        let len = to.min((row + 1) * ROW_PAGES) - start;
+        (row, mask((start % ROW_PAGES) as u32, len as u32))
+    })
 }
 
 #[cfg(test)]
