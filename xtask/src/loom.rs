@@ -76,6 +76,24 @@ const MUTANTS: &[Mutant] = &[
     mutant("p4_nest", "rcu-tree", "p4_nest_of_full_and_small_cookies"),
     mutant("p5_join", "rcu-tree", "p5_join_vs_snapshot"),
     mutant("p5", "rcu-tree", "p5_unlink_vs_anothers_grace_period").in_file("loom_p5"),
+    mutant(
+        "p7_bits",
+        "pagealloc",
+        "p7_give_of_a_page_vs_claim_by_anothers_count",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_count",
+        "pagealloc",
+        "p7_give_of_a_page_vs_claim_of_the_whole_half",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_hints",
+        "pagealloc",
+        "p7_give_vs_a_searcher_that_found_nothing",
+    )
+    .in_file("loom_bits"),
     mutant("p8", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_busy", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_push", "rcu-core", "p8_head_stack_hand_over"),
@@ -92,7 +110,8 @@ const MUTANTS: &[Mutant] = &[
 ];
 
 /// The packages that have loom models, and the files that these are in.
-const MODELS: [(&str, &[&str]); 2] = [
+const MODELS: [(&str, &[&str]); 3] = [
+    ("pagealloc", &["loom_bits"]),
     ("rcu-core", &["loom", "loom_r22"]),
     ("rcu-tree", &["loom", "loom_p5"]),
 ];

@@ -93,11 +93,35 @@ impl Buddy {
         want: usize,
         runs: &mut Runs,
     ) {
+        self.take_by(metas, order, mobility, want, true, runs);
+    }
+
+    /// The same, and none of another type's pageblocks but by taking over the whole.
+    pub(crate) fn take_or_claim(
+        &mut self,
+        metas: Metas,
+        order: Order,
+        mobility: Mobility,
+        want: usize,
+        runs: &mut Runs,
+    ) {
+        self.take_by(metas, order, mobility, want, false, runs);
+    }
+
+    fn take_by(
+        &mut self,
+        metas: Metas,
+        order: Order,
+        mobility: Mobility,
+        want: usize,
+        steal: bool,
+        runs: &mut Runs,
+    ) {
         let mut got = 0;
         while got < want {
             let found = self
                 .smallest(order, mobility)
-                .or_else(|| self.out_of_others(metas, order, mobility, got == 0));
+                .or_else(|| self.out_of_others(metas, order, mobility, steal && got == 0));
             let Some((first, from)) = found else {
                 break;
             };
@@ -122,6 +146,43 @@ impl Buddy {
         let zero = metas.get(block)?.state().is_zero();
         self.unlink(metas, block, order);
         Some((block, zero))
+    }
+
+    /// Takes exactly these pages if all of them are free; false, and nothing has changed, otherwise.
+    pub(crate) fn take_range(&mut self, metas: Metas, first: u32, end: u32) -> bool {
+        let mut at = first;
+        while at < end {
+            let Some((head, order)) = self.around(metas, at) else {
+                return false;
+            };
+            at = head + order.pages() as u32;
+        }
+        let mut at = first;
+        while let Some((head, order)) = self.around(metas, at).filter(|_| at < end) {
+            let (zero, stop) = (
+                metas.at(head).state().is_zero(),
+                head + order.pages() as u32,
+            );
+            self.unlink(metas, head, order);
+            // What is left over on either side has its buddy among what went: nothing merges (I2).
+            for (from, to) in [(head, first), (end, stop)] {
+                for (block, order) in index::blocks(from, to, self.bias) {
+                    self.link(metas, block, order, zero, false);
+                }
+            }
+            at = stop;
+        }
+        true
+    }
+
+    /// The free block that a page lies in.
+    fn around(&self, metas: Metas, page: u32) -> Option<(u32, Order)> {
+        (0..ORDERS).map(Order::at).find_map(|order| {
+            let aligned = (page + self.bias) & !(order.pages() as u32 - 1);
+            let head = aligned.checked_sub(self.bias)?;
+            let state = metas.get(head)?.state();
+            state.is_free_at(order).then_some((head, order))
+        })
     }
 
     /// Puts pages back, merged as far as they go. No head among them is marked.

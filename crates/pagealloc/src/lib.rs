@@ -8,6 +8,7 @@ pub mod conformance;
 mod frames;
 mod gate;
 mod index;
+mod lower;
 mod meta;
 mod mobility;
 mod pcp;
@@ -25,8 +26,15 @@ pub use api::{
     Reserve,
 };
 pub use gate::ListsDisabled;
+#[cfg(target_has_atomic = "64")]
+pub use lower::BitTree;
+#[cfg(all(loom, feature = "std", target_has_atomic = "64"))]
+#[doc(hidden)]
+pub use lower::models as models_of_bits;
+pub use lower::{Buddies, Extent, Ground, Lower, Waiting, Wanted};
 pub use mobility::{Claim, Fallback, Steal};
 pub use pressure::PressureHook;
+pub use runs::{Run, Runs};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use source::Mmap;
 pub use source::{Failing, Fixed, Range, Source, SourceError, Span};

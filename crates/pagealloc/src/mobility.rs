@@ -11,7 +11,7 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | a pageblock's byte | its type's number | the zone-lock holder |
+//! | a pageblock's byte | its type's number | the holder of the lock that guards its free blocks, "the zone lock" here |
 //!
 //! # Invariants
 //! - I1. A free block lies on the lists of its pageblock's type; a block of two pageblocks only if both have one type.

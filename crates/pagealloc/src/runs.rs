@@ -11,19 +11,75 @@ use crate::frames::Metas;
 use crate::meta::State;
 use crate::pcp::CHUNK;
 use arrayvec::ArrayVec;
+use core::ops::{Deref, DerefMut};
 
 /// Neighbouring free pages in nobody's list, cut in blocks of one order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Run {
-    pub(crate) first: u32,
+pub struct Run {
+    /// The first page's number, counted from the start of the zone's span.
+    pub first: u32,
     /// One past the last page.
-    pub(crate) end: u32,
+    pub end: u32,
     /// They read as zeroes.
-    pub(crate) zero: bool,
+    pub zero: bool,
 }
 
-/// At most one run a block of a chunk.
-pub(crate) type Runs = ArrayVec<Run, CHUNK>;
+/// Runs of neighbours: at most one a block of a batch.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Runs(ArrayVec<Run, CHUNK>);
+
+impl Runs {
+    /// The most blocks that move at once, and so the most runs.
+    pub const CAPACITY: usize = CHUNK;
+
+    /// No runs.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a run.
+    ///
+    /// # Panics
+    /// If there are [`Self::CAPACITY`] already.
+    pub fn push(&mut self, run: Run) {
+        self.0.push(run);
+    }
+
+    /// Adds a run, to the last one if that ends where it starts and is as zero.
+    ///
+    /// # Panics
+    /// As [`Self::push`].
+    pub fn join(&mut self, run: Run) {
+        match self.last_mut() {
+            Some(last) if last.end == run.first && last.zero == run.zero => last.end = run.end,
+            _ => self.push(run),
+        }
+    }
+}
+
+impl Deref for Runs {
+    type Target = [Run];
+
+    fn deref(&self) -> &[Run] {
+        &self.0
+    }
+}
+
+impl DerefMut for Runs {
+    fn deref_mut(&mut self) -> &mut [Run] {
+        &mut self.0
+    }
+}
+
+impl<'a> IntoIterator for &'a Runs {
+    type Item = &'a Run;
+    type IntoIter = core::slice::Iter<'a, Run>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
 
 /// The blocks of the runs, in ascending or descending order within each.
 pub(crate) fn blocks(runs: &Runs, order: Order) -> impl DoubleEndedIterator<Item = u32> + use<'_> {

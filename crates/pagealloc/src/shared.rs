@@ -1,5 +1,4 @@
-//! What the slots of a zone share: the zone lock with the buddy system under it, the stash, and the
-//! slots' lists with the ways between them.
+//! What the slots of a zone share: the lower level, and the slots' lists with the ways between them.
 //!
 //! Source: Linux `mm/page_alloc.c` (`rmqueue_bulk`, `free_pcppages_bulk`, `drain_pages_zone`, 6.12 to 7.x), the no-lock
 //! paths of 2020 and 2025. Why it lies in the source's metadata and not in the zone: the offline hook must not move,
@@ -8,54 +7,54 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `free` | the buddy system, and the part of the stash that is being worked off | the zone-lock holder |
+//! | `lower` | the free pages | see [`crate::lower`] and the one in use |
 //! | a slot's cell | the slot's lists | its owner, or one visitor, by the local lock |
-//! | `stash` | freed blocks that wait | see [`crate::stash`] |
 //! | `gate` | which slots may have lists, and whether any may | see [`crate::gate`] |
 //! | `marks` | the watermarks, and whether the zone is pressed | see [`crate::watermark`] |
+//! | `total_pages` | pages that the source gave | growers |
 //!
 //! # Life
-//! A block: `FREE` in the buddy system → (refill, a batch under one hold) `LISTED` → (pop) `ALLOCATED` → (push)
-//! `LISTED` → (drain, a batch under one hold) `FREE`; or `ALLOCATED` → `STASHED` → `FREE` where nobody may wait.
+//! A block: free in the lower level → (refill, a batch at once) `LISTED` → (pop) `ALLOCATED` → (push) `LISTED` → (drain, a
+//! batch at once) free; or `ALLOCATED` → free at once where the list is full and nobody may wait.
 //!
 //! # Invariants
-//! - I1. A page is in exactly one place: out, on one list, in the stash, or in the buddy system.
+//! - I1. A page is in exactly one place: out, on one list, or in the lower level.
 //! - I2. The gate's `used` is above every slot whose lists hold anything.
-//! - I3. Lock order: slot, then zone. A visitor waits for the owner before it takes the zone lock, so an owner that waits
-//!   for the zone lock inside its cell waits for nobody who waits for it.
-//! - I4. At most [`CHUNK`] blocks move between a list and the zone, and another [`CHUNK`] leave the stash, under one hold (T27).
+//! - I3. Lock order: slot, then zone (the locks inside the lower level). A visitor waits for the owner before it calls the lower
+//!   level, so an owner that waits for a zone lock inside its cell waits for nobody who waits for it.
+//! - I4. At most [`CHUNK`] blocks move between a list and the lower level at once (T27).
 //! - I5. While a [`ListsDisabled`] lives, every list is empty (`gate` I2): heights are raised in `set_up` alone, inside the
 //!   owner's cell, and a height of 0 takes no block.
+//! - I6. With watermarks set, a take is admitted by the free pages just before it, as in Linux outside of the lower level's locks: takes
+//!   that are under way together may go below a mark by what they take, never one alone.
 //!
 //! # Orderings
-//! - P7. Whoever frees a block puts it somewhere by a Release (zone lock, local lock, stash); whoever hands it out took it
+//! - P7. Whoever frees a block puts it somewhere by a Release (lower level, local lock); whoever hands it out took it
 //!   from there by an Acquire. Forbids that the new owner's accesses race with the old one's.
 //!
 //! # Progress and contexts
-//! A hit and any attempt up to `TryLock` wait for nobody. `NoWait` spins on the zone lock, whose holds are bounded
-//! (I4); not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or the zone's lock:
+//! A hit and any attempt up to `TryLock` wait for nobody. `NoWait` waits as the lower level does, for bounded holds at most;
+//! not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or a zone's lock:
 //! the source runs under `growing`, for which only growers wait, and pressure hooks run where no lock is held.
 
-use crate::api::{AllocError, Attempt, Mobility, Order, PageReq, PageTag};
+use crate::api::{AllocError, Attempt, Order, PageReq};
 use crate::broken::broken;
-use crate::buddy::Buddy;
 use crate::frames::Frames;
 use crate::gate::{Gate, ListsDisabled};
-use crate::index::{self, NONE};
+use crate::lower::{Lower, Wanted};
 use crate::meta::State;
-use crate::mobility::PageBlocks;
 use crate::pcp::{CHUNK, Class, Heights, Pcp, Weather};
 use crate::pressure::PressureHooks;
 use crate::runs::{self, Run, Runs};
 use crate::source::{Range, Span};
-use crate::stash::Stash;
 use crate::stats::Counters;
 use crate::watermark::Marks;
 use core::ops::DerefMut;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use rcu_core::cpu::{
-    BiasedLock, LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex,
-    ZeroInit, in_register,
+    BiasedLock, LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinMutex, ZeroInit,
+    in_register,
 };
 use static_assertions::const_assert;
 
@@ -130,70 +129,49 @@ impl<L: LocalLock> Slots<L> {
     }
 }
 
-/// What the zone lock guards.
-#[derive(Debug)]
-pub(crate) struct Free {
-    pub(crate) buddy: Buddy,
-    /// A chain taken from the stash and not worked off yet.
-    pending: u32,
-    /// Pages that the source gave.
-    pub(crate) total_pages: usize,
-}
-
-/// The zone lock, in lines of its own.
-#[repr(align(128))]
-struct ZoneLock(SpinMutex<Free>);
-
 /// What all slots share. Lies in the source's metadata.
-pub(crate) struct Shared<L> {
+pub(crate) struct Shared<L, B> {
     frames: Frames,
     slots: Slots<L>,
     heights: Heights,
-    free: ZoneLock,
-    pub(crate) stash: Stash,
+    pub(crate) lower: B,
+    total_pages: AtomicUsize,
     pub(crate) counters: Counters,
     /// Held by whoever asks the source for more.
     pub(crate) growing: SpinMutex<()>,
     gate: Gate,
     pub(crate) marks: Marks,
     pub(crate) pressure: PressureHooks,
-    blocks: PageBlocks,
     hook: OfflineHook,
 }
 
 // SAFETY: every part is `Sync`, the cells too (`Pcp` is `Send`); `slots` points to memory that lives as long.
-unsafe impl<L: LocalLock> Sync for Shared<L> {}
+unsafe impl<L: LocalLock, B: Lower> Sync for Shared<L, B> {}
 // SAFETY: as above.
-unsafe impl<L: LocalLock> Send for Shared<L> {}
+unsafe impl<L: LocalLock, B: Lower> Send for Shared<L, B> {}
 
-impl<L: LocalLock> Shared<L> {
-    /// An empty zone, to be written to `place`.
+impl<L: LocalLock, B: Lower> Shared<L, B> {
+    /// An empty zone over an empty `lower`, to be written to `place`.
     pub(crate) fn new(
         place: NonNull<Self>,
         frames: Frames,
         slots: Slots<L>,
-        blocks: PageBlocks,
         span: Span,
+        lower: B,
     ) -> Self {
-        let bias = index::bias(span.base.as_ptr().addr());
         // SAFETY: `place` holds the value while the hook is listed, and draining may come from any thread.
         let hook = unsafe { OfflineHook::new(Self::offline, place.as_ptr().cast_const().cast()) };
         Self {
             frames,
             slots,
             heights: Heights::for_span(span.pages),
-            free: ZoneLock(SpinMutex::new(Free {
-                buddy: Buddy::new(bias, blocks),
-                pending: NONE,
-                total_pages: 0,
-            })),
-            stash: Stash::new(),
+            lower,
+            total_pages: AtomicUsize::new(0),
             counters: Counters::new(),
             growing: SpinMutex::new(()),
             gate: Gate::new(),
             marks: Marks::new(),
             pressure: PressureHooks::new(),
-            blocks,
             hook,
         }
     }
@@ -209,72 +187,28 @@ impl<L: LocalLock> Shared<L> {
         // SAFETY: debt 1.
         let shared = unsafe { &*data.cast::<Self>() };
         shared.drain_slot(slot);
+        shared.lower.leave(slot);
         true
     }
 
-    /// Waits for the zone lock and works off a chunk of the stash.
-    pub(crate) fn lock(&self) -> SpinGuard<'_, Free> {
-        let mut free = self.free.0.lock();
-        self.work_off(&mut free);
-        free
+    /// Pages that the source gave so far.
+    pub(crate) fn total_pages(&self) -> usize {
+        // ORDERING: Relaxed: a counter.
+        self.total_pages.load(Ordering::Relaxed)
     }
 
-    /// The zone lock as far as `attempt` goes.
-    fn lock_at(&self, attempt: Attempt) -> Option<SpinGuard<'_, Free>> {
-        match attempt {
-            Attempt::PcpOnly => None,
-            Attempt::TryLock => {
-                let mut free = self.free.0.try_lock()?;
-                self.work_off(&mut free);
-                Some(free)
-            }
-            Attempt::NoWait | Attempt::MayGrow => Some(self.lock()),
-        }
+    /// Pages free in the lower level, those that wait to be merged included: a take finds them too.
+    pub(crate) fn free_pages(&self) -> usize {
+        self.lower.free_pages() + self.lower.waiting().pages
     }
 
-    /// The zone lock and nothing done, for tests.
-    pub(crate) fn lock_only(&self) -> SpinGuard<'_, Free> {
-        self.free.0.lock()
+    /// Compares the free pages with the watermarks, if there are any.
+    pub(crate) fn look(&self) {
+        self.marks.saw(|| self.free_pages());
     }
 
-    /// Merges up to a chunk of the stash (T31).
-    #[inline]
-    fn work_off(&self, free: &mut Free) {
-        if free.pending != NONE || !self.stash.is_empty() {
-            self.work_off_slow(free);
-        }
-    }
-
-    #[cold]
-    fn work_off_slow(&self, free: &mut Free) {
-        let metas = self.frames.metas;
-        let mut pages = 0;
-        for _ in 0..CHUNK {
-            if free.pending == NONE {
-                free.pending = self.stash.take_all();
-            }
-            let block = free.pending;
-            if block == NONE {
-                break;
-            }
-            let meta = metas.at(block);
-            let order = meta.state().order();
-            free.pending = meta.next();
-            meta.set_note(PageTag::NONE);
-            free.buddy.put(metas, block, order, false);
-            pages += order.pages();
-        }
-        self.stash.worked_off(pages);
-        self.marks.saw(free.buddy.free_pages());
-    }
-
-    /// Whether another hold could find more in the stash.
-    fn more_is_stashed(&self, free: &Free) -> bool {
-        free.pending != NONE || !self.stash.is_empty()
-    }
-
-    /// Makes the source's `range` free pages of the zone.
-    pub(crate) fn add(&self, range: Range) {
+    /// Makes the source's `range` free pages of the zone, for `slot` to begin with.
+    pub(crate) fn add(&self, slot: Option<Slot>, range: Range) {
         let end = range.first.checked_add(range.pages);
         let len = self.frames.metas.len() as usize;
         let Some(end) = end.filter(|&end| end <= len) else {
@@ -282,21 +216,16 @@ impl<L: LocalLock> Shared<L> {
                 "the source gave {range:?} of a span of {len} pages"
             ));
         };
-        let mut at = range.first;
-        while at < end {
-            // I4, counted in the largest blocks.
-            let next = end.min(at + CHUNK * Order::MAX.pages());
-            let mut free = self.lock();
-            let run = Run {
-                first: at as u32,
-                end: next as u32,
-                zero: range.zeroed,
-            };
-            free.buddy.put_run(self.frames.metas, run);
-            free.total_pages += next - at;
-            self.marks.saw(free.buddy.free_pages());
-            at = next;
-        }
+        // Before they can be out, so that there are never more out than there are.
+        // ORDERING: Relaxed: a counter.
+        self.total_pages.fetch_add(range.pages, Ordering::Relaxed);
+        let run = Run {
+            first: range.first as u32,
+            end: end as u32,
+            zero: range.zeroed,
+        };
+        self.lower.add(slot, run);
+        self.look();
     }
 
     /// Takes one block, going as far as the request's attempt, but never to the source.
@@ -322,50 +251,48 @@ impl<L: LocalLock> Shared<L> {
                 AllocError::Empty
             });
         }
-        let error = loop {
-            let free = self.lock_at(attempt).ok_or(AllocError::Contended)?;
-            let more = self.more_is_stashed(&free);
-            match self.refill(free, inside.as_deref_mut(), req) {
-                Ok(page) => return Ok(page),
-                Err(error) if !more => break error,
-                Err(_) => {}
-            }
-        };
+        let refilled = self.refill(slot, req, attempt, inside.as_deref_mut());
+        if !matches!(refilled, Err(AllocError::Exhausted | AllocError::Reserved)) {
+            return refilled;
+        }
         // The slot's own lists may hold what merges to a block of this order.
         if attempt >= Attempt::NoWait
             && let Some(mut pcp) = inside
-            && self.drain(&mut pcp) > 0
+            && self.drain(&mut pcp, slot) > 0
         {
-            return self.refill(self.lock(), None, req);
+            return self.refill(slot, req, attempt, None);
         }
-        Err(error)
+        refilled
     }
 
-    /// Takes one block out of the zone, and a batch for the slot's list with it.
+    /// Takes one block out of the lower level, which is asked at `attempt`, for a caller who is inside no list.
+    pub(crate) fn take_one(
+        &self,
+        slot: Option<Slot>,
+        req: PageReq,
+        attempt: Attempt,
+    ) -> Result<u32, AllocError> {
+        self.refill(slot, req, attempt, None)
+    }
+
+    /// Takes one block out of the lower level, and a batch for the slot's list with it.
     #[doc(alias = "rmqueue_bulk")]
     fn refill(
         &self,
-        mut free: SpinGuard<'_, Free>,
-        pcp: Option<&mut Pcp>,
+        slot: Option<Slot>,
         req: PageReq,
+        attempt: Attempt,
+        pcp: Option<&mut Pcp>,
     ) -> Result<u32, AllocError> {
-        let (metas, order) = (self.frames.metas, req.order);
+        let order = req.order;
         let mut list = pcp.zip(Class::of(order, req.mobility));
         let want = list.as_mut().map_or(0, |(pcp, class)| {
             pcp.refill_size(*class, &self.heights, self.weather())
         });
         let mut runs = Runs::new();
-        let admitted = self.take_runs(&mut free, req, want.max(1), &mut runs);
-        drop(free);
-        runs::cut(&runs, metas, order, req.mobility);
+        self.take_runs(slot, req, attempt, want.max(1), &mut runs)?;
         let mut blocks = runs::blocks(&runs, order);
-        let Some(mine) = blocks.next() else {
-            return Err(if admitted {
-                AllocError::Exhausted
-            } else {
-                AllocError::Reserved
-            });
-        };
+        let mine = blocks.next().ok_or(AllocError::Exhausted)?;
         if let Some((pcp, class)) = list {
             // Backwards: the next allocations get ascending addresses.
             for page in blocks.rev() {
@@ -377,30 +304,42 @@ impl<L: LocalLock> Shared<L> {
         Ok(mine)
     }
 
-    /// Takes as many of the blocks wanted as there are and the watermarks allow; false if these allow none.
-    fn take_runs(&self, free: &mut Free, req: PageReq, want: usize, runs: &mut Runs) -> bool {
-        let before = free.buddy.free_pages();
-        let want = self
-            .marks
-            .admit(before, req.order, req.attempt, req.reserve, want);
-        if want == 0 {
-            self.marks.saw(before);
-            // There are not that many pages: none are kept back.
-            return before < req.order.pages();
-        }
-        free.buddy
-            .take(self.frames.metas, req.order, req.mobility, want, runs);
-        self.marks.saw(free.buddy.free_pages());
-        true
+    /// Takes as many of the blocks wanted as there are and the watermarks allow (I6), each head marked.
+    fn take_runs(
+        &self,
+        slot: Option<Slot>,
+        req: PageReq,
+        attempt: Attempt,
+        want: usize,
+        runs: &mut Runs,
+    ) -> Result<(), AllocError> {
+        let nr = self.marks.admit(req, want, || self.free_pages());
+        let nr = match nr {
+            Ok(nr) => nr,
+            Err(error) => {
+                self.look();
+                return Err(error);
+            }
+        };
+        let wanted = Wanted::new(req.order, nr, attempt)
+            .mobility(req.mobility)
+            .on(slot);
+        let taken = self.lower.take(wanted, runs);
+        self.look();
+        runs::cut(runs, self.frames.metas, req.order, req.mobility);
+        taken
     }
 
-    /// Takes up to a chunk of blocks straight out of the zone, if its lock can be had at the request's attempt.
-    pub(crate) fn take_chunk(&self, req: PageReq, want: usize, runs: &mut Runs) {
-        if let Some(mut free) = self.lock_at(req.attempt) {
-            self.take_runs(&mut free, req, want.min(CHUNK), runs);
-            drop(free);
-            runs::cut(runs, self.frames.metas, req.order, req.mobility);
-        }
+    /// Takes up to a chunk of blocks straight out of the lower level, as far as the request's attempt goes.
+    pub(crate) fn take_chunk(
+        &self,
+        slot: Option<Slot>,
+        req: PageReq,
+        want: usize,
+        runs: &mut Runs,
+    ) {
+        // What could not be taken is asked for one by one.
+        let _ = self.take_runs(slot, req, req.attempt, want.min(CHUNK), runs);
     }
 
     fn weather(&self) -> Weather {
@@ -411,11 +350,6 @@ impl<L: LocalLock> Shared<L> {
         } else {
             Weather::Fair
         }
-    }
-
-    /// The type of the pageblock that a page lies in: a hint, for the right list (T32).
-    pub(crate) fn mobility_of(&self, page: u32) -> Mobility {
-        self.blocks.of(page)
     }
 
     /// Takes a block that its owner gave back where it was not put on the slot's list. Its order and the type whose list it goes to
@@ -446,12 +380,8 @@ impl<L: LocalLock> Shared<L> {
         {
             return;
         }
-        // Where waiting is allowed the lock is taken later, for a shorter hold.
-        let locked = (attempt <= Attempt::TryLock).then(|| self.lock_at(attempt));
-        if let Some(None) = locked {
-            self.stash.push(self.frames.metas, page, order);
-            return;
-        }
+        // At `PcpOnly` the list stays as it is: what the caller pays for is its own block (P16).
+        let mut list = list.filter(|_| attempt > Attempt::PcpOnly);
         let mut runs = Runs::new();
         let mut join = |blocks: &[u32]| runs::join(blocks, self.frames.metas, order, &mut runs);
         match &mut list {
@@ -462,7 +392,7 @@ impl<L: LocalLock> Shared<L> {
             None => join(&[page]),
         }
         if !runs.is_empty() {
-            self.put_runs(locked.flatten().unwrap_or_else(|| self.lock()), &runs);
+            self.give_runs(slot, &runs, attempt);
         }
         if let Some((pcp, class)) = list {
             let fits = pcp.push(class, page);
@@ -473,17 +403,15 @@ impl<L: LocalLock> Shared<L> {
 
     /// Gives blocks of one order that are the caller's to the zone; at most [`CHUNK`] of them.
     #[doc(alias = "free_pcppages_bulk")]
-    pub(crate) fn give(&self, blocks: &[u32], order: Order) {
+    pub(crate) fn give(&self, slot: Option<Slot>, blocks: &[u32], order: Order) {
         let mut runs = Runs::new();
         runs::join(blocks, self.frames.metas, order, &mut runs);
-        self.put_runs(self.lock(), &runs);
+        self.give_runs(slot, &runs, Attempt::NoWait);
     }
 
-    fn put_runs(&self, mut free: SpinGuard<'_, Free>, runs: &Runs) {
-        for run in runs {
-            free.buddy.put_run(self.frames.metas, *run);
-        }
-        self.marks.saw(free.buddy.free_pages());
+    fn give_runs(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
+        self.lower.give(slot, runs, attempt);
+        self.look();
     }
 
     /// Lets a slot's lists grow, at its first use, and again after they were disabled.
@@ -502,14 +430,14 @@ impl<L: LocalLock> Shared<L> {
     }
 
     /// Empties the lists of the cell that the caller is inside of; returns the pages moved.
-    fn drain(&self, pcp: &mut Pcp) -> usize {
+    fn drain(&self, pcp: &mut Pcp, slot: Option<Slot>) -> usize {
         let mut pages = 0;
         for class in Class::all() {
             let order = class.order();
             loop {
                 let taken = pcp.take_oldest(class, CHUNK, |blocks| {
                     if !blocks.is_empty() {
-                        self.give(blocks, order);
+                        self.give(slot, blocks, order);
                     }
                 });
                 if taken == 0 {
@@ -529,45 +457,41 @@ impl<L: LocalLock> Shared<L> {
         }
         self.slots
             .get(slot)
-            .map_or(0, |cell| self.drain(cell.visit().deref_mut()))
+            .map_or(0, |cell| self.drain(cell.visit().deref_mut(), None))
     }
 
-    /// Empties every slot's lists and the stash.
+    /// Empties every slot's lists, and merges what waits in the lower level.
     #[doc(alias = "drain_all_pages")]
     pub(crate) fn drain_all(&self) -> usize {
         let mut pages = 0;
         for cell in self.used_slots() {
-            pages += self.drain(cell.visit().deref_mut());
+            pages += self.drain(cell.visit().deref_mut(), None);
         }
-        pages + self.empty_stash()
+        pages + self.settle()
     }
 
-    fn empty_stash(&self) -> usize {
-        let stashed = self.stash.pages();
-        // As many chunks as were there at the start, or others could keep this going.
-        for _ in 0..=stashed / CHUNK {
-            let free = self.lock();
-            if !self.more_is_stashed(&free) {
-                break;
-            }
-        }
-        stashed
+    /// Merges what waits in the lower level.
+    fn settle(&self) -> usize {
+        let waiting = self.lower.waiting().pages;
+        self.lower.settle();
+        self.look();
+        waiting
     }
 
-    /// Empties every slot's lists and the stash, and keeps the lists empty while the value lives (I5).
+    /// Empties every slot's lists, merges what waits, and keeps the lists empty while the value lives (I5).
     #[doc(alias = "zone_pcp_disable")]
     pub(crate) fn disable_lists(&self) -> ListsDisabled<'_> {
         let disabled = self.gate.close();
         for cell in self.used_slots() {
             let mut pcp = cell.visit();
-            self.drain(&mut pcp);
+            self.drain(&mut pcp, None);
             pcp.close();
         }
-        self.empty_stash();
+        self.settle();
         disabled
     }
 
-    /// Lowers every list by an eighth, empties them down to that, works off the stash; returns the pages moved.
+    /// Lowers every list by an eighth, empties them down to that, merges what waits; returns the pages moved.
     #[doc(alias = "decay_pcp_high")]
     pub(crate) fn decay(&self) -> usize {
         let mut pages = 0;
@@ -577,7 +501,7 @@ impl<L: LocalLock> Shared<L> {
                 let (high, mut above) = pcp.decayed(class, &self.heights);
                 while above > 0 {
                     let taken = pcp.take_oldest(class, above.min(CHUNK), |blocks| {
-                        self.give(blocks, class.order());
+                        self.give(None, blocks, class.order());
                     });
                     above -= taken;
                     pages += taken << class.order().get();
@@ -585,7 +509,7 @@ impl<L: LocalLock> Shared<L> {
                 pcp.lower(class, high);
             }
         }
-        pages + self.empty_stash()
+        pages + self.settle()
     }
 
     /// Pages on lists, and allocations that lists served. Visits every slot.

@@ -20,7 +20,7 @@
 
 #![deny(unsafe_code)]
 
-use crate::api::{Attempt, Order, Reserve};
+use crate::api::{AllocError, Attempt, Order, PageReq, Reserve};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Numbers of free pages at which a zone behaves differently.
@@ -161,24 +161,39 @@ impl Marks {
         }
     }
 
-    /// How many blocks of `order`, `want` at most, a request may take of `free` pages. A batch stops where the request would.
+    /// How many of the blocks wanted the request may take of the `free` pages, at least one. A batch stops where the request would.
+    /// `free` is asked only where there is a reserve.
+    ///
+    /// # Errors
+    /// [`AllocError::Reserved`], or [`AllocError::Exhausted`] where there are not that many pages anyway: none are kept back.
     pub(crate) fn admit(
         &self,
-        free: usize,
-        order: Order,
-        attempt: Attempt,
-        reserve: Reserve,
+        req: PageReq,
         want: usize,
-    ) -> usize {
-        self.get().room(free, order, attempt, reserve).min(want)
+        free: impl FnOnce() -> usize,
+    ) -> Result<usize, AllocError> {
+        let marks = self.get();
+        if marks.min == 0 {
+            return Ok(want);
+        }
+        let free = free();
+        match marks
+            .room(free, req.order, req.attempt, req.reserve)
+            .min(want)
+        {
+            0 if free < req.order.pages() => Err(AllocError::Exhausted),
+            0 => Err(AllocError::Reserved),
+            nr => Ok(nr),
+        }
     }
 
-    /// Notes that the zone has `free` pages now.
-    pub(crate) fn saw(&self, free: usize) {
+    /// Notes that the zone has `free` pages now; not asked where there are no marks.
+    pub(crate) fn saw(&self, free: impl FnOnce() -> usize) {
         let marks = self.get();
         if marks.high == 0 {
             return;
         }
+        let free = free();
         let below = free < marks.high;
         // ORDERING: Relaxed: a hint for heights.
         if self.below_high.load(Ordering::Relaxed) != below {
@@ -295,21 +310,21 @@ mod tests {
     #[test]
     fn p5_pressure_is_noted_once_until_the_zone_has_recovered() {
         let marks = Marks::new();
-        marks.saw(0);
+        marks.saw(|| 0);
         assert!(!marks.take_pending(), "I2");
         marks.set(Watermarks::for_pages(0, 40, 10));
         for free in [60, 50] {
-            marks.saw(free);
+            marks.saw(|| free);
             assert!(!marks.take_pending());
         }
-        marks.saw(49);
+        marks.saw(|| 49);
         assert!(marks.take_pending());
         for free in [40, 49, 55, 60, 10] {
-            marks.saw(free);
+            marks.saw(|| free);
             assert!(!marks.take_pending(), "told already");
         }
-        marks.saw(61);
-        marks.saw(48);
+        marks.saw(|| 61);
+        marks.saw(|| 48);
         assert!(marks.take_pending());
     }
 }

@@ -1,6 +1,6 @@
 //! The zone: pages of one source, behind lists of every slot.
 //!
-//! The concurrent parts are in [`crate::shared`] and [`crate::stash`]; here are the paths of a hit and the order in which
+//! The concurrent parts are in [`crate::shared`] and [`crate::lower`]; here are the paths of a hit and the order in which
 //! the others are tried. The [`Attempt`] is looked at only after the slot's list came up empty (or full), as the 2020 discussion of
 //! the no-lock allocation concluded, so that every level's hit is the same code.
 //!
@@ -19,8 +19,9 @@ mod policy;
 use crate::api::{AllocError, Attempt, Mobility, Order, PageAlloc, PageReq, PageTag, SmallReq};
 use crate::frames::{Frames, Metas};
 use crate::index::{self, MAX_PAGES};
+use crate::lower::{Buddies, Extent, Ground, Lower};
 use crate::meta::{PageMeta, State};
-use crate::mobility::{PageBlocks, TYPES};
+use crate::mobility::TYPES;
 use crate::pcp::{Batch, CHUNK, Class};
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
@@ -79,59 +80,84 @@ impl core::error::Error for ZoneError {}
 /// # unsafe { zone.free(page, Order::ZERO) };
 /// # }
 /// ```
+///
+/// `B` keeps the pages that no slot has: [`Buddies`], or [`BitTree`](crate::BitTree) in a zone made by [`Self::with_lower`].
 #[doc(alias = "struct zone")]
-pub struct Zone<C: Cpus, S: Source> {
+pub struct Zone<C: Cpus, S: Source, B: Lower = Buddies> {
     // What a hit needs, without a detour through `shared`.
     frames: Frames,
     slots: Slots<C::Lock>,
-    shared: NonNull<Shared<C::Lock>>,
+    shared: NonNull<Shared<C::Lock, B>>,
     cpus: C,
     source: S,
 }
 
 // SAFETY: `shared` and `slots` point to `Sync` data in memory that the source keeps until it is dropped.
-unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Send for Zone<C, S> {}
+unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Send for Zone<C, S, B> {}
 // SAFETY: as above.
-unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Sync for Zone<C, S> {}
+unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Sync for Zone<C, S, B> {}
 
 /// Where the zone's structures lie in the source's metadata.
 struct Place {
     layout: Layout,
     slots: usize,
     metas: usize,
-    blocks: usize,
+    lower: usize,
 }
 
 impl Place {
-    fn new<C: Cpus>(nr_slots: usize, pages: usize) -> Result<Self, LayoutError> {
-        let shared = Layout::new::<Shared<C::Lock>>();
+    fn new<C: Cpus, B: Lower>(extent: Extent) -> Result<Self, LayoutError> {
+        let (nr_slots, pages) = (extent.slots() as usize, extent.pages() as usize);
+        let shared = Layout::new::<Shared<C::Lock, B>>();
         let (layout, slots) = shared.extend(Layout::array::<SlotCell<C::Lock>>(nr_slots)?)?;
+        let (layout, lower) = layout.extend(B::layout(extent)?)?;
         let (layout, metas) = layout.extend(Layout::array::<PageMeta>(pages)?)?;
-        let (layout, blocks) = layout.extend(Layout::array::<u8>(PageBlocks::nr_bytes(pages))?)?;
         Ok(Self {
             layout,
             slots,
             metas,
-            blocks,
+            lower,
         })
     }
 }
 
 impl<C: Cpus, S: Source> Zone<C, S> {
-    /// A zone over the memory of `source`, with a list for each slot of `cpus`.
+    /// A zone over the memory of `source`, with a list for each slot of `cpus`, over buddy systems.
     ///
     /// # Errors
     /// [`ZoneError`]; the source is dropped then.
     pub fn new(cpus: C, source: S) -> Result<Self, ZoneError> {
+        Self::with_lower(cpus, source)
+    }
+}
+
+impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
+    /// The same over the lower level that the type names.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux", target_has_atomic = "64"))] {
+    /// use pagealloc::{BitTree, Mmap, Zone};
+    /// use rcu_core::cpu::Threads;
+    ///
+    /// let zone = Zone::<_, _, BitTree>::with_lower(Threads, Mmap::new().unwrap()).unwrap();
+    /// # assert_eq!(zone.nr_allocated(), 0);
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ZoneError`]; the source is dropped then.
+    pub fn with_lower(cpus: C, source: S) -> Result<Self, ZoneError> {
         let span = source.span();
         if span.pages == 0 || span.pages > MAX_PAGES {
             return Err(ZoneError::Pages(span.pages));
         }
         let nr_slots = cpus.nr_slots();
-        let place = Place::new::<C>(nr_slots, span.pages);
+        let bias = index::bias(span.base.as_ptr().addr());
+        let extent = Extent::new(span.pages as u32, bias, nr_slots as u32);
+        let place = Place::new::<C, B>(extent);
         let place = place.map_err(|_| ZoneError::Pages(span.pages))?;
         let start = source.metadata(place.layout)?;
-        let shared = start.cast::<Shared<C::Lock>>();
+        let shared = start.cast::<Shared<C::Lock, B>>();
         // SAFETY: the offset is inside the memory just given (`Source` 2).
         let slots = unsafe { start.add(place.slots) }.cast();
         // SAFETY: as above.
@@ -143,13 +169,11 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let metas = unsafe { Metas::new(metas, span.pages as u32) };
         // SAFETY: the span is one allocation of that many pages (`Source` 1), valid as above.
         let frames = unsafe { Frames::new(span.base, metas) };
-        // SAFETY: as for the slots.
-        let blocks = unsafe { start.add(place.blocks) };
-        let bias = index::bias(span.base.as_ptr().addr());
-        // SAFETY: zeroed memory for the pageblocks' types, valid as above.
-        let blocks =
-            unsafe { PageBlocks::from_zeroed(blocks, PageBlocks::nr_bytes(span.pages), bias) };
-        let value = Shared::new(shared, frames, slots, blocks, span);
+        // SAFETY: as above.
+        let lower = unsafe { start.add(place.lower) };
+        // SAFETY: zeroed memory of the layout it asked for, valid as above, its own.
+        let lower = unsafe { B::new(Ground::new(extent, lower, metas)) };
+        let value = Shared::new(shared, frames, slots, span, lower);
         // SAFETY: the memory was laid out for it, and nobody else has it.
         unsafe { shared.write(value) };
         let zone = Self {
@@ -168,9 +192,14 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     }
 
     #[inline(always)]
-    fn shared(&self) -> &Shared<C::Lock> {
+    fn shared(&self) -> &Shared<C::Lock, B> {
         // SAFETY: written in `new`, in memory that lives as long as the source.
         unsafe { self.shared.as_ref() }
+    }
+
+    /// What keeps the pages that no slot has.
+    pub fn lower(&self) -> &B {
+        &self.shared().lower
     }
 
     /// The zone's source.
@@ -198,27 +227,19 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// Gives the memory of free blocks of 2 MiB and more back to the system, and returns how many pages that were not
     /// known to be untouched. They stay usable, and read as zeroes. Makes system calls.
     pub fn trim(&self) -> usize {
-        let metas = self.frames.metas;
         let mut trimmed = 0;
         for order in [Order::at(9), Order::MAX] {
-            let blocks = self.shared().lock().buddy.free_blocks()[order.get()];
-            for _ in 0..blocks {
-                let Some((page, zero)) = self.shared().lock().buddy.take_last(metas, order) else {
-                    break;
-                };
+            self.lower().for_each_free(order, &mut |run| {
                 let range = Range {
-                    first: page as usize,
+                    first: run.first as usize,
                     pages: order.pages(),
-                    zeroed: zero,
+                    zeroed: run.zero,
                 };
-                // SAFETY: the block was free and is on no list now, so nothing in it is in use.
-                let given = !zero && unsafe { self.source.decommit(range) };
-                self.shared()
-                    .lock()
-                    .buddy
-                    .put(metas, page, order, zero || given);
+                // SAFETY: the block was free and is this closure's now, so nothing in it is in use.
+                let given = !run.zero && unsafe { self.source.decommit(range) };
                 trimmed += if given { range.pages } else { 0 };
-            }
+                run.zero || given
+            });
         }
         trimmed
     }
@@ -229,25 +250,26 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let shared = self.shared();
         shared.counters.report(&mut stats);
         (stats.list_pages, stats.hits) = shared.listed();
-        stats.stashed_blocks = shared.stash.pushes();
-        let free = shared.lock();
-        stats.total_pages = free.total_pages;
-        stats.free_pages = free.buddy.free_pages();
-        stats.free_blocks = free.buddy.free_blocks();
-        stats.stash_pages = shared.stash.pages();
+        stats.total_pages = shared.total_pages();
+        stats.free_blocks = shared.lower.free_blocks();
+        // In this order: counting blocks may merge what waits.
+        stats.free_pages = shared.lower.free_pages();
+        let waiting = shared.lower.waiting();
+        stats.stashed_blocks = waiting.blocks_ever;
+        stats.stash_pages = waiting.pages;
         stats
     }
 
     /// Pages that the source has given so far.
     #[doc(alias = "zone_managed_pages")]
     pub fn total_pages(&self) -> usize {
-        self.shared().lock().total_pages
+        self.shared().total_pages()
     }
 
     /// Pages free in the zone, those on lists not counted.
     #[doc(alias = "nr_free_pages")]
     pub fn free_pages(&self) -> usize {
-        self.shared().lock().buddy.free_pages()
+        self.lower().free_pages()
     }
 
     /// Pages that are out. Visits every slot; exact if nobody else uses the zone, and then 0 means that every page is back.
@@ -255,16 +277,17 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         self.stats().nr_allocated()
     }
 
-    /// Holds the zone lock until the value is dropped: for tests which show that somebody does not need it.
+    /// Holds the zone lock (all of them, if there are several) until the value is dropped: for tests which show that
+    /// somebody does not need it.
     #[doc(hidden)]
     pub fn hold_zone_lock(&self) -> impl Sized {
-        self.shared().lock_only()
+        self.lower().hold()
     }
 
     /// The next range from the source.
     fn grow(&self, min_pages: usize) -> Result<(), SourceError> {
         let range = self.source.grow(min_pages)?;
-        self.shared().add(range);
+        self.shared().add(self.cpus.current(), range);
         self.shared().counters.grew();
         Ok(())
     }
@@ -301,15 +324,13 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// Takes a block after growing the zone; if there is nothing to grow by, after draining all lists, and then after
     /// asking the pressure hooks.
     fn grow_for(&self, req: PageReq) -> Result<u32, AllocError> {
-        let take = || {
-            // SAFETY: without a slot there is no debt.
-            unsafe { self.shared().take(None, req) }
-        };
+        // Inside no list: a visitor may wait for one meanwhile.
+        let take = |attempt| self.shared().take_one(self.cpus.current(), req, attempt);
         {
             let _growing = self.shared().growing.lock();
             loop {
                 // First, for somebody else may have grown the zone while this one waited.
-                if let Ok(page) = take() {
+                if let Ok(page) = take(Attempt::MayGrow) {
                     return Ok(page);
                 }
                 if self.grow(req.order.pages()).is_err() {
@@ -317,14 +338,17 @@ impl<C: Cpus, S: Source> Zone<C, S> {
                 }
             }
         }
+        if let Ok(page) = take(Attempt::NoWait) {
+            return Ok(page);
+        }
         self.drain_all();
-        take()
+        take(Attempt::NoWait)
             .or_else(|_| {
                 if self.relieve(req.order.pages()) > 0 {
                     self.drain_all();
                 }
                 // In any case: somebody else's hooks may have been running.
-                take()
+                take(Attempt::NoWait)
             })
             .map_err(|_| AllocError::OutOfMemory)
     }
@@ -362,7 +386,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
 // SAFETY: 1: a block is in one place at a time (`shared` I1), and what comes off a list is the caller's; blocks are
 // aligned by address (`index`), addressed by a pointer to the whole span, and ranges are usable memory (`Source` 3).
 // 2 and 3: the paths of `Shared::take` and `Shared::put`. 4: `meta` I2.
-unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C, S> {
+unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc for Zone<C, S, B> {
     #[inline(always)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
         if req.align <= req.order.bytes()
@@ -416,7 +440,8 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
                 batch.into_iter().for_each(&mut hand_out);
             } else if req.attempt > Attempt::PcpOnly {
                 let mut runs = Runs::new();
-                self.shared().take_chunk(req, want, &mut runs);
+                let slot = self.cpus.current();
+                self.shared().take_chunk(slot, req, want, &mut runs);
                 runs::blocks(&runs, order).for_each(&mut hand_out);
             }
             if got == before && !lists {
@@ -447,7 +472,8 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             for (batch, mobility) in batches.iter().zip(Mobility::ALL) {
                 let listed = self.bulk_to_list(order, mobility, batch);
                 if listed < batch.len() {
-                    self.shared().give(&batch[listed..], order);
+                    let slot = self.cpus.current();
+                    self.shared().give(slot, &batch[listed..], order);
                 }
             }
         }
@@ -467,14 +493,14 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     }
 }
 
-impl<C: Cpus, S: Source> Drop for Zone<C, S> {
+impl<C: Cpus, S: Source, B: Lower> Drop for Zone<C, S, B> {
     fn drop(&mut self) {
         // From here on no hook runs, and nobody else refers to the zone: the source may take the memory back.
         self.cpus.remove_offline_hook(self.shared().hook());
     }
 }
 
-impl<C: Cpus, S: Source> fmt::Debug for Zone<C, S> {
+impl<C: Cpus, S: Source, B: Lower> fmt::Debug for Zone<C, S, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Zone")
             .field("frames", &self.frames)

@@ -99,7 +99,7 @@ fn splits_and_merges_back_whatever_the_bias() {
             let order = Order::at((round * 7) % 5);
             let mut runs = Runs::new();
             buddy.take(metas, order, Mobility::Unmovable, round, &mut runs);
-            for run in runs {
+            for run in &runs {
                 assert!(run.zero);
                 let blocks = (run.first..run.end).step_by(order.pages());
                 out.extend(blocks.map(|page| (page, order)));

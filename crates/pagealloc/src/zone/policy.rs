@@ -3,6 +3,7 @@
 use super::Zone;
 use crate::api::{Attempt, Mobility, Order};
 use crate::gate::ListsDisabled;
+use crate::lower::Lower;
 use crate::meta::State;
 use crate::mobility::{Fallback, TYPES};
 use crate::pcp::Class;
@@ -12,7 +13,7 @@ use crate::watermark::Watermarks;
 use core::ptr::NonNull;
 use rcu_core::cpu::Cpus;
 
-impl<C: Cpus, S: Source> Zone<C, S> {
+impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// Moves the pages on all slots' lists, and in the stash, into the zone, and keeps the lists empty until the value, and any other
     /// such value, is dropped. From any thread, while others allocate and free: they reach the zone each time, and no page
     /// is on a list. Waits for each slot's owner in turn.
@@ -37,8 +38,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     pub fn set_watermarks(&self, marks: Watermarks) {
         let shared = self.shared();
         shared.marks.set(marks);
-        let free = shared.lock().buddy.free_pages();
-        shared.marks.saw(free);
+        shared.look();
     }
 
     /// The watermarks in force.
@@ -66,6 +66,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     }
 
     /// From now on requests whose own type has no block go where `policy` says. It is called once for each type, here.
+    /// Without effect over a lower level that keeps no types, as [`BitTree`](crate::BitTree).
     ///
     /// ```
     /// # use core::mem::MaybeUninit;
@@ -79,20 +80,20 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// ```
     pub fn set_fallback(&self, policy: impl FnMut(Mobility) -> Fallback) {
         let table: [Fallback; TYPES] = Mobility::ALL.map(policy);
-        self.shared().lock().buddy.set_fallback(table);
+        self.lower().set_fallback(table);
     }
 
-    /// Free blocks in pageblocks of `mobility`, by order.
+    /// Free blocks in pageblocks of `mobility`, by order; over a lower level that keeps no types, all.
     #[doc(alias = "pagetypeinfo")]
     pub fn free_blocks_of(&self, mobility: Mobility) -> [usize; Order::MAX.get() + 1] {
-        self.shared().lock().buddy.free_blocks_of(mobility)
+        self.lower().free_blocks_of(mobility)
     }
 
-    /// The type of the pageblock around `address`, at this moment; `None` outside of the span.
+    /// The type of the pageblock around `address`, at this moment; `None` outside of the span, or over a lower level that keeps no types.
     #[doc(alias = "get_pageblock_migratetype")]
     pub fn mobility_of(&self, address: *const u8) -> Option<Mobility> {
         let page = self.frames.number_of(address)?;
-        Some(self.shared().mobility_of(page))
+        self.lower().mobility_of(page)
     }
 
     /// Runs the pressure hooks if the zone fell below its low watermark and nobody has yet.
@@ -105,8 +106,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// Runs the pressure hooks for what is missing to the high watermark, and at least `pages`.
     pub(super) fn relieve(&self, pages: usize) -> usize {
         let shared = self.shared();
-        let free = shared.lock().buddy.free_pages();
-        let missing = (shared.marks.get().high + 1).saturating_sub(free);
+        let missing = (shared.marks.get().high + 1).saturating_sub(shared.free_pages());
         shared.pressure.run(missing.max(pages))
     }
 
@@ -116,7 +116,8 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let (page, mobility) = self.frames.take_back_any(block, order);
         let list = match mobility {
             Mobility::Unmovable => mobility,
-            _ => self.shared().mobility_of(page),
+            // A hint (T32).
+            _ => self.lower().mobility_of(page).unwrap_or(mobility),
         };
         (page, list)
     }
