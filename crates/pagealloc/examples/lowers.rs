@@ -74,7 +74,7 @@ fn pair<B: Lower>(zone: &Over<B>, order: u8, threads: usize) -> f64 {
     })
 }
 
-/// Every page of what a thread has through the lower level by itself: bulk calls of a chunk straight after each other.
+/// One round of every figure for one lower level, in zones of its own.
 fn measure<B: Lower>(name: &str, figures: &mut Vec<(String, Vec<f64>)>) {
     let mut note =
         |what: String, value: f64| match figures.iter_mut().find(|(name, _)| *name == what) {
