@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -113,6 +113,56 @@ pub(crate) const CRATES: [&str; 6] = [
 /// The same cargo that runs us, so that a `+toolchain` carries over.
 fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+}
+
+/// Builds the bench target `bench` of `package` as the peers in it want it, below `directory`, and returns its
+/// executable.
+pub(crate) fn build_bench(
+    workspace: &Workspace,
+    package: &str,
+    bench: &str,
+    features: &[&str],
+    directory: &Path,
+) -> Result<PathBuf, Failure> {
+    if !workspace.has_target(package, "bench", bench) {
+        return Err(Failure::Run(format!(
+            "{package} has no bench target {bench}"
+        )));
+    }
+    let mut command = workspace.cargo();
+    command.args(["bench", "--no-run", "-p", package, "--bench", bench]);
+    command.arg("--message-format=json-render-diagnostics");
+    if !features.is_empty() {
+        command.args(["--features", &features.join(",")]);
+    }
+    command.env("CARGO_TARGET_DIR", directory);
+    if has_cmpxchg16b() {
+        // kovan takes a lock in place of a double-word exchange unless it is told at build time; meet it at its best.
+        let (name, value) = with_rustflags(&["-Ctarget-feature=+cmpxchg16b"]);
+        command.env(name, value);
+    }
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
+    if !output.status.success() {
+        return Err(Failure::Run(format!(
+            "the bench {bench} of {package} does not build"
+        )));
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|m| m["reason"] == "compiler-artifact" && m["target"]["name"] == bench)
+        .find_map(|m| m["executable"].as_str().map(PathBuf::from))
+        .ok_or_else(|| Failure::Run(format!("cargo names no executable for the bench {bench}")))
+}
+
+fn has_cmpxchg16b() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("cmpxchg16b");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Adds `flags` behind whatever flags the caller's environment already holds, and returns the variable to set.

@@ -94,7 +94,10 @@ const MUTANTS: &[Mutant] = &[
         "p7_give_vs_a_searcher_that_found_nothing",
     )
     .in_file("loom_bits"),
+    mutant("p7_stash", "pagealloc", "p7_stash_push_vs_take_all"),
+    mutant("p7_take", "pagealloc", "p7_stash_push_vs_take_all"),
     mutant("p8", "rcu-core", "p8_owner_vs_visitor"),
+    mutant("p8", "pagealloc", "p8_remote_drain_vs_owner"),
     mutant("p8_busy", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_push", "rcu-core", "p8_head_stack_hand_over"),
     mutant("p8_revoked", "rcu-core", "p8_owner_vs_visitor"),
@@ -107,13 +110,14 @@ const MUTANTS: &[Mutant] = &[
     mutant("p8_work", "rcu-core", "p8_work_queue_vs_run").in_file("loom_r22"),
     mutant("refcount", "rcu-core", "r22_get_vs_last_put").in_file("loom_r22"),
     mutant("t38", "rcu-core", "t38_numbering_vs_grace_periods"),
+    mutant("t39", "rcu-tree", "t39_barrier_vs_migration"),
 ];
 
 /// The packages that have loom models, and the files that these are in.
 const MODELS: [(&str, &[&str]); 3] = [
-    ("pagealloc", &["loom_bits"]),
     ("rcu-core", &["loom", "loom_r22"]),
     ("rcu-tree", &["loom", "loom_p5"]),
+    ("pagealloc", &["loom", "loom_bits"]),
 ];
 
 /// Enough to find every known mutant, few enough that a model of three threads ends within seconds.
@@ -121,7 +125,10 @@ const MAX_PREEMPTIONS: &str = "3";
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
     let chosen: Vec<&Mutant> = match &options.weaken {
-        Some(name) => vec![find(name)?],
+        Some(name) => {
+            find(name)?;
+            MUTANTS.iter().filter(|m| m.weaken == name).collect()
+        }
         None => MUTANTS.iter().filter(|_| options.mutants).collect(),
     };
     let bench = Bench::new(workspace)?;

@@ -1,8 +1,9 @@
-//! The workspace's own commands: `scale` (the main job), `simulate`, `test-all`, `loom` and `tidy`.
+//! The workspace's own commands: `scale` (the main job), `bench`, `simulate`, `test-all`, `loom` and `tidy`.
 //!
 //! One file per verb. What they share is in [`cargo`]: where the workspace is, how cargo is called, and how a failure
 //! ends the program: one line on stderr, exit status 2 for a bad option or bad input, 1 for a failed run or test.
 
+mod bench;
 mod cargo;
 mod loom;
 mod scale;
@@ -31,6 +32,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Scale(scale::Options),
+    Bench(bench::Options),
     Simulate(simulate::Options),
     TestAll(test_all::Options),
     Loom(loom::Options),
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     };
     let verdict = Workspace::locate().and_then(|workspace| match cli.verb {
         Verb::Scale(options) => scale::run(&workspace, &options),
+        Verb::Bench(options) => bench::run(&workspace, &options),
         Verb::Simulate(options) => simulate::run(&workspace, &options),
         Verb::TestAll(options) => test_all::run(&workspace, &options),
         Verb::Loom(options) => loom::run(&workspace, &options),

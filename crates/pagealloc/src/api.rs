@@ -204,12 +204,13 @@ impl core::error::Error for AllocError {}
 pub struct PageReq {
     /// The block's order. Blocks are aligned to their size.
     pub order: Order,
+    /// Bytes that the block's address must be a multiple of, a power of two up to the largest block; 0, or at most the
+    /// block's own size, asks for nothing more.
+    pub align: usize,
     /// Whether the block must read as zeroes.
     pub zero: bool,
     /// How far to go.
     pub attempt: Attempt,
-    /// The block's alignment in bytes, a power of two; 0, or anything up to the block's size, asks for nothing more.
-    pub align: usize,
     /// What becomes of the block.
     pub mobility: Mobility,
     /// What the request may take of the zone's reserve.
@@ -221,9 +222,9 @@ impl PageReq {
     pub const fn new(order: Order) -> Self {
         Self {
             order,
+            align: 0,
             zero: false,
             attempt: Attempt::MayGrow,
-            align: 0,
             mobility: Mobility::Unmovable,
             reserve: Reserve::None,
         }
@@ -236,15 +237,33 @@ impl PageReq {
         self
     }
 
-    /// The same, going as far as `attempt`.
-    pub const fn attempt(mut self, attempt: Attempt) -> Self {
-        self.attempt = attempt;
+    /// The same, at an address that is a multiple of `bytes`. What is more than the order's own alignment is cut out of a larger block,
+    /// whose rest goes back at once, and is not served by the slot's list of that order.
+    pub const fn align(mut self, bytes: usize) -> Self {
+        self.align = bytes;
         self
     }
 
-    /// The same, aligned to `bytes`.
-    pub const fn align(mut self, bytes: usize) -> Self {
-        self.align = bytes;
+    /// Whether any block of the order will do.
+    #[inline(always)]
+    pub(crate) const fn is_plain(&self) -> bool {
+        self.align == 0 || (self.align.is_power_of_two() && self.align <= self.order.bytes())
+    }
+
+    /// The order whose blocks are large and aligned enough; `None` if no block is, or the alignment is none.
+    pub(crate) const fn aligned_order(&self) -> Option<Order> {
+        if self.is_plain() {
+            return Some(self.order);
+        }
+        if !self.align.is_power_of_two() {
+            return None;
+        }
+        Order::for_size(self.align)
+    }
+
+    /// The same, going as far as `attempt`.
+    pub const fn attempt(mut self, attempt: Attempt) -> Self {
+        self.attempt = attempt;
         self
     }
 
@@ -330,7 +349,8 @@ impl PageTag {
 ///
 /// # Guarantees
 /// 1. A block that `alloc` returned is valid for reads and writes of `order.bytes()`, aligned to that,
-///    and overlaps no other block that is out; its provenance covers the whole block.
+///    and overlaps no other block that is out; its provenance covers the whole block. If `zero` was asked for, it reads as zeroes.
+///    It stays so until it is freed or the allocator is gone.
 /// 2. `free` never fails, at any level; at [`Attempt::PcpOnly`] and [`Attempt::TryLock`] it waits for nobody.
 /// 3. `alloc` and `free` at [`Attempt::PcpOnly`] touch no lock but the slot's own local one.
 /// 4. `tag` finds what `set_tag` noted last for the block that `address` lies in, and [`PageTag::NONE`] for a block that
@@ -340,18 +360,21 @@ pub unsafe trait PageAlloc: Send + Sync {
     ///
     /// # Errors
     /// See [`AllocError`]; nothing has changed then.
+    #[cfg_attr(feature = "history", track_caller)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError>;
 
     /// Frees one block, going as far as `attempt` when the slot's list is full.
     ///
     /// # Safety
     /// 1. `block` came from `alloc` of this allocator with the same `order`, and is not used any more.
+    #[cfg_attr(feature = "history", track_caller)]
     unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt);
 
     /// Frees one block. May wait for the zone's lock.
     ///
     /// # Safety
     /// As for [`Self::free_at`].
+    #[cfg_attr(feature = "history", track_caller)]
     unsafe fn free(&self, block: NonNull<u8>, order: Order) {
         // SAFETY: the caller's debt 1.
         unsafe { self.free_at(block, order, Attempt::NoWait) };
@@ -359,6 +382,7 @@ pub unsafe trait PageAlloc: Send + Sync {
 
     /// Fills `out` from the front with blocks and says how many it got; tries for at least one.
     #[doc(alias = "alloc_pages_bulk")]
+    #[cfg_attr(feature = "history", track_caller)]
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
         for (n, place) in out.iter_mut().enumerate() {
             match self.alloc(req) {
@@ -373,6 +397,7 @@ pub unsafe trait PageAlloc: Send + Sync {
     ///
     /// # Safety
     /// As for [`Self::free_at`], for each of them.
+    #[cfg_attr(feature = "history", track_caller)]
     unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
         for &block in blocks {
             // SAFETY: the caller's debt 1, for this block.

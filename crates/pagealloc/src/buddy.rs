@@ -9,8 +9,12 @@
 //! - I3. `free_pages` is the sum of `nr << o`.
 //! - I4. A block is on the list of its pageblock's type ([`crate::mobility`] I1). Blocks of two types merge only to more than
 //!   a pageblock, and are then of the type of the one that came last (T32). So a free pageblock merges whatever its type.
+//! - I5. On the lists of huge orders, blocks that may have memory behind them (dirty ones) come before those known to read as
+//!   zeroes; `dirty.pages` is the sum of the former. So memory in use is used again first, and what can be given back is found at once.
 
 #![deny(unsafe_code)]
+
+mod within;
 
 use crate::api::{Mobility, Order, PageTag};
 use crate::frames::Metas;
@@ -21,6 +25,9 @@ use crate::runs::{Run, Runs};
 
 /// How many orders there are.
 pub(crate) const ORDERS: usize = Order::MAX.get() + 1;
+
+/// Blocks of this order and above are worth a system call each: 2 MiB, a huge page.
+pub(crate) const HUGE: Order = Order::at(9);
 
 /// The free blocks of one order, doubly linked through their heads' metadata.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +51,19 @@ pub(crate) struct Buddy {
     bias: u32,
     blocks: PageBlocks,
     fallback: [Fallback; TYPES],
+    dirty: Dirty,
+    /// Blocks that were cut for smaller ones, by order.
+    splits: [u64; ORDERS],
+    /// Pairs of buddies that became one block, by the buddies' order.
+    merges: [u64; ORDERS],
+}
+
+/// Pages in free blocks of huge orders that may have memory behind them.
+#[derive(Clone, Copy, Debug)]
+struct Dirty {
+    pages: usize,
+    /// The fewest since somebody last asked.
+    low: usize,
 }
 
 impl Buddy {
@@ -55,6 +75,9 @@ impl Buddy {
             bias,
             blocks,
             fallback: Mobility::ALL.map(Fallback::linux),
+            dirty: Dirty { pages: 0, low: 0 },
+            splits: [0; ORDERS],
+            merges: [0; ORDERS],
         }
     }
 
@@ -71,6 +94,11 @@ impl Buddy {
     pub(crate) fn free_blocks(&self) -> [usize; ORDERS] {
         let of = Mobility::ALL.map(|mobility| self.free_blocks_of(mobility));
         core::array::from_fn(|order| of.iter().map(|blocks| blocks[order]).sum())
+    }
+
+    /// How often blocks of each order were cut, and how often merged.
+    pub(crate) const fn changes(&self) -> ([u64; ORDERS], [u64; ORDERS]) {
+        (self.splits, self.merges)
     }
 
     /// Free blocks of a type's pageblocks, by order.
@@ -127,6 +155,7 @@ impl Buddy {
             };
             let zero = metas.at(first).state().is_zero();
             self.unlink(metas, first, from);
+            self.splits[from.get()] += u64::from(from > order);
             let pieces = 1_usize << (from.get() - order.get());
             let n = pieces.min(want - got);
             let end = first + ((n as u32) << order.get());
@@ -139,13 +168,28 @@ impl Buddy {
         }
     }
 
-    /// Takes the block of exactly `order` that was put on its list longest ago.
-    pub(crate) fn take_last(&mut self, metas: Metas, order: Order) -> Option<(u32, bool)> {
-        let area = self.areas.iter().find(|areas| areas[order.get()].nr > 0)?[order.get()];
-        let block = area.last;
-        let zero = metas.get(block)?.state().is_zero();
+    /// Takes a block of exactly `order`, a huge one, that may have memory behind it.
+    pub(crate) fn take_dirty(&mut self, metas: Metas, order: Order) -> Option<u32> {
+        // I5: where the first reads as zeroes, so do all behind it.
+        let block = self.areas.iter().find_map(|areas| {
+            let block = areas[order.get()].first;
+            let is_dirty = !metas.get(block)?.state().is_zero();
+            is_dirty.then_some(block)
+        })?;
         self.unlink(metas, block, order);
-        Some((block, zero))
+        Some(block)
+    }
+
+    /// Pages that [`Self::take_dirty`] could find.
+    pub(crate) const fn dirty_pages(&self) -> usize {
+        self.dirty.pages
+    }
+
+    /// How many of these nobody needed since the last call.
+    pub(crate) const fn idle_pages(&mut self) -> usize {
+        let idle = self.dirty.low;
+        self.dirty.low = self.dirty.pages;
+        idle
     }
 
     /// Takes exactly these pages if all of them are free; false, and nothing has changed, otherwise.
@@ -205,6 +249,7 @@ impl Buddy {
             };
             zero &= metas.at(buddy).state().is_zero();
             self.unlink(metas, buddy, order);
+            self.merges[order.get()] += 1;
             block = block.min(buddy);
             order = Order::at(order.get() + 1);
         }
@@ -357,6 +402,10 @@ impl Buddy {
         last: bool,
         mobility: Mobility,
     ) {
+        let last = if order >= HUGE { zero } else { last };
+        if order >= HUGE && !zero {
+            self.dirty.pages += order.pages();
+        }
         let area = &mut self.areas[mobility.get()][order.get()];
         let meta = metas.at(block);
         meta.set_state(State::free(order, zero));
@@ -388,6 +437,10 @@ impl Buddy {
         let area = &mut self.areas[mobility.get()][order.get()];
         let meta = metas.at(block);
         debug_assert!(meta.state().is_free_at(order), "I1: linked blocks are free");
+        if order >= HUGE && !meta.state().is_zero() {
+            self.dirty.pages -= order.pages();
+            self.dirty.low = self.dirty.low.min(self.dirty.pages);
+        }
         let (prev, next) = (meta.prev(), meta.next());
         match prev {
             NONE => area.first = next,

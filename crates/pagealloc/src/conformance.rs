@@ -56,13 +56,13 @@ macro_rules! page_alloc_conformance {
             }
 
             #[test]
-            fn free_never_fails_at_any_level() {
-                $crate::conformance::checks::free_never_fails_at_any_level(&$make);
+            fn p16_free_never_fails_at_any_level() {
+                $crate::conformance::checks::p16_free_never_fails_at_any_level(&$make);
             }
 
             #[test]
-            fn bulk_calls_are_many_single_calls() {
-                $crate::conformance::checks::bulk_calls_are_many_single_calls(&$make);
+            fn p13_bulk_calls_are_many_single_calls() {
+                $crate::conformance::checks::p13_bulk_calls_are_many_single_calls(&$make);
             }
 
             #[test]

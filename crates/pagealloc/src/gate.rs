@@ -29,9 +29,9 @@
 #![deny(unsafe_code)]
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
 use rcu_core::cpu::Slot;
 use rcu_core::fence;
+use rcu_core::sync::atomic::{AtomicU32, Ordering};
 
 /// See the module's header.
 #[derive(Debug)]
@@ -41,10 +41,12 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    pub(crate) const fn new() -> Self {
-        Self {
-            used: AtomicU32::new(0),
-            closed: AtomicU32::new(0),
+    rcu_core::const_fn! {
+        pub(crate) const fn new() -> Self {
+            Self {
+                used: AtomicU32::new(0),
+                closed: AtomicU32::new(0),
+            }
         }
     }
 

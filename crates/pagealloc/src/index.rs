@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buddy_is_mutual_adjacent_and_aligned() {
+    fn p1_a_buddy_is_mutual_adjacent_and_aligned() {
         for bias in [0, 1, 3, 512, 1023] {
             for order in (0..=10).map(Order::at) {
                 let pages = order.pages() as u32;
@@ -89,6 +89,24 @@ mod tests {
                     assert_eq!(at, end.max(start));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_last_pages_of_the_largest_span_are_like_others() {
+        // 16 TiB less 8 MiB, in pages.
+        assert_eq!(MAX_PAGES + 1 + 2048, 1 << 32);
+        let end = MAX_PAGES as u32;
+        for bias in [0, 1, 1023] {
+            let mut at = end - 5000;
+            for (block, order) in blocks(end - 5000, end, bias) {
+                assert_eq!(block, at);
+                at += order.pages() as u32;
+                let other = buddy(block, order, bias).unwrap();
+                assert_eq!(other.abs_diff(block), order.pages() as u32);
+                assert_ne!(other, NONE);
+            }
+            assert_eq!(at, end);
         }
     }
 

@@ -187,6 +187,19 @@ pub struct Waiting {
     pub pages: usize,
     /// Blocks that ever waited.
     pub blocks_ever: usize,
+    /// At most how many pages ever waited at once.
+    pub peak_pages: usize,
+}
+
+/// What a lower level did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Changes {
+    /// Free blocks that were cut, by order.
+    pub splits: [u64; ORDERS],
+    /// Pairs of free buddies that became a block, by the buddies' order.
+    pub merges: [u64; ORDERS],
+    /// How often somebody who may wait found a lock taken.
+    pub waits: usize,
 }
 
 /// A keeper of free pages with its own synchronisation.
@@ -198,7 +211,7 @@ pub struct Waiting {
 /// An implementer keeps the guarantees below.
 ///
 /// # Guarantees
-/// 1. `take` and `for_each_free` hand out pages that were added or given and that nobody else has; a block is aligned to its size
+/// 1. `take`, `take_range`, `take_within` and `take_dirty` hand out pages that were added or given and that nobody else has; a block is aligned to its size
 ///    (page number plus [`Extent::bias`]). `Run::zero` is true only where it was true of every page when it came.
 /// 2. What the one who gave a page did before is seen by the one who takes it (P7).
 /// 3. `give` never fails. At [`Attempt::TryLock`] it waits for nobody, and at [`Attempt::PcpOnly`] it touches no lock besides.
@@ -243,9 +256,42 @@ pub unsafe trait Lower: Send + Sync + Sized {
     /// Takes pages back. They are the caller's, and their heads carry no mark.
     fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt);
 
-    /// Shows each free block of exactly `order`, 9 or 10, to `work`, which owns it meanwhile and says whether it reads as zeroes
-    /// afterwards. Blocks that become free meanwhile may be left out, and no lock is held.
-    fn for_each_free(&self, order: Order, work: &mut dyn FnMut(Run) -> bool);
+    /// Takes the free pages of `range` that are at or behind page `from` of it, or in a block with that page, and says where to go
+    /// on: a bounded part, as far as `runs`, which is empty, has room. For removing memory.
+    #[doc(alias = "start_isolate_page_range")]
+    fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
+        // Pieces double as long as they are free, and halve where they are not: two claims a page at most.
+        let stop = range.end.min(from.saturating_add(1 << Order::MAX.get()));
+        let (mut at, mut pages) = (from, 1);
+        while at < stop && runs.len() < Runs::CAPACITY {
+            let run = Run {
+                first: at,
+                end: stop.min(at + pages),
+                zero: false,
+            };
+            if self.take_range(run) {
+                runs.join(run);
+                at = run.end;
+                pages *= 2;
+            } else if pages > 1 {
+                pages /= 2;
+            } else {
+                at += 1;
+            }
+        }
+        at
+    }
+
+    /// Takes a free block of 2 MiB or more, a larger one first, that is not known to read as zeroes.
+    fn take_dirty(&self) -> Option<Run>;
+
+    /// How many pages [`Self::take_dirty`] could find.
+    fn dirty_pages(&self) -> usize;
+
+    /// How many of these nobody needed since the last call; all, where that is not known.
+    fn idle_pages(&self) -> usize {
+        self.dirty_pages()
+    }
 
     /// Free pages. Takes no lock; exact while nobody uses it.
     fn free_pages(&self) -> usize;
@@ -270,6 +316,11 @@ pub unsafe trait Lower: Send + Sync + Sized {
         let _ = fallback;
     }
 
+    /// What it did so far, as far as it keeps count.
+    fn changes(&self) -> Changes {
+        Changes::default()
+    }
+
     /// Pages that wait to be merged.
     fn waiting(&self) -> Waiting {
         Waiting::default()
@@ -286,4 +337,10 @@ pub unsafe trait Lower: Send + Sync + Sized {
     /// Holds every lock there is until the value is dropped: for tests which show that somebody does not need them.
     #[doc(hidden)]
     fn hold(&self) -> Self::Held<'_>;
+
+    /// From now on (or no longer) whoever touches a lock panics: for tests, in debug builds.
+    #[doc(hidden)]
+    fn forbid(&self, forbid: bool) {
+        let _ = forbid;
+    }
 }

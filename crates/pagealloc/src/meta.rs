@@ -11,11 +11,14 @@
 //! | `state` of a head, `LISTED` | a free block on a slot's list, or on its way there | who freed it, or took it from the zone |
 //! | `state` of a head, `STASHED` | a freed block on the stash | who freed it; then the zone-lock holder |
 //! | `state` of a head, `ALLOCATED` | a block that is out; `TAGGED` if its owner noted something | the block's owner |
+//! | `state` of a head, `ALLOCATED` with `MORE` or `CONTINUED` | a block of an exact run of several | the run's owner |
+//! | `state` of a head, `ISOLATED` | a free block in a region that is being removed | who removes |
+//! | `state` of a head, `GUARD` | pages that nobody may touch, beside a block that is out (feature `guard`) | that block's owner |
 //! | `state` of any other page | 0: inside a block, or a hole that the source never gave | – |
 //! | `tag`, `owner` | the owner's note; in a `FREE` or `STASHED` head the links | as for `state` |
 //!
-//! `ZERO` beside `FREE` or `LISTED`: the whole block reads as zeroes. `MOBILITY` beside `LISTED` or `ALLOCATED`: whose list it
-//! lies on, or what it was asked for as. Unmovable is 0, so the usual free compares the word with a constant.
+//! `ZERO` beside `FREE`, `LISTED` or `ISOLATED`: the whole block reads as zeroes. `MOBILITY` beside `LISTED` or `ALLOCATED`: whose
+//! list it lies on, or what it was asked for as. Unmovable is 0, so the usual free compares the word with a constant.
 //!
 //! # Invariants
 //! - I1. `FREE` is entered and left under the zone lock only. A holder that reads `FREE` in a buddy may therefore
@@ -29,8 +32,7 @@
 
 use crate::api::{Mobility, Order, PageTag};
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use static_assertions::const_assert;
+use rcu_core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 /// A `state` word's value.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,15 @@ impl State {
     const ZERO: u32 = 1 << 9;
     const MOBILITY_SHIFT: u32 = 10;
     const MOBILITY: u32 = 3 << Self::MOBILITY_SHIFT;
+    const ISOLATED: u32 = 1 << 28;
+    /// Beside `ALLOCATED`: a block of the same exact run follows.
+    const MORE: u32 = 1 << 29;
+    /// Beside `ALLOCATED`: a block of the same exact run comes before.
+    const CONTINUED: u32 = 1 << 30;
+    const GUARD: u32 = 1 << 31;
+    /// One of them is set in every head.
+    const KINDS: u32 =
+        Self::ALLOCATED | Self::LISTED | Self::FREE | Self::STASHED | Self::ISOLATED | Self::GUARD;
 
     /// Not the head of a block.
     pub(crate) const INSIDE: Self = Self(0);
@@ -92,17 +103,28 @@ impl State {
 
     /// The head of a block in any state: not a page inside one, nor a hole.
     pub(crate) const fn is_head(self) -> bool {
-        self.0 & (Self::FREE | Self::LISTED | Self::STASHED | Self::ALLOCATED) != 0
+        self.0 & Self::KINDS != 0
     }
 
     /// In the zone's hands, or about to be.
     pub(crate) const fn is_nobodys(self) -> bool {
-        self.0 & (Self::FREE | Self::STASHED) != 0
+        self.0 & (Self::FREE | Self::STASHED | Self::ISOLATED) != 0
     }
 
-    /// On one of the zone's lists.
-    pub(crate) const fn is_free(self) -> bool {
-        self.0 & Self::FREE != 0
+    pub(crate) const fn isolated(order: Order, zero: bool) -> Self {
+        Self::free_block(Self::ISOLATED, order, zero)
+    }
+
+    /// A block of an exact run, `continued` from a block before and with `more` behind.
+    pub(crate) const fn part(order: Order, continued: bool, more: bool) -> Self {
+        let continued = if continued { Self::CONTINUED } else { 0 };
+        let more = if more { Self::MORE } else { 0 };
+        Self(Self::ALLOCATED | order.get() as u32 | continued | more)
+    }
+
+    #[cfg(feature = "guard")]
+    pub(crate) const fn guard(order: Order) -> Self {
+        Self::free_block(Self::GUARD, order, false)
     }
 
     pub(crate) const fn order(self) -> Order {
@@ -119,9 +141,56 @@ impl State {
         self.0 & !Self::ZERO == Self::FREE | order.get() as u32
     }
 
-    /// Out, tagged or not.
+    /// Out, tagged or not, and not a part of a run.
     pub(crate) const fn is_allocated(self) -> bool {
-        self.0 & Self::ALLOCATED != 0
+        self.0 & (Self::ALLOCATED | Self::MORE | Self::CONTINUED) == Self::ALLOCATED
+    }
+
+    /// On the zone's lists, at any order.
+    pub(crate) const fn is_free(self) -> bool {
+        self.0 & Self::FREE != 0
+    }
+
+    /// Free, and kept for a region's removal.
+    pub(crate) const fn is_isolated(self) -> bool {
+        self.0 & Self::ISOLATED != 0
+    }
+
+    /// A block of the same run follows.
+    pub(crate) const fn has_more(self) -> bool {
+        self.0 & Self::MORE != 0
+    }
+
+    /// A block of the same run comes before.
+    pub(crate) const fn is_continued(self) -> bool {
+        self.0 & Self::CONTINUED != 0
+    }
+
+    /// Out, with a note on it.
+    pub(crate) const fn is_tagged(self) -> bool {
+        self.0 & Self::TAGGED != 0
+    }
+
+    /// On the stash, as a block of any order.
+    pub(crate) const fn is_stashed(self) -> bool {
+        self.0 & Self::STASHED != 0
+    }
+
+    /// On a slot's list, or on its way there, as a block of `order` and any mobility.
+    pub(crate) const fn is_listed_at(self, order: Order) -> bool {
+        self.0 & !(Self::ZERO | Self::MOBILITY) == Self::LISTED | order.get() as u32
+    }
+
+    /// Which kind of block starts here, for a picture.
+    pub(crate) const fn kind(self) -> Kind {
+        match self.0 & Self::KINDS {
+            Self::ALLOCATED => Kind::Out,
+            Self::LISTED => Kind::Listed,
+            Self::FREE | Self::ISOLATED => Kind::Free,
+            Self::STASHED => Kind::Stashed,
+            Self::GUARD => Kind::Guard,
+            _ => Kind::None,
+        }
     }
 
     /// The note's words hold links.
@@ -131,18 +200,36 @@ impl State {
 
     /// For a message about a broken contract.
     pub(crate) const fn name(self) -> &'static str {
+        if self.0 & (Self::MORE | Self::CONTINUED) != 0 {
+            return "a part of an exact run";
+        }
         match self.0 & !(Self::ORDER | Self::ZERO | Self::TAGGED | Self::MOBILITY) {
             Self::ALLOCATED => "allocated",
+            Self::ISOLATED => "already free, in a region that is being removed",
             Self::LISTED => "already free, on a slot's list",
             Self::FREE => "already free, in the zone",
             Self::STASHED => "already free, in the stash",
+            Self::GUARD => "a guard page",
             _ => "not the start of a block",
         }
     }
 }
 
+/// What a block is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Out,
+    Listed,
+    Stashed,
+    Free,
+    Guard,
+    /// Not the start of a block.
+    None,
+}
+
 /// What is known about one page. All-zero bytes are a page inside a block, or a hole.
 #[derive(Debug)]
+#[cfg_attr(loom, derive(Default))]
 #[doc(alias = "struct page")]
 pub(crate) struct PageMeta {
     state: AtomicU32,
@@ -150,7 +237,8 @@ pub(crate) struct PageMeta {
     owner: AtomicPtr<()>,
 }
 
-const_assert!(size_of::<PageMeta>() <= 16);
+#[cfg(not(loom))]
+static_assertions::const_assert!(size_of::<PageMeta>() <= 16);
 
 impl PageMeta {
     #[inline(always)]
@@ -163,6 +251,24 @@ impl PageMeta {
     pub(crate) fn set_state(&self, state: State) {
         // ORDERING: Relaxed: the caller owns the block, which is handed over by P7 or P8.
         self.state.store(state.0, Ordering::Relaxed);
+    }
+
+    /// Replaces `from`, where it is still there. Only one of several callers can have it, in programs that look
+    /// for broken contracts (debug builds, the feature `history`); a plain load and store in others.
+    #[inline(always)]
+    pub(crate) fn claim(&self, from: State, to: State) -> bool {
+        if cfg!(any(debug_assertions, feature = "history")) {
+            // ORDERING: Relaxed: as in `set_state`; that only one can have it needs no more.
+            return self
+                .state
+                .compare_exchange(from.0, to.0, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        }
+        let is_there = self.state() == from;
+        if is_there {
+            self.set_state(to);
+        }
+        is_there
     }
 
     /// What the owner noted.
@@ -207,5 +313,45 @@ impl PageMeta {
         let link = ptr::without_provenance_mut(prev as usize);
         // ORDERING: Relaxed: written under the zone lock.
         self.owner.store(link, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, any(debug_assertions, feature = "history")))]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+    use std::thread;
+
+    fn meta() -> PageMeta {
+        PageMeta {
+            state: AtomicU32::new(0),
+            tag: AtomicU32::new(0),
+            owner: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Both frees come at the same moment; that one of them fails is what the message is printed for.
+    #[test]
+    fn p19_only_one_of_two_racing_frees_gets_the_block() {
+        const METAS: usize = 50_000;
+        let metas: &Vec<PageMeta> = &(0..METAS).map(|_| meta()).collect();
+        let barrier = &Barrier::new(2);
+        let (out, listed) = (
+            State::allocated(Order::ZERO),
+            State::listed(Order::ZERO, false),
+        );
+        for _ in 0..20 {
+            metas.iter().for_each(|meta| meta.set_state(out));
+            // Side by side through all of them, so that they meet often.
+            let race = || {
+                barrier.wait();
+                metas.iter().filter(|meta| meta.claim(out, listed)).count()
+            };
+            let got = thread::scope(|scope| {
+                let other = scope.spawn(race);
+                race() + other.join().unwrap()
+            });
+            assert_eq!(got, METAS);
+        }
     }
 }

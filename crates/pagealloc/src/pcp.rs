@@ -26,6 +26,7 @@
 
 use crate::api::{Mobility, Order};
 use crate::mobility::TYPES;
+use crate::stats::SlotStats;
 use arrayvec::ArrayVec;
 use rcu_core::cpu::ZeroInit;
 use static_assertions::const_assert;
@@ -50,7 +51,7 @@ const CAPACITY: [usize; KINDS] = [126, 62, 30, 14, 2];
 
 /// The same of each other type: what makes the slot's cell 2 KiB, so that finding it is a shift and no multiplication (two cycles
 /// of a hit). Full, they hoard 0.7 MiB and two huge pages each; as they grow by use only, in a slot that uses them.
-const OTHER_CAPACITY: [usize; KINDS] = [48, 24, 12, 6, 2];
+const OTHER_CAPACITY: [usize; KINDS] = [38, 24, 12, 6, 2];
 
 const ORDER: [Order; KINDS] = [
     Order::at(0),
@@ -216,6 +217,26 @@ struct Before {
     len: u16,
 }
 
+/// What a slot's lists did, besides hits. A hit is counted by one increment and a free by none: how many blocks were put
+/// on a list follows from what left it, what came from the zone and what is there.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct Tally {
+    /// By order: blocks that went to the zone, less those that came from it.
+    gone: [u64; KINDS],
+    refills: u64,
+    refilled: u64,
+    drains: u64,
+    drained: u64,
+}
+
+impl Tally {
+    const fn gone(&mut self, class: Class, blocks: u64) {
+        let gone = &mut self.gone[class.kind()];
+        *gone = gone.wrapping_add(blocks);
+    }
+}
+
 /// A slot's lists. All-zero bytes are empty lists that take nothing until [`Self::set_up`].
 #[derive(Debug)]
 #[doc(alias = "per_cpu_pages")]
@@ -224,6 +245,7 @@ pub(crate) struct Pcp {
     lists: [List; CLASSES],
     before: [Before; CLASSES],
     ready: bool,
+    tally: Tally,
     blocks: [u32; START[CLASSES]],
 }
 
@@ -249,15 +271,41 @@ impl Pcp {
     /// Lets the lists, which are empty, take nothing until they are set up again.
     #[cold]
     pub(crate) fn close(&mut self) {
-        debug_assert_eq!(self.pages(), 0, "I1");
+        debug_assert!(self.lists.iter().all(|list| list.len == 0), "I1");
         for list in &mut self.lists {
             list.high = 0;
         }
         self.ready = false;
     }
 
-    pub(crate) fn hits(&self) -> u64 {
-        self.lists.iter().map(|list| list.hits).sum()
+    /// Notes that `blocks` that were pushed came from the zone.
+    pub(crate) fn note_refill(&mut self, class: Class, blocks: usize) {
+        if blocks > 0 {
+            self.tally.gone(class, 0_u64.wrapping_sub(blocks as u64));
+            self.tally.refilled += blocks as u64;
+            self.tally.refills += 1;
+        }
+    }
+
+    pub(crate) fn stats(&self) -> SlotStats {
+        let mut stats = SlotStats {
+            refills: self.tally.refills,
+            refilled: self.tally.refilled,
+            drains: self.tally.drains,
+            drained: self.tally.drained,
+            ..SlotStats::default()
+        };
+        for class in Class::all() {
+            let (list, order) = (&self.lists[class.index()], class.order().get());
+            stats.blocks[order] += list.len as usize;
+            stats.hits[order] += list.hits;
+            stats.frees[order] += u64::from(list.len) + list.hits;
+        }
+        for (order, gone) in ORDER.iter().zip(self.tally.gone) {
+            let frees = &mut stats.frees[order.get()];
+            *frees = frees.wrapping_add(gone);
+        }
+        stats
     }
 
     /// Takes the block freed last.
@@ -421,18 +469,14 @@ impl Pcp {
         let list = &mut self.blocks[start..start + len];
         leave(&list[..n]);
         list.copy_within(n.., 0);
+        self.tally.gone(class, n as u64);
+        self.tally.drained += n as u64;
+        self.tally.drains += u64::from(n > 0);
         self.lists[class.index()].len = (len - n) as u16;
         // They were not allocated, so what was pushed since must not seem to be fewer.
         let before = &mut self.before[class.index()];
         before.len = before.len.saturating_sub(n as u16);
         n
-    }
-
-    /// Pages on all lists.
-    pub(crate) fn pages(&self) -> usize {
-        Class::all()
-            .map(|class| (self.lists[class.index()].len as usize) << class.order().get())
-            .sum()
     }
 }
 

@@ -84,13 +84,15 @@ pub(crate) struct PressureHooks {
 }
 
 impl PressureHooks {
-    pub(crate) const fn new() -> Self {
-        Self {
-            list: SpinMutex::new(List {
-                first: ptr::null_mut(),
-                running: ptr::null_mut(),
-            }),
-            busy: AtomicBool::new(false),
+    rcu_core::const_fn! {
+        pub(crate) const fn new() -> Self {
+            Self {
+                list: SpinMutex::new(List {
+                    first: ptr::null_mut(),
+                    running: ptr::null_mut(),
+                }),
+                busy: AtomicBool::new(false),
+            }
         }
     }
 

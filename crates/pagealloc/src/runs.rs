@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 use crate::api::{Mobility, Order};
+use crate::broken::broken;
 use crate::frames::Metas;
 use crate::meta::State;
 use crate::pcp::CHUNK;
@@ -36,6 +37,12 @@ impl Runs {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether no more fit.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.0.is_full()
     }
 
     /// Adds a run.
@@ -101,11 +108,15 @@ pub(crate) fn cut(runs: &Runs, metas: Metas, order: Order, mobility: Mobility) {
 }
 
 /// Adds the runs that the blocks form, in the order in which they come, each head unmarked. They
-/// have no other user.
+/// have no other user; a block that is not marked as being on a list proves otherwise, and ends the program.
 pub(crate) fn join(blocks: &[u32], metas: Metas, order: Order, runs: &mut Runs) {
     for &first in blocks {
         let meta = metas.at(first);
-        let zero = meta.state().is_zero();
+        let state = meta.state();
+        if !state.is_listed_at(order) {
+            listed_twice(first, state);
+        }
+        let zero = state.is_zero();
         meta.set_state(State::INSIDE);
         let end = first + order.pages() as u32;
         match runs.last_mut() {
@@ -120,6 +131,17 @@ pub(crate) fn join(blocks: &[u32], metas: Metas, order: Order, runs: &mut Runs) 
             _ => runs.push(Run { first, end, zero }),
         }
     }
+}
+
+/// Out of line: what two frees of one block at the same moment come to.
+#[cold]
+#[inline(never)]
+pub(crate) fn listed_twice(page: u32, state: State) -> ! {
+    broken(format_args!(
+        "page {page} on its way back to the zone is {} (order {}): it was freed twice at the same moment",
+        state.name(),
+        state.order().get()
+    ))
 }
 
 #[cfg(test)]
@@ -167,5 +189,34 @@ mod tests {
             blocks.sort_unstable();
             assert_eq!(cut, blocks);
         }
+    }
+
+    /// What is left of two frees at the same moment that both passed: one block in two places. The first goes to the zone.
+    #[cfg(feature = "std")]
+    #[test]
+    #[expect(unsafe_code, reason = "metadata has to come from somewhere")]
+    fn p19_a_block_that_is_listed_twice_is_noticed_on_its_way_back() {
+        const CHILD: &str = "PAGEALLOC_TEST_CHILD";
+        if std::env::var_os(CHILD).is_some() {
+            let mut memory = vec![0_u128; 64];
+            let first = NonNull::new(memory.as_mut_ptr())
+                .unwrap()
+                .cast::<PageMeta>();
+            // SAFETY: zeroed memory for at least 64 metas, which outlives the value.
+            let metas = unsafe { Metas::new(first, 64) };
+            metas.at(5).set_state(State::listed(Order::ZERO, false));
+            join(&[5, 5], metas, Order::ZERO, &mut Runs::new());
+            return;
+        }
+        let test = "runs::tests::p19_a_block_that_is_listed_twice_is_noticed_on_its_way_back";
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([test, "--exact", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stderr);
+        assert!(!child.status.success(), "lived on");
+        assert!(said.contains("page 5 on its way back"), "{said}");
+        assert!(said.contains("freed twice at the same moment"), "{said}");
     }
 }

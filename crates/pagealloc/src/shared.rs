@@ -4,6 +4,8 @@
 //! paths of 2020 and 2025. Why it lies in the source's metadata and not in the zone: the offline hook must not move,
 //! the zone may.
 //!
+//! What concerns whole pieces of memory, regions among them, is in [`memory`].
+//!
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
@@ -11,14 +13,17 @@
 //! | a slot's cell | the slot's lists | its owner, or one visitor, by the local lock |
 //! | `gate` | which slots may have lists, and whether any may | see [`crate::gate`] |
 //! | `marks` | the watermarks, and whether the zone is pressed | see [`crate::watermark`] |
-//! | `total_pages` | pages that the source gave | growers |
+//! | `growing` | the zone's regions | its holder: who grows the zone, adds a region or removes one |
+//! | `total_pages` | pages of the zone | holders of `growing` |
+//! | `isolated` | free pages kept for a region's removal | holders of `growing` |
+//! | `extent` | one past the last page that the zone ever had | holders of `growing`, which only raise it |
 //!
 //! # Life
 //! A block: free in the lower level → (refill, a batch at once) `LISTED` → (pop) `ALLOCATED` → (push) `LISTED` → (drain, a
 //! batch at once) free; or `ALLOCATED` → free at once where the list is full and nobody may wait.
 //!
 //! # Invariants
-//! - I1. A page is in exactly one place: out, on one list, or in the lower level.
+//! - I1. A page is in exactly one place: out, on one list, in the lower level, or isolated for a region's removal.
 //! - I2. The gate's `used` is above every slot whose lists hold anything.
 //! - I3. Lock order: slot, then zone (the locks inside the lower level). A visitor waits for the owner before it calls the lower
 //!   level, so an owner that waits for a zone lock inside its cell waits for nobody who waits for it.
@@ -37,6 +42,8 @@
 //! not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or a zone's lock:
 //! the source runs under `growing`, for which only growers wait, and pressure hooks run where no lock is held.
 
+mod memory;
+
 use crate::api::{AllocError, Attempt, Order, PageReq};
 use crate::broken::broken;
 use crate::frames::Frames;
@@ -45,18 +52,17 @@ use crate::lower::{Lower, Wanted};
 use crate::meta::State;
 use crate::pcp::{CHUNK, Class, Heights, Pcp, Weather};
 use crate::pressure::PressureHooks;
+use crate::regions::{RegionError, Regions};
 use crate::runs::{self, Run, Runs};
-use crate::source::{Range, Span};
-use crate::stats::Counters;
+use crate::source::{Range, SourceError, Span};
+use crate::stats::{Counters, SlotStats};
 use crate::watermark::Marks;
 use core::ops::DerefMut;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use rcu_core::cpu::{
-    BiasedLock, LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinMutex, ZeroInit,
-    in_register,
+    LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinMutex, ZeroInit, in_register,
 };
-use static_assertions::const_assert;
 
 /// A slot's lists and their lock, in lines of their own (two, for the prefetcher fetches pairs).
 #[repr(align(128))]
@@ -66,7 +72,16 @@ pub(crate) struct SlotCell<L>(LocalCell<L, Pcp>);
 unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
 
 // A power of two, for the arithmetic of a hit.
-const_assert!(size_of::<SlotCell<BiasedLock>>() == 2048);
+#[cfg(not(loom))]
+static_assertions::const_assert!(size_of::<SlotCell<rcu_core::cpu::BiasedLock>>() == 2048);
+
+#[cfg(loom)]
+impl<L: LocalLock> SlotCell<L> {
+    /// A cell for a model: loom's words must be made, zeroed memory will not do.
+    pub(crate) const fn new(lock: L, pcp: Pcp) -> Self {
+        Self(LocalCell::new(lock, pcp))
+    }
+}
 
 /// The slots' cells, in zeroed memory of the source's.
 pub(crate) struct Slots<L> {
@@ -137,8 +152,12 @@ pub(crate) struct Shared<L, B> {
     pub(crate) lower: B,
     total_pages: AtomicUsize,
     pub(crate) counters: Counters,
-    /// Held by whoever asks the source for more.
-    pub(crate) growing: SpinMutex<()>,
+    /// The zone's regions; held by whoever asks the source for more, adds a region or removes one.
+    pub(crate) growing: SpinMutex<Regions>,
+    /// Free pages kept for a region's removal.
+    isolated: AtomicUsize,
+    /// One past the last page that the zone ever had; only rises.
+    extent: AtomicU32,
     gate: Gate,
     pub(crate) marks: Marks,
     pub(crate) pressure: PressureHooks,
@@ -168,7 +187,9 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
             lower,
             total_pages: AtomicUsize::new(0),
             counters: Counters::new(),
-            growing: SpinMutex::new(()),
+            growing: SpinMutex::new(Regions::new()),
+            isolated: AtomicUsize::new(0),
+            extent: AtomicU32::new(0),
             gate: Gate::new(),
             marks: Marks::new(),
             pressure: PressureHooks::new(),
@@ -191,12 +212,6 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
         true
     }
 
-    /// Pages that the source gave so far.
-    pub(crate) fn total_pages(&self) -> usize {
-        // ORDERING: Relaxed: a counter.
-        self.total_pages.load(Ordering::Relaxed)
-    }
-
     /// Pages free in the lower level, those that wait to be merged included: a take finds them too.
     pub(crate) fn free_pages(&self) -> usize {
         self.lower.free_pages() + self.lower.waiting().pages
@@ -208,7 +223,12 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
     }
 
     /// Makes the source's `range` free pages of the zone, for `slot` to begin with.
-    pub(crate) fn add(&self, slot: Option<Slot>, range: Range) {
+    pub(crate) fn add(
+        &self,
+        regions: &mut Regions,
+        slot: Option<Slot>,
+        range: Range,
+    ) -> Result<(), SourceError> {
         let end = range.first.checked_add(range.pages);
         let len = self.frames.metas.len() as usize;
         let Some(end) = end.filter(|&end| end <= len) else {
@@ -216,6 +236,22 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
                 "the source gave {range:?} of a span of {len} pages"
             ));
         };
+        if range.pages == 0 {
+            return Ok(());
+        }
+        match regions.add((range.first as u32, end as u32)) {
+            Ok(()) => self.add_pages(slot, range),
+            Err(RegionError::TooMany) => return Err(SourceError::TooManyRegions),
+            Err(error) => broken(format_args!("the source gave {range:?}, but {error}")),
+        }
+        Ok(())
+    }
+
+    /// Makes pages free that are noted as the zone's, for `slot` to begin with.
+    pub(crate) fn add_pages(&self, slot: Option<Slot>, range: Range) {
+        let end = range.first + range.pages;
+        // ORDERING: Relaxed: a bound for pictures.
+        self.extent.fetch_max(end as u32, Ordering::Relaxed);
         // Before they can be out, so that there are never more out than there are.
         // ORDERING: Relaxed: a counter.
         self.total_pages.fetch_add(range.pages, Ordering::Relaxed);
@@ -293,12 +329,16 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
         self.take_runs(slot, req, attempt, want.max(1), &mut runs)?;
         let mut blocks = runs::blocks(&runs, order);
         let mine = blocks.next().ok_or(AllocError::Exhausted)?;
+        self.counters.allocated(order, 1);
         if let Some((pcp, class)) = list {
+            let mut listed = 0;
             // Backwards: the next allocations get ascending addresses.
             for page in blocks.rev() {
                 let fits = pcp.push(class, page);
                 debug_assert!(fits, "a batch fits into an empty list");
+                listed += 1;
             }
+            pcp.note_refill(class, listed);
             pcp.settle(class);
         }
         Ok(mine)
@@ -340,6 +380,9 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
     ) {
         // What could not be taken is asked for one by one.
         let _ = self.take_runs(slot, req, req.attempt, want.min(CHUNK), runs);
+        let pages: u32 = runs.iter().map(|run| run.end - run.first).sum();
+        let blocks = pages as usize >> req.order.get();
+        self.counters.allocated(req.order, blocks);
     }
 
     fn weather(&self) -> Weather {
@@ -389,7 +432,10 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
                 let n = pcp.overflow_size(*class, &self.heights, self.weather());
                 pcp.take_oldest(*class, n, join);
             }
-            None => join(&[page]),
+            None => {
+                self.counters.freed(order, 1);
+                join(&[page]);
+            }
         }
         if !runs.is_empty() {
             self.give_runs(slot, &runs, attempt);
@@ -512,11 +558,17 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
         pages + self.settle()
     }
 
-    /// Pages on lists, and allocations that lists served. Visits every slot.
-    pub(crate) fn listed(&self) -> (usize, u64) {
-        self.used_slots().fold((0, 0), |(pages, hits), cell| {
-            let pcp = cell.visit();
-            (pages + pcp.pages(), hits + pcp.hits())
-        })
+    /// What one slot's lists hold and did, waiting for its owner; `None` past the last slot.
+    pub(crate) fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
+        self.slots.get(slot).map(|cell| cell.visit().stats())
+    }
+
+    /// What all slots' lists hold and did. Visits every slot that was ever used.
+    pub(crate) fn list_stats(&self) -> SlotStats {
+        self.used_slots()
+            .fold(SlotStats::default(), |mut sum, cell| {
+                sum.add(&cell.visit().stats());
+                sum
+            })
     }
 }

@@ -2,13 +2,15 @@
 
 mod failing;
 mod fixed;
+mod map;
 #[cfg(all(feature = "std", target_os = "linux"))]
 mod mmap;
 
 pub use failing::Failing;
 pub use fixed::Fixed;
+pub use map::MemoryMap;
 #[cfg(all(feature = "std", target_os = "linux"))]
-pub use mmap::Mmap;
+pub use mmap::{Mmap, MmapBuilder};
 
 use core::alloc::Layout;
 use core::fmt;
@@ -34,6 +36,18 @@ pub struct Range {
     pub zeroed: bool,
 }
 
+/// What becomes of the memory behind free blocks of 2 MiB and more. See [`Source::decommit_policy`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Decommit {
+    /// It is kept, until [`Zone::trim`](crate::Zone::trim) is called.
+    #[default]
+    Keep,
+    /// [`Zone::tick`](crate::Zone::tick) gives back what nobody needed since the tick before.
+    Lazy,
+    /// It goes back at once, in the free (at [`Attempt::NoWait`](crate::Attempt) and above) that completes a block, which then makes system calls.
+    Now,
+}
+
 /// Why a source did not give memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -49,8 +63,16 @@ pub enum SourceError {
         /// Bytes needed.
         needed: usize,
     },
+    /// A part of the region is another region's, or the zone's own structures lie there.
+    Overlap,
+    /// The region is not inside the source's addresses, or was never given.
+    Outside,
+    /// There are more regions than the source, or a zone, keeps account of.
+    TooManyRegions,
     /// Everything has been given.
     Exhausted,
+    /// The source cannot do this at all.
+    Unsupported,
     /// The operating system refused, with this error number.
     System(i32),
 }
@@ -65,7 +87,11 @@ impl fmt::Display for SourceError {
                 f,
                 "the region is too small: the zone's own structures need {needed} bytes"
             ),
+            Self::Overlap => f.write_str("a part of the region is taken already"),
+            Self::Outside => f.write_str("the region is not one that the source has"),
+            Self::TooManyRegions => f.write_str("there are too many regions"),
             Self::Exhausted => f.write_str("the source has given all its memory"),
+            Self::Unsupported => f.write_str("the source cannot do this"),
             Self::System(errno) => write!(f, "the system refused memory (error {errno})"),
         }
     }
@@ -85,8 +111,8 @@ impl core::error::Error for SourceError {}
 /// 1. `span` is constant, its base page-aligned, its pages one allocation's (so that one pointer reaches all of them).
 /// 2. `metadata` gives zeroed memory of the layout asked for, valid for reads and writes until the source is dropped, and
 ///    disjoint from every range. It succeeds at most once.
-/// 3. Ranges lie in the span, are disjoint, and are valid for reads and writes until the source is dropped. `zeroed` is
-///    true only of pages that read as zeroes.
+/// 3. Ranges lie in the span, are disjoint, and are valid for reads and writes until they are removed or the source is dropped.
+///    `zeroed` is true only of pages that read as zeroes.
 /// 4. Moving the source moves none of this memory.
 pub unsafe trait Source {
     /// The addresses that ranges will have.
@@ -119,5 +145,52 @@ pub unsafe trait Source {
     unsafe fn decommit(&self, range: Range) -> bool {
         let _ = range;
         false
+    }
+
+    /// When a zone should call [`Self::decommit`] of its own accord. Constant.
+    fn decommit_policy(&self) -> Decommit {
+        Decommit::Keep
+    }
+
+    /// Makes a range usable that is in no range given so far, or that was removed; the same range, and whether it is zeroed.
+    /// The default refuses.
+    ///
+    /// # Errors
+    /// The source cannot; nothing has changed then.
+    ///
+    /// # Safety
+    /// 1. Nothing in `range` is in use, and if the memory is the caller's to bring, it is valid as guarantee 3 says.
+    #[doc(alias = "add_memory")]
+    unsafe fn add_range(&self, range: Range) -> Result<Range, SourceError> {
+        let _ = range;
+        Err(SourceError::Unsupported)
+    }
+
+    /// Takes note that a zone does not use `range` any more. The default does nothing: the memory is where it was, for whoever removed it.
+    ///
+    /// # Safety
+    /// 1. `range` lies in ranges that were given, and nothing in it is in use.
+    #[doc(alias = "remove_memory")]
+    unsafe fn remove_range(&self, range: Range) {
+        let _ = range;
+    }
+    /// Whether [`Self::protect`] works here. The default says no.
+    fn can_protect(&self) -> bool {
+        false
+    }
+
+    /// Makes pages inaccessible, so that whoever touches them is caught by the processor, or accessible again.
+    ///
+    /// # Errors
+    /// [`SourceError`]: nothing has changed then. The default is always [`SourceError::Unsupported`].
+    ///
+    /// # Safety
+    /// 1. `range` lies in ranges that `grow` gave, and nothing in it is in use.
+    /// 2. Until they are accessible again, the pages are used by nobody, whatever guarantee 3 says.
+    #[doc(alias = "set_page_guard")]
+    #[doc(alias = "mprotect")]
+    unsafe fn protect(&self, range: Range, accessible: bool) -> Result<(), SourceError> {
+        let _ = (range, accessible);
+        Err(SourceError::Unsupported)
     }
 }

@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | `head` | the block pushed last, or `NONE` | anyone, by compare-exchange; the holder of the arena's lock, by swap |
 //! | a stashed head's `next` | the block pushed before it, or `NONE` | the pusher, before its push |
+//! | `peak` | the most that `pages` ever was | pushers |
 //! | `pages` | pages pushed and not yet merged | pushers (+) before their push, the zone-lock holder (−) |
 //!
 //! # Invariants
@@ -29,7 +30,21 @@ use crate::api::Order;
 use crate::frames::Metas;
 use crate::index::NONE;
 use crate::meta::State;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use rcu_core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+/// Weakened by the mutant `p7_stash`.
+const P7_PUSH: Ordering = if cfg!(weaken = "p7_stash") {
+    Ordering::Relaxed
+} else {
+    Ordering::Release
+};
+
+/// Weakened by the mutant `p7_take`.
+const P7_TAKE: Ordering = if cfg!(weaken = "p7_take") {
+    Ordering::Relaxed
+} else {
+    Ordering::Acquire
+};
 
 /// Freed blocks that wait for a holder of the zone lock.
 #[derive(Debug)]
@@ -38,14 +53,18 @@ pub(crate) struct Stash {
     head: AtomicU32,
     pages: AtomicUsize,
     pushes: AtomicUsize,
+    peak: AtomicUsize,
 }
 
 impl Stash {
-    pub(crate) const fn new() -> Self {
-        Self {
-            head: AtomicU32::new(NONE),
-            pages: AtomicUsize::new(0),
-            pushes: AtomicUsize::new(0),
+    rcu_core::const_fn! {
+        pub(crate) const fn new() -> Self {
+            Self {
+                head: AtomicU32::new(NONE),
+                pages: AtomicUsize::new(0),
+                pushes: AtomicUsize::new(0),
+                peak: AtomicUsize::new(0),
+            }
         }
     }
 
@@ -55,7 +74,10 @@ impl Stash {
         let meta = metas.at(block);
         meta.set_state(State::stashed(order));
         // ORDERING: Relaxed: counters; exact at rest only (I2).
-        self.pages.fetch_add(order.pages(), Ordering::Relaxed);
+        let before = self.pages.fetch_add(order.pages(), Ordering::Relaxed);
+        // ORDERING: Relaxed: a counter.
+        self.peak
+            .fetch_max(before + order.pages(), Ordering::Relaxed);
         // ORDERING: Relaxed: a counter.
         self.pushes.fetch_add(1, Ordering::Relaxed);
         // ORDERING: Relaxed: checked again by the compare-exchange.
@@ -65,7 +87,7 @@ impl Stash {
             // ORDERING: P7 (stash, push side).
             match self
                 .head
-                .compare_exchange_weak(head, block, Ordering::Release, Ordering::Relaxed)
+                .compare_exchange_weak(head, block, P7_PUSH, Ordering::Relaxed)
             {
                 Ok(_) => return,
                 Err(now) => head = now,
@@ -83,7 +105,7 @@ impl Stash {
     #[doc(alias = "llist_del_all")]
     pub(crate) fn take_all(&self) -> u32 {
         // ORDERING: P7 (stash, take side).
-        self.head.swap(NONE, Ordering::Acquire)
+        self.head.swap(NONE, P7_TAKE)
     }
 
     /// Notes that `pages` are back in the zone.
@@ -96,6 +118,12 @@ impl Stash {
     pub(crate) fn pages(&self) -> usize {
         // ORDERING: Relaxed: a counter.
         self.pages.load(Ordering::Relaxed)
+    }
+
+    /// The most pages that ever waited.
+    pub(crate) fn peak(&self) -> usize {
+        // ORDERING: Relaxed: a counter.
+        self.peak.load(Ordering::Relaxed)
     }
 
     /// Blocks ever pushed.

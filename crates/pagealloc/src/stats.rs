@@ -1,9 +1,13 @@
 //! Counters, and what a zone says about itself.
+//!
+//! Source: Linux `mm/vmstat.c` (`/proc/buddyinfo`, `/proc/pagetypeinfo`, `extfrag_index`). Why so few counters on the paths of a hit: an allocation
+//! is one increment, in the slot; a free is none, for the number of frees follows from what left the list, what came from the zone and what
+//! is there. Counting hits by attempt level would need the level before the list is looked at, which no hit does.
 
 #![deny(unsafe_code)]
 
-use crate::api::{AllocError, Attempt};
-use crate::buddy::ORDERS;
+use crate::api::{AllocError, Attempt, Order};
+use crate::lower::{Changes, ORDERS};
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,6 +21,8 @@ pub(crate) struct Counters {
     contended: [AtomicUsize; ATTEMPTS],
     failed: [AtomicUsize; ATTEMPTS],
     grows: AtomicUsize,
+    allocs: [AtomicUsize; ORDERS],
+    frees: [AtomicUsize; ORDERS],
 }
 
 impl Counters {
@@ -26,6 +32,8 @@ impl Counters {
             contended: [const { AtomicUsize::new(0) }; ATTEMPTS],
             failed: [const { AtomicUsize::new(0) }; ATTEMPTS],
             grows: AtomicUsize::new(0),
+            allocs: [const { AtomicUsize::new(0) }; ORDERS],
+            frees: [const { AtomicUsize::new(0) }; ORDERS],
         }
     }
 
@@ -49,6 +57,18 @@ impl Counters {
         Self::count(&self.grows);
     }
 
+    /// Notes that blocks went from the zone to a caller, around the lists.
+    pub(crate) fn allocated(&self, order: Order, blocks: usize) {
+        // ORDERING: Relaxed: a counter.
+        self.allocs[order.get()].fetch_add(blocks, Ordering::Relaxed);
+    }
+
+    /// Notes that blocks went from a caller to the zone or the stash, around the lists.
+    pub(crate) fn freed(&self, order: Order, blocks: usize) {
+        // ORDERING: Relaxed: a counter.
+        self.frees[order.get()].fetch_add(blocks, Ordering::Relaxed);
+    }
+
     pub(crate) fn report(&self, stats: &mut ZoneStats) {
         // ORDERING: Relaxed: counters.
         let read = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
@@ -60,6 +80,10 @@ impl Counters {
             };
         }
         stats.grows = read(&self.grows);
+        for (i, order) in stats.orders.iter_mut().enumerate() {
+            order.allocs += read(&self.allocs[i]) as u64;
+            order.frees += read(&self.frees[i]) as u64;
+        }
     }
 }
 
@@ -75,7 +99,99 @@ pub struct AttemptStats {
     pub failed: usize,
 }
 
+/// What a zone did with blocks of one order.
+///
+/// Where blocks are split, merged, or cut to length, what was there counts as freed and what is there then as allocated; a run counts as its blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct OrderStats {
+    /// Blocks on slots' lists now.
+    pub listed: usize,
+    /// Blocks that went out to callers, from lists and from the zone.
+    pub allocs: u64,
+    /// Blocks that came back from callers.
+    pub frees: u64,
+    /// Free blocks that were cut to serve smaller requests, however many the pieces.
+    #[doc(alias = "expand")]
+    pub splits: u64,
+    /// Pairs of free buddies that became a block of the next order. Neighbours that come back in one batch are one block
+    /// before they get there, and are not counted.
+    pub merges: u64,
+}
+
+impl OrderStats {
+    /// Blocks that are out.
+    #[must_use]
+    pub const fn nr_allocated(&self) -> u64 {
+        self.allocs.saturating_sub(self.frees)
+    }
+}
+
+/// What one slot's lists hold and did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+#[doc(alias = "per_cpu_pages")]
+pub struct SlotStats {
+    /// Blocks on the list of each order; 0 for orders that have none.
+    pub blocks: [usize; ORDERS],
+    /// Allocations that the list of each order served.
+    pub hits: [u64; ORDERS],
+    /// Blocks that their owners freed to the list of each order. Not counted but derived: what left the list and
+    /// what is on it, less what came from the zone.
+    pub frees: [u64; ORDERS],
+    /// Batches from the zone.
+    #[doc(alias = "rmqueue_bulk")]
+    pub refills: u64,
+    /// Blocks in them.
+    pub refilled: u64,
+    /// Batches to the zone.
+    #[doc(alias = "free_pcppages_bulk")]
+    pub drains: u64,
+    /// Blocks in them.
+    pub drained: u64,
+}
+
+impl SlotStats {
+    /// Pages on the lists.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        let pages = |(order, blocks): (usize, &usize)| blocks << order;
+        self.blocks.iter().enumerate().map(pages).sum()
+    }
+
+    /// Adds what another slot's lists hold and did.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for order in 0..ORDERS {
+            self.blocks[order] += other.blocks[order];
+            self.hits[order] += other.hits[order];
+            self.frees[order] += other.frees[order];
+        }
+        self.refills += other.refills;
+        self.refilled += other.refilled;
+        self.drains += other.drains;
+        self.drained += other.drained;
+    }
+}
+
+impl fmt::Display for SlotStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} pages listed, {} hits, {} refills ({} blocks), {} drains ({} blocks)",
+            self.pages(),
+            self.hits.iter().sum::<u64>(),
+            self.refills,
+            self.refilled,
+            self.drains,
+            self.drained,
+        )
+    }
+}
+
 /// What a zone holds and how it went, at one moment. Exact if nobody else uses the zone.
+///
+/// Hits are counted by order and not by attempt level: a hit is the same at every level, and to count it by one increment
+/// must do. An allocation that no list served is counted under its level, in `attempts`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct ZoneStats {
@@ -85,16 +201,26 @@ pub struct ZoneStats {
     pub free_pages: usize,
     /// Free blocks in the zone, by order.
     pub free_blocks: [usize; ORDERS],
+    /// What the zone did, by order.
+    pub orders: [OrderStats; ORDERS],
     /// Pages on the slots' lists.
     pub list_pages: usize,
     /// Pages freed without a lock that wait to be merged.
     pub stash_pages: usize,
+    /// The most pages that ever waited so.
+    pub stash_peak_pages: usize,
     /// Blocks that ever went through the stash.
     pub stashed_blocks: usize,
     /// Allocations that a slot's list served, at any level.
     pub hits: u64,
-    /// The others, by level.
+    /// Batches that went from the zone to slots' lists.
+    pub refills: u64,
+    /// Batches that went from slots' lists to the zone.
+    pub drains: u64,
+    /// The allocations that no list served, by level.
     pub attempts: [AttemptStats; ATTEMPTS],
+    /// How often somebody who may wait found the zone lock taken.
+    pub lock_waits: usize,
     /// Ranges that the source gave.
     pub grows: usize,
 }
@@ -112,9 +238,80 @@ impl ZoneStats {
     pub const fn attempt(&self, attempt: Attempt) -> AttemptStats {
         self.attempts[attempt as usize]
     }
+
+    /// What the zone did with blocks of `order`.
+    #[must_use]
+    pub const fn order(&self, order: Order) -> OrderStats {
+        self.orders[order.get()]
+    }
+
+    /// Blocks of `order` that the zone's free blocks could be cut to.
+    const fn suitable(&self, order: Order) -> usize {
+        let (mut blocks, mut o) = (0, order.get());
+        while o < ORDERS {
+            blocks += self.free_blocks[o] << (o - order.get());
+            o += 1;
+        }
+        blocks
+    }
+
+    /// Why an allocation of `order` would fail, in thousandths: towards 0 for lack of memory, towards 1000 because what is
+    /// free is in pieces that are too small. `None` if the zone has such a block; 0 if it has nothing at all.
+    ///
+    /// With very few free blocks it may be below 0, as Linux's is. Pages on lists and in the stash are not counted.
+    /// Source: Linux `mm/vmstat.c`, `__fragmentation_index` (which says -1000 for `None`).
+    #[must_use]
+    #[doc(alias = "extfrag_index")]
+    pub fn fragmentation_index(&self, order: Order) -> Option<i32> {
+        if self.suitable(order) > 0 {
+            return None;
+        }
+        let blocks: usize = self.free_blocks.iter().sum();
+        if blocks == 0 {
+            return Some(0);
+        }
+        let wanted = self.free_pages as u64 * 1000 / order.pages() as u64;
+        // Below 1000 * blocks, for no block holds `order`: what is divided fits, and the result too.
+        Some(1000 - ((1000 + wanted) / blocks as u64) as i32)
+    }
+
+    /// How much of the free memory is of no use to an allocation of `order`, being in smaller pieces, in thousandths; 1000 if
+    /// nothing is free.
+    ///
+    /// Source: Linux `mm/vmstat.c`, `unusable_free_index`.
+    #[must_use]
+    #[doc(alias = "unusable_free_index")]
+    pub const fn unusable_index(&self, order: Order) -> u32 {
+        if self.free_pages == 0 {
+            return 1000;
+        }
+        let usable = self.suitable(order) << order.get();
+        let unusable = self.free_pages.saturating_sub(usable) as u64;
+        (unusable * 1000 / self.free_pages as u64) as u32
+    }
+
+    pub(crate) fn add_lists(&mut self, lists: &SlotStats) {
+        self.list_pages = lists.pages();
+        self.hits = lists.hits.iter().sum();
+        self.refills = lists.refills;
+        self.drains = lists.drains;
+        for (i, order) in self.orders.iter_mut().enumerate() {
+            order.listed = lists.blocks[i];
+            order.allocs += lists.hits[i];
+            order.frees += lists.frees[i];
+        }
+    }
+
+    pub(crate) fn add_changes(&mut self, changes: &Changes) {
+        self.lock_waits = changes.waits;
+        for (i, order) in self.orders.iter_mut().enumerate() {
+            order.splits = changes.splits[i];
+            order.merges = changes.merges[i];
+        }
+    }
 }
 
-/// Like `/proc/buddyinfo`, with the lists, the stash and the attempts below.
+/// Like `/proc/buddyinfo`, with the lists, the stash and the attempts below; with `{:#}`, a table of the orders too.
 impl fmt::Display for ZoneStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "free blocks by order:")?;
@@ -123,17 +320,18 @@ impl fmt::Display for ZoneStats {
         }
         writeln!(
             f,
-            "\npages: {} total, {} out, {} free, {} on lists, {} stashed",
+            "\npages: {} total, {} out, {} free, {} on lists, {} stashed (at most {})",
             self.total_pages,
             self.nr_allocated(),
             self.free_pages,
             self.list_pages,
             self.stash_pages,
+            self.stash_peak_pages,
         )?;
         write!(
             f,
-            "list hits: {}, grown: {}, ever stashed: {}",
-            self.hits, self.grows, self.stashed_blocks
+            "list hits: {}, refills: {}, drains: {}, grown: {}, ever stashed: {}, waits for the lock: {}",
+            self.hits, self.refills, self.drains, self.grows, self.stashed_blocks, self.lock_waits
         )?;
         for (name, a) in ["PcpOnly", "TryLock", "NoWait", "MayGrow"]
             .iter()
@@ -144,6 +342,34 @@ impl fmt::Display for ZoneStats {
                 "\n{name:>8}: {} misses, {} contended, {} failed",
                 a.misses, a.contended, a.failed
             )?;
+        }
+        if f.alternate() {
+            self.table(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl ZoneStats {
+    /// A line for each order, like `/proc/pagetypeinfo` turned on its side, with the two indices of `debugfs/extfrag`.
+    fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "\n{:>5} {:>8} {:>8} {:>12} {:>12} {:>10} {:>10} {:>8} {:>8}",
+            "order", "free", "listed", "allocs", "frees", "splits", "merges", "unusable", "extfrag"
+        )?;
+        for (i, o) in self.orders.iter().enumerate() {
+            let (free, order) = (self.free_blocks[i], Order::at(i));
+            let unusable = self.unusable_index(order);
+            write!(
+                f,
+                "\n{i:>5} {free:>8} {:>8} {:>12} {:>12} {:>10} {:>10} {unusable:>8} ",
+                o.listed, o.allocs, o.frees, o.splits, o.merges
+            )?;
+            match self.fragmentation_index(order) {
+                Some(index) => write!(f, "{index:>8}")?,
+                None => write!(f, "{:>8}", "-")?,
+            }
         }
         Ok(())
     }

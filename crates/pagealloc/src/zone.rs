@@ -14,24 +14,35 @@
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
 //! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
 
+mod decommit;
+mod exact;
+#[cfg(feature = "guard")]
+pub(crate) mod guard;
 mod policy;
+mod region;
 
 use crate::api::{AllocError, Attempt, Mobility, Order, PageAlloc, PageReq, PageTag, SmallReq};
-use crate::frames::{Frames, Metas};
+use crate::frames::{Extras, Frames, Metas};
+use crate::heatmap;
+use crate::history::Who;
 use crate::index::{self, MAX_PAGES};
 use crate::lower::{Buddies, Extent, Ground, Lower};
 use crate::meta::{PageMeta, State};
 use crate::mobility::TYPES;
 use crate::pcp::{Batch, CHUNK, Class};
+use crate::regions::Regions;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
-use crate::source::{Range, Source, SourceError, Span};
-use crate::stats::ZoneStats;
+use crate::source::{Source, SourceError, Span};
+use crate::stats::{SlotStats, ZoneStats};
 use core::alloc::{Layout, LayoutError};
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use rcu_core::cpu::{Cpus, Slot};
+
+pub use decommit::Ticked;
+pub use exact::SplitError;
 
 /// Why a zone could not be made. Nothing has changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,6 +100,8 @@ pub struct Zone<C: Cpus, S: Source, B: Lower = Buddies> {
     slots: Slots<C::Lock>,
     shared: NonNull<Shared<C::Lock, B>>,
     cpus: C,
+    #[cfg(feature = "guard")]
+    guards: Option<guard::Guards>,
     source: S,
 }
 
@@ -103,6 +116,7 @@ struct Place {
     slots: usize,
     metas: usize,
     lower: usize,
+    extras: usize,
 }
 
 impl Place {
@@ -112,11 +126,13 @@ impl Place {
         let (layout, slots) = shared.extend(Layout::array::<SlotCell<C::Lock>>(nr_slots)?)?;
         let (layout, lower) = layout.extend(B::layout(extent)?)?;
         let (layout, metas) = layout.extend(Layout::array::<PageMeta>(pages)?)?;
+        let (layout, extras) = layout.extend(Extras::layout(pages)?)?;
         Ok(Self {
             layout,
             slots,
             metas,
             lower,
+            extras,
         })
     }
 }
@@ -167,8 +183,13 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         let slots = unsafe { Slots::from_zeroed(slots, nr_slots) };
         // SAFETY: zeroed memory for one meta a page, valid as above.
         let metas = unsafe { Metas::new(metas, span.pages as u32) };
+        // SAFETY: as for the slots.
+        let extras = unsafe { start.add(place.extras) };
+        // SAFETY: zeroed memory of the layout, valid as above.
+        let extras = unsafe { Extras::from_zeroed(extras, span.pages) };
+        let extras = extras.map_err(|_| ZoneError::Pages(span.pages))?;
         // SAFETY: the span is one allocation of that many pages (`Source` 1), valid as above.
-        let frames = unsafe { Frames::new(span.base, metas) };
+        let frames = unsafe { Frames::new(span.base, metas, extras) };
         // SAFETY: as above.
         let lower = unsafe { start.add(place.lower) };
         // SAFETY: zeroed memory of the layout it asked for, valid as above, its own.
@@ -181,12 +202,16 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
             slots,
             shared,
             cpus,
+            #[cfg(feature = "guard")]
+            guards: None,
             source,
         };
         // SAFETY: the hook stays in place, in the source's memory, until `drop` took it off; it is on no list yet.
         unsafe { zone.cpus.add_offline_hook(zone.shared().hook()) };
         if zone.source.is_eager() {
-            while zone.grow(1).is_ok() {}
+            let mut regions = zone.shared().growing.lock();
+            while zone.grow(&mut regions, 1).is_ok() {}
+            drop(regions);
         }
         Ok(zone)
     }
@@ -215,33 +240,17 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// Moves the pages on one slot's lists into the zone and returns how many. Waits for the slot's owner, a few instructions.
     #[doc(alias = "drain_pages")]
     pub fn drain_slot(&self, slot: Slot) -> usize {
-        self.shared().drain_slot(slot)
+        let pages = self.shared().drain_slot(slot);
+        self.after_free(Attempt::NoWait);
+        pages
     }
 
     /// Moves the pages on all slots' lists, and in the stash, into the zone and returns how many. Waits for each slot's owner in turn.
     #[doc(alias = "drain_all_pages")]
     pub fn drain_all(&self) -> usize {
-        self.shared().drain_all()
-    }
-
-    /// Gives the memory of free blocks of 2 MiB and more back to the system, and returns how many pages that were not
-    /// known to be untouched. They stay usable, and read as zeroes. Makes system calls.
-    pub fn trim(&self) -> usize {
-        let mut trimmed = 0;
-        for order in [Order::at(9), Order::MAX] {
-            self.lower().for_each_free(order, &mut |run| {
-                let range = Range {
-                    first: run.first as usize,
-                    pages: order.pages(),
-                    zeroed: run.zero,
-                };
-                // SAFETY: the block was free and is this closure's now, so nothing in it is in use.
-                let given = !run.zero && unsafe { self.source.decommit(range) };
-                trimmed += if given { range.pages } else { 0 };
-                run.zero || given
-            });
-        }
-        trimmed
+        let pages = self.shared().drain_all();
+        self.after_free(Attempt::NoWait);
+        pages
     }
 
     /// What the zone holds and how it went. Visits every slot.
@@ -249,15 +258,37 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         let mut stats = ZoneStats::default();
         let shared = self.shared();
         shared.counters.report(&mut stats);
-        (stats.list_pages, stats.hits) = shared.listed();
+        stats.add_lists(&shared.list_stats());
         stats.total_pages = shared.total_pages();
         stats.free_blocks = shared.lower.free_blocks();
         // In this order: counting blocks may merge what waits.
-        stats.free_pages = shared.lower.free_pages();
+        stats.free_pages = shared.lower.free_pages() + shared.isolated_pages();
+        stats.add_changes(&shared.lower.changes());
         let waiting = shared.lower.waiting();
         stats.stashed_blocks = waiting.blocks_ever;
         stats.stash_pages = waiting.pages;
+        stats.stash_peak_pages = waiting.peak_pages;
         stats
+    }
+
+    /// What one slot's lists hold and did; `None` past the zone's slots. Waits for the slot's owner, a few instructions.
+    #[doc(alias = "zoneinfo pagesets")]
+    pub fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
+        self.shared().slot_stats(slot)
+    }
+
+    /// Draws the zone as a picture, in SVG: a grid in which each cell is a number of pages, coloured by what they are, and
+    /// darker where free blocks are larger.
+    ///
+    /// Reads every page's state without a lock: exact if nobody else uses the zone. At most 4096 cells, whatever the zone's size,
+    /// so at most a MiB of text; needs no memory, and linear time. Only as far as the source gave memory. Free blocks show over [`Buddies`] only: other lower levels do
+    /// not mark them.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn heatmap(&self, out: &mut impl fmt::Write) -> fmt::Result {
+        let shared = self.shared();
+        heatmap::draw(out, self.frames.metas, shared.extent(), &self.stats())
     }
 
     /// Pages that the source has given so far.
@@ -284,22 +315,35 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         self.lower().hold()
     }
 
+    /// Makes whoever touches the zone lock panic: for tests which show that somebody does not.
+    #[cfg(debug_assertions)]
+    #[doc(hidden)]
+    pub fn forbid_zone_lock(&self, forbid: bool) {
+        self.lower().forbid(forbid);
+    }
+
     /// The next range from the source.
-    fn grow(&self, min_pages: usize) -> Result<(), SourceError> {
+    fn grow(&self, regions: &mut Regions, min_pages: usize) -> Result<(), SourceError> {
         let range = self.source.grow(min_pages)?;
-        self.shared().add(self.cpus.current(), range);
+        self.shared().add(regions, self.cpus.current(), range)?;
         self.shared().counters.grew();
         Ok(())
     }
 
-    /// Allocates where the slot's list had nothing.
+    /// Allocates where the slot's list had nothing. The request comes in a word: a whole one would be put together in memory, on
+    /// the path of a hit.
     #[cold]
     #[inline(never)]
-    fn alloc_slow(&self, req: SmallReq, align: usize) -> Result<NonNull<u8>, AllocError> {
-        let req = req.with(align);
-        if req.align > req.order.bytes() {
-            return Err(AllocError::Invalid);
-        }
+    fn alloc_slow(&self, req: SmallReq, who: Who) -> Result<NonNull<u8>, AllocError> {
+        let req = req.with(0);
+        let page = self.take_slow(req)?;
+        Ok(self
+            .frames
+            .hand_out(page, req.order, req.mobility, req.zero, who))
+    }
+
+    /// Takes a block, which is marked as if it were on a list.
+    fn take_slow(&self, req: PageReq) -> Result<u32, AllocError> {
         // SAFETY: the slot is the caller's, just now.
         let taken = unsafe { self.shared().take(self.cpus.current(), req) };
         let taken = match taken {
@@ -311,14 +355,22 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
             other => other,
         };
         self.shared().counters.missed(req.attempt, &taken);
-        let block = taken.map(|page| {
-            self.frames
-                .hand_out(page, req.order, req.mobility, req.zero)
-        });
         if req.attempt == Attempt::MayGrow {
             self.relieve_if_noted();
         }
-        block
+        taken
+    }
+
+    /// Frees where the slot's list was full, or there is none. The block's order and type come as a state.
+    ///
+    /// # Safety
+    /// 1. As for [`Slots::enter`], if there is a slot.
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_slow(&self, slot: Option<Slot>, page: u32, state: State, attempt: Attempt) {
+        // SAFETY: debt 1.
+        unsafe { self.shared().put(slot, page, state, attempt) };
+        self.after_free(attempt);
     }
 
     /// Takes a block after growing the zone; if there is nothing to grow by, after draining all lists, and then after
@@ -327,13 +379,13 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         // Inside no list: a visitor may wait for one meanwhile.
         let take = |attempt| self.shared().take_one(self.cpus.current(), req, attempt);
         {
-            let _growing = self.shared().growing.lock();
+            let mut regions = self.shared().growing.lock();
             loop {
                 // First, for somebody else may have grown the zone while this one waited.
                 if let Ok(page) = take(Attempt::MayGrow) {
                     return Ok(page);
                 }
-                if self.grow(req.order.pages()).is_err() {
+                if self.grow(&mut regions, req.order.pages()).is_err() {
                     break;
                 }
             }
@@ -389,9 +441,17 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
 unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc for Zone<C, S, B> {
     #[inline(always)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
-        if req.align <= req.order.bytes()
-            && let (Some(class), Some(slot)) =
-                (Class::of(req.order, req.mobility), self.cpus.current())
+        let who = Who::now(&self.cpus, req.attempt);
+        // Nothing, where the alignment is known at compile time.
+        if !req.is_plain() {
+            return self.alloc_aligned(req, who);
+        }
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded(req.order) {
+            return self.alloc_guarded(req, guarded, who);
+        }
+        if let (Some(class), Some(slot)) =
+            (Class::of(req.order, req.mobility), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && let Some(page) = pcp.pop(class)
@@ -399,16 +459,22 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
             drop(pcp);
             return Ok(self
                 .frames
-                .hand_out(page, req.order, req.mobility, req.zero));
+                .hand_out(page, req.order, req.mobility, req.zero, who));
         }
-        self.alloc_slow(SmallReq::of(req), req.align)
+        self.alloc_slow(SmallReq::of(req), who)
     }
 
     #[inline(always)]
     unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
-        let Some(page) = self.frames.take_back(block, order) else {
-            return self.free_other(block, order, attempt);
+        let who = Who::now(&self.cpus, attempt);
+        let Some(page) = self.frames.take_back(block, order, who) else {
+            return self.free_other(block, order, attempt, who);
         };
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded_at(page, order) {
+            let state = State::listed(order, false);
+            return self.free_guarded(page, state, guarded, attempt);
+        }
         let slot = self.cpus.current();
         if let (Some(class), Some(slot)) = (Class::of(order, Mobility::Unmovable), slot)
             // SAFETY: the slot is the caller's, just now.
@@ -419,26 +485,40 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
         }
         let state = State::listed(order, false);
         // SAFETY: the slot is the caller's, just now.
-        unsafe { self.shared().put(slot, page, state, attempt) };
+        unsafe { self.free_slow(slot, page, state, attempt) };
     }
 
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
-        if req.align > req.order.bytes() {
-            return 0;
+        let who = Who::now(&self.cpus, req.attempt);
+        let (order, mut got, mut lists) = (req.order, 0, req.is_plain());
+        #[cfg(feature = "guard")]
+        if req.is_plain()
+            && let Some(guarded) = self.guarded(order)
+        {
+            for place in out.iter_mut() {
+                match self.alloc_guarded(req, guarded, who) {
+                    Ok(block) => place.write(block),
+                    Err(_) => break,
+                };
+                got += 1;
+            }
+            return got;
         }
-        let (order, mut got, mut lists) = (req.order, 0, true);
         while got < out.len() {
             let want = out.len() - got;
             let before = got;
             let mut hand_out = |page| {
-                out[got].write(self.frames.hand_out(page, order, req.mobility, req.zero));
+                let block = self
+                    .frames
+                    .hand_out(page, order, req.mobility, req.zero, who);
+                out[got].write(block);
                 got += 1;
             };
             if lists {
                 let batch = self.bulk_from_list(req, want);
                 lists = !batch.is_empty();
                 batch.into_iter().for_each(&mut hand_out);
-            } else if req.attempt > Attempt::PcpOnly {
+            } else if req.attempt > Attempt::PcpOnly && req.is_plain() {
                 let mut runs = Runs::new();
                 let slot = self.cpus.current();
                 self.shared().take_chunk(slot, req, want, &mut runs);
@@ -446,7 +526,12 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
             }
             if got == before && !lists {
                 // One at a time, with all that a single allocation tries.
-                match self.alloc_slow(SmallReq::of(req), req.align) {
+                let one = if req.is_plain() {
+                    self.alloc_slow(SmallReq::of(req), who)
+                } else {
+                    self.alloc_aligned(req, who)
+                };
+                match one {
                     Ok(block) => out[got].write(block),
                     Err(_) => break,
                 };
@@ -460,20 +545,29 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
     }
 
     unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
+        let who = Who::now(&self.cpus, Attempt::NoWait);
         for chunk in blocks.chunks(CHUNK) {
             let mut batches: [Batch; TYPES] = Default::default();
             for &block in chunk {
-                let (page, mobility) = match self.frames.take_back(block, order) {
+                let (page, mobility) = match self.frames.take_back(block, order, who) {
                     Some(page) => (page, Mobility::Unmovable),
-                    None => self.take_back_other(block, order),
+                    None => self.take_back_other(block, order, who),
                 };
+                #[cfg(feature = "guard")]
+                if let Some(guarded) = self.guarded_at(page, order) {
+                    let state = State::listed(order, false).with(mobility);
+                    self.free_guarded(page, state, guarded, Attempt::NoWait);
+                    continue;
+                }
                 batches[mobility.get()].push(page);
             }
             for (batch, mobility) in batches.iter().zip(Mobility::ALL) {
                 let listed = self.bulk_to_list(order, mobility, batch);
                 if listed < batch.len() {
                     let slot = self.cpus.current();
+                    self.shared().counters.freed(order, batch.len() - listed);
                     self.shared().give(slot, &batch[listed..], order);
+                    self.after_free(Attempt::NoWait);
                 }
             }
         }

@@ -3,12 +3,14 @@
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{
-    AllocError, Attempt, Failing, Fixed, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag, Source,
-    Zone,
+    AllocError, Attempt, Failing, Fixed, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag, Range,
+    Source, SourceError, Span, Zone,
 };
 use proptest::prelude::*;
 use rcu_core::cpu::{OneCpu, Slot};
+use std::alloc::Layout;
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -233,7 +235,7 @@ proptest! {
     #![proptest_config(cases(96))]
 
     #[test]
-    fn pages_are_conserved_and_merge_fully(
+    fn p1_pages_are_conserved_and_merge_fully(
         ops in prop::collection::vec(op(), 1..120),
         pages in 20..4000_usize,
         backwards in any::<bool>(),
@@ -247,7 +249,7 @@ proptest! {
     }
 
     #[test]
-    fn growing_in_steps_is_the_same_as_at_once(
+    fn p1_growing_in_steps_is_the_same_as_at_once(
         ops in prop::collection::vec(op(), 1..60),
         step in 1..700_usize,
     ) {
@@ -279,5 +281,108 @@ proptest! {
                 run.finish(n % 2 == 0);
             }
         }
+    }
+}
+
+/// Memory whose ranges come cut and ordered as a list says, until they are out; a range may be of any size.
+#[derive(Debug)]
+struct Dealt {
+    memory: NonNull<u8>,
+    pages: usize,
+    metadata: Mutex<Option<(NonNull<u8>, Layout)>>,
+    /// The next one is the last.
+    ranges: Mutex<Vec<Range>>,
+}
+
+// SAFETY: pointers to memory that the value owns.
+unsafe impl Send for Dealt {}
+// SAFETY: as above.
+unsafe impl Sync for Dealt {}
+
+impl Dealt {
+    fn layout(pages: usize) -> Layout {
+        // The alignment decides how blocks lie, so it is the same for all.
+        Layout::from_size_align(pages * PAGE_SIZE, Order::MAX.bytes()).unwrap()
+    }
+
+    /// Ranges that end where `cuts` say, in the order that `keys` sort them in.
+    fn new(pages: usize, cuts: &[usize], keys: &[u32]) -> Self {
+        // SAFETY: not empty.
+        let memory = unsafe { std::alloc::alloc(Self::layout(pages)) };
+        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut % pages).collect();
+        ends.extend([0, pages]);
+        ends.sort_unstable();
+        ends.dedup();
+        let range = |pair: &[usize]| Range {
+            first: pair[0],
+            pages: pair[1] - pair[0],
+            zeroed: false,
+        };
+        let ranges = ends.windows(2).map(range).enumerate();
+        let mut keyed: Vec<_> = ranges.map(|(n, r)| (keys[n % keys.len()], n, r)).collect();
+        keyed.sort_unstable_by_key(|&(key, n, _)| (key.rotate_left(n as u32), n));
+        Self {
+            memory: NonNull::new(memory).unwrap(),
+            pages,
+            metadata: Mutex::new(None),
+            ranges: Mutex::new(keyed.into_iter().map(|(_, _, range)| range).collect()),
+        }
+    }
+}
+
+// SAFETY: 1: one allocation, aligned; 2: zeroed, freed in `drop`; 3: the cuts of the span, each once; 4: the heap stays.
+unsafe impl Source for Dealt {
+    fn span(&self) -> Span {
+        Span {
+            base: self.memory,
+            pages: self.pages,
+        }
+    }
+
+    fn metadata(&self, layout: Layout) -> Result<NonNull<u8>, SourceError> {
+        // SAFETY: a zone's structures are not empty.
+        let memory = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).unwrap();
+        *self.metadata.lock().unwrap() = Some((memory, layout));
+        Ok(memory)
+    }
+
+    fn grow(&self, _min_pages: usize) -> Result<Range, SourceError> {
+        let next = self.ranges.lock().unwrap().pop();
+        next.ok_or(SourceError::Exhausted)
+    }
+
+    fn is_eager(&self) -> bool {
+        true
+    }
+}
+
+impl Drop for Dealt {
+    fn drop(&mut self) {
+        if let Some((memory, layout)) = self.metadata.lock().unwrap().take() {
+            // SAFETY: from `alloc_zeroed` with this layout.
+            unsafe { std::alloc::dealloc(memory.as_ptr(), layout) };
+        }
+        // SAFETY: from `alloc` with this layout.
+        unsafe { std::alloc::dealloc(self.memory.as_ptr(), Self::layout(self.pages)) };
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    /// Neighbouring regions that are added one by one merge across their borders, whatever comes first.
+    #[test]
+    fn p1_regions_may_come_in_any_order_and_size(
+        pages in 1..6000_usize,
+        cuts in prop::collection::vec(any::<usize>(), 0..40),
+        keys in prop::collection::vec(any::<u32>(), 1..40),
+        ops in prop::collection::vec(op(), 0..40),
+    ) {
+        let at_once = Run::new(Dealt::new(pages, &[], &[0])).zone.stats().free_blocks;
+        let mut run = Run::new(Dealt::new(pages, &cuts, &keys));
+        prop_assert_eq!(run.zone.total_pages(), pages);
+        prop_assert_eq!(run.zone.stats().free_blocks, at_once);
+        ops.iter().for_each(|op| run.step(op));
+        prop_assert_eq!(run.finish(false), at_once);
     }
 }

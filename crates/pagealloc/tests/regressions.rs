@@ -134,7 +134,7 @@ unsafe impl Cpus for Machine {
 
 /// On one processor a try-lock that always succeeds lets an interrupt into half-done lists.
 #[test]
-fn t26_an_interrupt_finds_the_lists_locked_and_does_no_harm() {
+fn p7_t26_an_interrupt_finds_the_lists_locked_and_does_no_harm() {
     let memory = Vec::leak(vec![MaybeUninit::uninit(); 64 << 20]);
     let zone: &'static _ = Box::leak(Box::new(
         Zone::new(Machine, Fixed::new(memory).unwrap()).unwrap(),
@@ -163,6 +163,10 @@ fn t26_an_interrupt_finds_the_lists_locked_and_does_no_harm() {
         zone.stats().stashed_blocks > 0,
         "the interrupt freed to the stash"
     );
+    // What it met were locked lists, which is not the same as empty ones.
+    let met = zone.stats().attempt(Attempt::PcpOnly);
+    assert!(met.contended > 300, "{met:?}");
+    assert_eq!((met.contended, met.failed), (met.misses, 0));
     // The handler's blocks are still out; it gives them back by being dropped with its `kept`.
     let out = zone.nr_allocated();
     assert!(out <= 41);
@@ -229,7 +233,7 @@ fn t28_a_block_is_the_same_from_every_level() {
 
 /// "Do not reclaim" was taken for "take no lock".
 #[test]
-fn t29_pcp_only_takes_no_lock() {
+fn p15_t29_pcp_only_takes_no_lock() {
     let zone = zone();
     free(&zone, take(&zone, 300), Attempt::NoWait);
     with_the_zone_lock_held(&zone, || {
@@ -256,7 +260,7 @@ fn t29_pcp_only_takes_no_lock() {
 
 /// A caller that may not spin retried for ever.
 #[test]
-fn t30_try_lock_tries_once() {
+fn p15_t30_try_lock_tries_once() {
     let zone = zone();
     let blocks = take(&zone, 200);
     with_the_zone_lock_held(&zone, || {
@@ -272,7 +276,7 @@ fn t30_try_lock_tries_once() {
 
 /// Frees without a lock ignored the height of the list, so it grew without bound.
 #[test]
-fn t31_lists_stay_within_their_height_and_the_stash_is_worked_off() {
+fn p16_t31_lists_stay_within_their_height_and_the_stash_is_worked_off() {
     let zone = zone();
     let blocks = take(&zone, 1500);
     with_the_zone_lock_held(&zone, || free(&zone, blocks, Attempt::PcpOnly));

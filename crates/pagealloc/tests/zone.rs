@@ -29,7 +29,8 @@ fn a_region_of_64_kib_is_enough() {
     let mut memory = memory(64 << 10);
     let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
     let total = zone.total_pages();
-    assert!(total >= 14, "{total} of 16 pages are usable");
+    // One goes to alignment, two to the zone's structures.
+    assert!(total >= 13, "{total} of 16 pages are usable");
     let mut out = Vec::new();
     while let Ok(page) = zone.alloc(PAGE) {
         out.push(page);
@@ -172,7 +173,7 @@ fn bad_spans_are_refused() {
 }
 
 #[test]
-fn a_zone_grows_only_where_that_is_allowed() {
+fn p14_a_zone_grows_only_where_that_is_allowed() {
     let mut memory = memory(1 << 20);
     let source = Failing::at(Fixed::new(&mut memory).unwrap().in_steps(16), 1);
     let zone = Zone::new(cpu(), source).unwrap();
@@ -198,7 +199,7 @@ fn a_zone_grows_only_where_that_is_allowed() {
 }
 
 #[test]
-fn the_order_of_frees_does_not_matter() {
+fn p1_the_order_of_frees_does_not_matter() {
     let mut memory = memory(4 << 20);
     let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
     let fresh = zone.stats().free_blocks;

@@ -22,7 +22,8 @@
 //! # Invariants
 //! - I1. `heavy` never relies on a full fence in `light` before every thread that may have read
 //!   `MEMBARRIER` has passed a full fence: the probe runs before the first `heavy` returns, and a
-//!   later refusal passes through `SWITCHING`, in which `heavy` makes every CPU switch once.
+//!   later refusal passes through `SWITCHING`, in which `heavy` makes every CPU switch once. The child of a fork starts
+//!   with the parent's mode and asks again (Linux lets the child inherit the grant), while it has one thread.
 //! - I2. `light` reads `MODE` *after* the caller's store in program order; an interrupt of this CPU
 //!   that finds the store not yet retired makes the read see the new mode.
 //!
@@ -71,6 +72,13 @@ pub fn probe() -> Mode {
     imp::probe()
 }
 
+/// Settles the mode in the child of a fork, where the kernel may have forgotten what it granted the parent.
+#[cfg(all(feature = "std", unix, not(loom)))]
+pub(crate) fn after_fork() {
+    imp::after_fork();
+    full();
+}
+
 #[cfg(not(all(
     feature = "std",
     target_os = "linux",
@@ -93,6 +101,9 @@ mod imp {
     pub(super) fn probe() -> Mode {
         Mode::Fenced
     }
+
+    #[cfg(all(feature = "std", unix, not(loom)))]
+    pub(super) fn after_fork() {}
 }
 
 #[cfg(all(
@@ -177,6 +188,21 @@ mod imp {
         full();
         // ORDERING: Relaxed: I1; every thread has passed a full fence since `SWITCHING` was stored.
         let _ = MODE.compare_exchange(SWITCHING, FENCED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The caller is the only thread, so that I1 asks for nothing but the full fence that comes next.
+    pub(super) fn after_fork() {
+        // ORDERING: Relaxed: there is one thread.
+        let lost = match MODE.load(Ordering::Relaxed) {
+            MEMBARRIER => !(register() && issue()),
+            // Whoever was switching is not there.
+            SWITCHING => true,
+            _ => false,
+        };
+        if lost {
+            // ORDERING: Relaxed: there is one thread.
+            MODE.store(FENCED, Ordering::Relaxed);
+        }
     }
 
     fn membarrier(command: libc::c_int) -> bool {

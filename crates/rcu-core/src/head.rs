@@ -147,6 +147,7 @@ impl Head {
     }
 
     /// Notes what is to happen, before the head is queued.
+    #[inline]
     pub fn set_callback(&self, callback: Callback) {
         // ORDERING: Relaxed: I1; whoever takes the head over is ordered by the list it is queued on.
         self.func.store(callback.encode(), Ordering::Relaxed);
@@ -241,6 +242,7 @@ impl Head {
 
     /// The next head on the list this one is on.
     #[must_use]
+    #[inline]
     pub fn next(&self) -> *mut Head {
         // ORDERING: Relaxed: I1.
         let next = self.next.load(Ordering::Relaxed);
@@ -251,6 +253,7 @@ impl Head {
     }
 
     /// Links this head, which is on a list or about to be, to `next`, or to nothing.
+    #[inline]
     pub fn set_next(&self, next: *mut Head) {
         let next = if WATCHED && next.is_null() { END } else { next };
         // ORDERING: Relaxed: I1.

@@ -320,6 +320,22 @@ impl SegList {
         self.len -= count;
     }
 
+    /// Queues all of `list` behind everything, to run after a grace period that it has no number for yet: what was
+    /// kept aside comes in.
+    #[doc(alias = "rcu_segcblist_insert_pend_cbs")]
+    pub fn insert_pending(&mut self, list: CbList) {
+        self.len += list.len();
+        self.segments[NEXT].append(list);
+    }
+
+    /// Takes over callbacks whose grace period is over, in front of what is ready here: the rest of a batch whose own
+    /// list is no more (S7).
+    pub fn adopt_done(&mut self, ready: CbList) {
+        self.len += ready.len();
+        self.segments[DONE].push_front_list(ready);
+        self.check();
+    }
+
     /// Takes over the callbacks of `other`, whose slot is no more (S7): the ready ones in front of
     /// this list's ready ones, the rest behind everything, to start over without a number.
     ///
@@ -336,6 +352,29 @@ impl SegList {
             self.segments[NEXT].append(other.segments[segment].take());
         }
         self.check();
+    }
+
+    /// Unlinks every callback that `which` points out, and returns how many. Looks at each.
+    pub fn remove_if(&mut self, mut which: impl FnMut(NonNull<Head>) -> bool) -> usize {
+        let mut removed = 0;
+        for segment in &mut self.segments {
+            let mut all = segment.take();
+            while let Some(head) = all.pop_front() {
+                if which(head) {
+                    removed += 1;
+                } else {
+                    // SAFETY: just unlinked from this very segment, whose debts it keeps.
+                    unsafe { segment.push_back(head) };
+                }
+            }
+        }
+        self.len -= removed;
+        if self.segments[WAIT].is_empty() {
+            self.segments[WAIT] = self.segments[NEXT_READY].take();
+            self.cookies[0] = self.cookies[1];
+        }
+        self.check();
+        removed
     }
 
     /// Whether callbacks are ready to run.

@@ -43,6 +43,39 @@ fn the_other_locks_see_reentrance_too() {
     reentrance(SpinLock::new());
 }
 
+/// In the child of a fork, whoever was inside never leaves.
+fn seizure<L: LocalLock>(make: impl Fn() -> L) {
+    let seize = |cell: &LocalCell<L, u32>| {
+        // SAFETY: one thread, which is not inside: the guards it made were forgotten.
+        let (mut guard, whole) = unsafe { cell.seize() };
+        *guard += 1;
+        whole
+    };
+    let cell = LocalCell::new(make(), 0);
+    assert!(seize(&cell), "nobody is inside");
+    std::mem::forget(cell.visit());
+    assert!(!seize(&cell), "a visitor was inside");
+    // SAFETY: this thread is the only owner.
+    let owner = unsafe { cell.try_enter() };
+    std::mem::forget(owner.expect("seized, changed, and left"));
+    assert!(!seize(&cell), "the owner was inside");
+    assert_eq!(*cell.try_visit().expect("free again"), 3);
+}
+
+#[test]
+fn a_lock_is_seized_from_whoever_is_gone() {
+    seizure(BiasedLock::new);
+    seizure(SpinLock::new);
+    seizure(UpLock::new);
+    let mutex = SpinMutex::new(1);
+    // SAFETY: one thread, which does not hold it.
+    assert!(unsafe { mutex.seize() }.1);
+    std::mem::forget(mutex.lock());
+    // SAFETY: as above; the guard was forgotten.
+    assert!(!unsafe { mutex.seize() }.1);
+    assert_eq!(mutex.try_lock().as_deref(), Some(&1));
+}
+
 #[test]
 fn a_cell_is_left_when_its_user_panics() {
     let cell = LocalCell::new(BiasedLock::new(), 0);
@@ -147,6 +180,43 @@ fn hooks_run_while_listed_and_say_who_keeps() {
     assert_eq!(run(7), 1);
     list.remove(NonNull::from(&hooks[0]));
     assert_eq!(run(8), 0);
+    // SAFETY: one thread, inside no hook.
+    unsafe { list.run_forked(Some(Slot::new(9))) };
     let logs = notes.map(|n| n.log.take());
     assert_eq!(logs, [vec![4, 5, 6, 7], vec![4, 5], vec![4, 5, 6]]);
+}
+
+/// A hook's answer to a fork: notes who is left.
+unsafe fn note_survivor(noting: *const (), survivor: Option<Slot>) {
+    // SAFETY: as for `note`.
+    unsafe { note(noting, survivor.unwrap_or(Slot::new(99))) };
+}
+
+#[test]
+fn fork_hooks_run_where_there_is_one_and_free_the_list() {
+    let notes: [Noting; 3] = std::array::from_fn(|_| Noting {
+        log: Cell::default(),
+        keeps: Cell::new(false),
+    });
+    let list = HookList::new();
+    let hooks = [0, 1, 2].map(|i| {
+        // SAFETY: the functions are run on this thread only, by this test.
+        let hook = unsafe { OfflineHook::new(note, (&raw const notes[i]).cast()) };
+        match i {
+            1 => hook,
+            // SAFETY: as above.
+            _ => unsafe { hook.with_fork(note_survivor) },
+        }
+    });
+    for hook in &hooks {
+        // SAFETY: the hooks outlive the list's use, and each is added once.
+        unsafe { list.add(NonNull::from(hook)) };
+    }
+    // SAFETY: one thread, inside no hook.
+    unsafe { list.run_forked(Some(Slot::new(7))) };
+    list.remove(NonNull::from(&hooks[0]));
+    // SAFETY: as above.
+    unsafe { list.run_forked(None) };
+    let logs = notes.each_ref().map(|n| n.log.take());
+    assert_eq!(logs, [vec![7], vec![], vec![7, 99]]);
 }

@@ -2,7 +2,7 @@
 
 #![cfg(all(feature = "std", not(loom), not(miri)))]
 
-use rcu_core::cpu::{Cpus, MAX_THREAD_SLOTS, Threads};
+use rcu_core::cpu::{Cpus, MAX_THREAD_SLOTS, RegisterError, Threads};
 
 #[test]
 fn more_threads_than_slots_take_the_shared_path() {
@@ -13,9 +13,16 @@ fn more_threads_than_slots_take_the_shared_path() {
                 std::thread::Builder::new()
                     .stack_size(64 << 10)
                     .spawn_scoped(s, || {
-                        let got = Threads.current();
+                        let got = Threads.try_register();
                         barrier.wait();
-                        usize::from(got.is_some())
+                        match got {
+                            Ok(slot) => assert_eq!(Threads.current(), Some(slot)),
+                            Err(why) => {
+                                let nr_slots = MAX_THREAD_SLOTS;
+                                assert_eq!(why, RegisterError::AllTaken { nr_slots });
+                            }
+                        }
+                        usize::from(got.is_ok())
                     })
                     .unwrap()
             })

@@ -101,6 +101,13 @@ impl Needed {
         }
     }
 
+    /// Forgets what was asked for of a sequence that is at `seq`, in the child of a fork.
+    fn reset_after_fork(&self, seq: Seq) {
+        let reached = seq.raw().wrapping_sub(usize::from(seq.in_progress()));
+        // ORDERING: Relaxed: there is one thread.
+        self.0.store(reached, Ordering::Relaxed);
+    }
+
     fn replace(&self, old: Cookie, new: Cookie) -> Result<(), Cookie> {
         // ORDERING: Relaxed: as for `load`.
         self.0
@@ -184,6 +191,11 @@ impl GpSeq {
         // ORDERING: P5 (driver side): ordered before the scan by `heavy`. Release, so that a reader who is
         // counted by this value (see `shared_readers`) comes after what came before it, the join included.
         self.seq.store(seq.started().raw(), Ordering::Release);
+    }
+
+    /// Forgets what was asked for, in the child of a fork: who asks next is then told to see to it that somebody drives.
+    fn reset_after_fork(&self) {
+        self.needed.reset_after_fork(self.load());
     }
 
     /// Ends the grace period. The driver only, after it saw every reader pass.
@@ -318,6 +330,26 @@ impl Sequences {
             Lane::Expedited => &self.quick,
         };
         self.lane(lane).is_needed() || !self.polled.load().is_done(small.load())
+    }
+
+    /// Forgets what was asked for, in the child of a fork. A driver that is gone may have left the merged sequence in
+    /// progress with no lane that has a stake in it: the next grace period of either lane joins and ends it (I3).
+    pub(crate) fn reset_after_fork(&self) {
+        self.polled.reset_after_fork();
+        for lane in &self.lanes {
+            lane.reset_after_fork();
+        }
+        self.quick.reset_after_fork(self.polled.load());
+    }
+
+    /// A stake in a grace period of the merged sequence that has ended: leaving it ends none. For a lane whose driver is
+    /// gone, and may not have noted what it joined. To take what is in progress now would be to leave (I1) what the lane
+    /// may not have joined before it started, and break I2.
+    pub(crate) fn no_stake(&self) -> Seq {
+        let seq = self.polled.load();
+        let idle = seq.raw().wrapping_sub(usize::from(seq.in_progress()));
+        // In progress, and a value that the sequence itself never has: it starts at the next one but two.
+        Seq::from_raw(idle.wrapping_sub(1))
     }
 
     /// Joins the merged sequence, starts `lane`'s, and runs a full fence: the stake. The lane's driver only, idle; it

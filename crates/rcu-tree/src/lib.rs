@@ -5,7 +5,11 @@
 )]
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 
+#[cfg(not(loom))]
 mod callbacks;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod callbacks;
 mod gp_counts;
 #[doc(hidden)]
 pub mod gp_seq;
@@ -23,23 +27,29 @@ mod tree;
 mod waiters;
 mod worker;
 
-pub use callbacks::FreeObject;
+pub use callbacks::{CallbackConfig, CallbackStats, FreeObject};
 pub use node::{FANOUT, FANOUT_LEAF, Geometry, Node};
 pub use slot::TreeSlot;
 pub use stall::StallConfig;
 pub use trace::{Event, Lane, NoTrace, Trace};
+#[cfg(all(feature = "std", not(loom)))]
+#[doc(hidden)]
+pub use tree::Remembered;
 pub use tree::{
-    Blocker, Blockers, GpStats, LaneStats, SendToken, SlotStats, StallReport, StallsSuppressed,
-    Token, Tree, TreeStats,
+    Blocker, Blockers, GpStats, LaneStats, Pending, SendToken, SlotStats, StallReport,
+    StallsSuppressed, Token, Tree, TreeStats,
 };
 
 #[doc(hidden)]
 pub use rcu_core;
+/// Makes the trees of this process usable in the child of a `fork`.
+#[cfg(all(feature = "std", unix, not(loom)))]
+pub use rcu_core::fork::after_fork_child;
 
 /// Makes a static tree over the process's threads, with its worker and a [domain](rcu_core::Domain) type.
 ///
-/// The first `start` or `call` starts the worker, a thread, which allocates: if signal handlers are to retire, make one
-/// `start` before.
+/// The first `start` starts the thread that drives grace periods, the first `call` also the one that runs callbacks.
+/// Starting a thread allocates: if signal handlers are to do either, do it once before.
 ///
 /// ```
 /// use rcu_core::{GracePeriod, read_lock};
@@ -55,12 +65,12 @@ pub use rcu_core;
 /// ```
 ///
 /// A second argument gives it a way to free objects for offset callbacks: `struct Routes, unsafe free = path::to::kfree;`
-/// (the expansion then owes the debt of [`Tree::with_free`]). A last one says how stalls are told:
-/// `struct Routes, stall = StallConfig::never();`, see [`Tree::with_stall`].
+/// (the expansion then owes the debt of [`Tree::with_free`]). Before it, `callbacks = …` sets a [`CallbackConfig`]. A last
+/// one says how stalls are told: `struct Routes, stall = StallConfig::never();`, see [`Tree::with_stall`].
 #[cfg(all(feature = "std", not(loom)))]
 #[macro_export]
 macro_rules! static_tree {
-    ($(#[$m:meta])* $vis:vis struct $name:ident $(, unsafe free = $free:path)? $(, stall = $stall:expr)?;) => {
+    ($(#[$m:meta])* $vis:vis struct $name:ident $(, callbacks = $callbacks:expr)? $(, unsafe free = $free:path)? $(, stall = $stall:expr)?;) => {
         $(#[$m])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
         $vis struct $name;
@@ -78,6 +88,8 @@ macro_rules! static_tree {
                 // SAFETY: a static stays in place for ever, and a thread keeps its slot.
                 let tree = unsafe { $crate::Tree::new(Threads, slots, GEOMETRY, &NODES) };
                 let tree = tree.with_worker(|| TREE.work());
+                let tree = tree.with_forget(|| REMEMBERED.with($crate::Remembered::forget));
+                $(let tree = tree.with_callbacks($callbacks);)?
                 $(
                     // SAFETY: whoever wrote the macro's second argument vouches for it.
                     let tree = unsafe { tree.with_free($free) };
@@ -86,7 +98,18 @@ macro_rules! static_tree {
                 tree
             };
 
-            $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>);
+            ::std::thread_local! {
+                static REMEMBERED: $crate::Remembered = const { $crate::Remembered::new() };
+            }
+
+            #[inline(always)]
+            #[track_caller]
+            fn enter(tree: &'static $crate::Tree<'static, Threads>) -> $crate::Token {
+                // SAFETY: the thread-local is used here only, and `with_forget` forgets it.
+                unsafe { tree.enter_remembered(&REMEMBERED) }
+            }
+
+            $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>, enter);
             $crate::rcu_core::__domain_send!($name, TREE, $crate::Tree<'static, Threads>);
 
             impl $name {

@@ -46,7 +46,7 @@ use crate::reader::Seen;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
 use crate::stall::Stalls;
-use crate::trace::{Event, Lane, Trace};
+use crate::trace::{Event, Lane, NoTrace, Trace};
 use rcu_core::Seq;
 use rcu_core::cpu::{LocalLock, PerSlot, Slot, SpinGuard, SpinMutex};
 use rcu_core::fence;
@@ -201,6 +201,31 @@ impl Machine {
         fence::full();
         // ORDERING: Relaxed: I5, by the full fence above.
         self.again.load(Ordering::Relaxed) != 0
+    }
+
+    /// Goes on from the sequence, which tells more than the state that a driver was just changing, in the child of a
+    /// fork: a grace period in progress waits for whoever takes part in `nodes` now, as if it had just been armed.
+    ///
+    /// # Safety
+    /// 1. This is the child of a fork and the caller its only thread, not driving; it has run a full fence in the child.
+    pub(crate) unsafe fn reset_after_fork(&self, lane: Lane, gp: &Sequences, nodes: &Nodes<'_>) {
+        // SAFETY: there is no other thread, and the caller does not hold the lock (1).
+        let (mut state, whole) = unsafe { self.state.seize() };
+        if !whole {
+            state.stake = gp.no_stake();
+        }
+        state.looked_at = 0;
+        state.phase = if gp.lane(lane).load().in_progress() {
+            // I2: the caller's fence came after the start.
+            nodes.arm(lane, &NoTrace);
+            Phase::FirstScan
+        } else {
+            Phase::Idle
+        };
+        for word in [&self.again, &self.owed] {
+            // ORDERING: Relaxed: there is one thread.
+            word.store(0, Ordering::Relaxed);
+        }
     }
 }
 

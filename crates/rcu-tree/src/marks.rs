@@ -45,9 +45,9 @@ impl Drop for Mark {
 }
 
 #[cfg(all(feature = "std", not(loom)))]
-pub(crate) use with_threads::{enter, find, leave};
+pub(crate) use with_threads::{enter, find, forget, leave};
 #[cfg(not(all(feature = "std", not(loom))))]
-pub(crate) use without_threads::{enter, find, leave};
+pub(crate) use without_threads::{enter, find, forget, leave};
 
 #[cfg(not(all(feature = "std", not(loom))))]
 mod without_threads {
@@ -56,6 +56,8 @@ mod without_threads {
     pub(crate) fn enter(_tree: *const (), _doing: Doing, _place: Option<Caller>) {}
 
     pub(crate) fn leave(_tree: *const (), _doing: Doing) {}
+
+    pub(crate) fn forget(_tree: *const ()) {}
 
     pub(crate) fn find(_tree: *const (), _doing: Doing) -> Option<Found> {
         None
@@ -134,6 +136,12 @@ mod with_threads {
                 ..old
             });
         });
+    }
+
+    /// Takes every note about `tree` back: what the thread was in the middle of is no more, in the child of a fork.
+    pub(crate) fn forget(tree: *const ()) {
+        let of_tree = |entry: &Entry| entry.depth > 0 && entry.tree == tree;
+        while with_entry(of_tree, |entry| entry.set(FREE)).is_some() {}
     }
 
     /// Whether the thread does `doing` with `tree`.

@@ -379,6 +379,18 @@ impl<'a> Nodes<'a> {
         })
     }
 
+    /// Forgets every slot and every report, in the child of a fork.
+    pub(crate) fn reset_after_fork(&self) {
+        for node in self.nodes {
+            // ORDERING: Relaxed: there is one thread.
+            node.online.store(0, Ordering::Relaxed);
+            for waiting in &node.waiting {
+                // ORDERING: Relaxed: as above.
+                waiting.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Every slot that takes part now.
     pub(crate) fn for_each_online(&self, mut f: impl FnMut(Slot)) {
         self.online_below(0, 0, &mut f);

@@ -35,6 +35,7 @@
 //! Blocking, for the lock's few instructions. Not for signal handlers of such threads.
 
 use crate::gp_seq::Sequences;
+use crate::reader::{Entered, ReaderWord};
 use crate::trace::Lane;
 #[cfg(loom)]
 use core::array;
@@ -70,6 +71,11 @@ impl Place {
         self.0 as usize
     }
 
+    /// For a reader's token.
+    pub(crate) const fn noted(self) -> Entered {
+        Entered::note(self.0)
+    }
+
     /// The place with this raw value, which came from [`Self::raw`].
     pub(crate) fn from_raw(raw: usize) -> Self {
         debug_assert!(raw < Self::LIMIT, "not a place");
@@ -101,6 +107,8 @@ pub(crate) struct SharedReaders {
     used: CachePadded<AtomicUsize>,
     /// Spreads readers without a slot.
     turn: CachePadded<AtomicUsize>,
+    /// What readers without a slot have in place of a word; only its address matters.
+    word: ReaderWord,
 }
 
 impl SharedReaders {
@@ -110,6 +118,7 @@ impl SharedReaders {
             shards: [const { CachePadded::new(Shard::new()) }; NR_SHARDS],
             used: CachePadded::new(AtomicUsize::new(0)),
             turn: CachePadded::new(AtomicUsize::new(0)),
+            word: ReaderWord::of_nobody(),
         }
     }
 
@@ -119,7 +128,14 @@ impl SharedReaders {
             shards: array::from_fn(|_| CachePadded::new(Shard::new())),
             used: CachePadded::new(AtomicUsize::new(0)),
             turn: CachePadded::new(AtomicUsize::new(0)),
+            word: ReaderWord::of_nobody(),
         }
+    }
+
+    /// The word of nobody that stands for all places. Leaving by it always is a
+    /// [`Transition`](crate::reader::Outcome::Transition).
+    pub(crate) const fn word(&self) -> &ReaderWord {
+        &self.word
     }
 
     /// Enters; `slot` is the caller's, if it has one, and only a hint where to count.
@@ -180,6 +196,19 @@ impl SharedReaders {
         debug_assert!(*count > 0, "left a section that was not entered");
         *count -= 1;
         *count == 0
+    }
+
+    /// Forgets every reader, in the child of a fork.
+    ///
+    /// # Safety
+    /// 1. This is the child of a fork and the caller its only thread, inside none of these functions.
+    /// 2. No section of here from before the fork is used or left.
+    pub(crate) unsafe fn reset_after_fork(&self) {
+        for shard in &self.shards {
+            // SAFETY: there is no other thread, and the caller does not hold the lock (1).
+            let (mut inside, _) = unsafe { shard.inside.seize() };
+            *inside = [0; NR_COUNTS];
+        }
     }
 
     /// How many of these readers the grace period in progress of `lane` waits for. For people.

@@ -344,6 +344,21 @@ impl Stalls {
         }
     }
 
+    /// Starts the clocks anew in the child of a fork, and forgets a report that was being made.
+    ///
+    /// # Safety
+    /// 1. This is the child of a fork and the caller its only thread, inside none of these functions.
+    pub(crate) unsafe fn reset_after_fork(&self) {
+        for lane in &self.lanes {
+            // SAFETY: there is no other thread, and the caller does not hold the lock (1). Whatever `timing` holds is times
+            // and counts for people.
+            drop(unsafe { lane.timing.seize() });
+        }
+        self.reset();
+        // ORDERING: Relaxed: there is one thread.
+        self.reporting.store(0, Ordering::Relaxed);
+    }
+
     pub(crate) fn suppress(&self) {
         // ORDERING: Relaxed: a wish, not an order.
         self.suppressed.fetch_add(1, Ordering::Relaxed);

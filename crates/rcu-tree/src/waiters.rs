@@ -82,6 +82,10 @@ mod without_std {
         }
 
         pub(crate) fn wake_done(&self, _is_done: &impl Fn(Until) -> bool, _woke: &impl Fn()) {}
+
+        /// # Safety
+        /// None.
+        pub(crate) unsafe fn reset_after_fork(&self) {}
     }
 }
 
@@ -98,6 +102,7 @@ mod with_std {
     use rcu_core::fence;
     use rcu_core::sync::atomic::{AtomicUsize, Ordering};
     use std::thread::{self, Thread};
+    use std::time::Instant;
 
     /// How many waiters one thread wakes (I4).
     #[doc(alias = "SR_MAX_USERS_WAKE_FROM_GP")]
@@ -107,8 +112,8 @@ mod with_std {
     /// How many times a waiter drives for itself before it leads or sleeps, spinning twice as long each time: microseconds
     /// in all, longer than most sections.
     const SPINS: u32 = 9;
-    /// A leader's yields before it sleeps. Few: on a busy CPU a yield may last for a time slice of everybody else, after
-    /// which the reader is inside again; who slept is let in at once.
+    /// A leader's yields before it sleeps. Few, and none after one that lasted: on a busy CPU a yield may take a time slice
+    /// of everybody else, after which the reader is inside again; who slept is let in at once.
     const YIELDS_NORMAL: u32 = 8;
     /// The same for who is in a hurry, where the CPU is its own.
     const YIELDS_EXPEDITED: u32 = 256;
@@ -136,7 +141,14 @@ mod with_std {
 
         fn step(&mut self) {
             match self.steps.checked_sub(self.yields) {
-                None => thread::yield_now(),
+                None => {
+                    let before = Instant::now();
+                    thread::yield_now();
+                    if before.elapsed() > SHORTEST_NAP {
+                        // Somebody else's time slice: a nap is shorter, and who slept is let in before readers go on.
+                        self.steps = self.yields;
+                    }
+                }
                 Some(naps) => {
                     thread::sleep(LONGEST_NAP.min(SHORTEST_NAP * 2_u32.pow((naps / 4).min(8))));
                 }
@@ -353,7 +365,7 @@ mod with_std {
                 if self.lead(lane, until, is_done, drive) {
                     return;
                 }
-                let slept = std::time::Instant::now();
+                let slept = Instant::now();
                 thread::park_timeout(SAFETY_NET);
                 if slept.elapsed() >= SAFETY_NET {
                     // The leader does not get to run, or readers are slow.
@@ -381,6 +393,20 @@ mod with_std {
             if let Some(thread) = next {
                 thread.unpark();
                 woke();
+            }
+        }
+
+        /// Forgets every waiter, in the child of a fork: whose stacks the nodes are on will not go on.
+        ///
+        /// # Safety
+        /// 1. This is the child of a fork and the caller its only thread, inside none of these functions.
+        pub(crate) unsafe fn reset_after_fork(&self) {
+            // SAFETY: there is no other thread, and the caller does not hold the lock (1).
+            let (mut list, _) = unsafe { self.list.seize() };
+            (list.first, list.last) = (None, None);
+            for word in [&self.listed, &*self.leading] {
+                // ORDERING: Relaxed: there is one thread.
+                word.store(0, Ordering::Relaxed);
             }
         }
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::{tree, tree_with_free};
 use rcu_core::cpu::{OneCpu, PerSlot, UpLock};
-use rcu_core::{grace_period_conformance, rcu_conformance};
+use rcu_core::{grace_period_conformance, rcu_conformance, rcu_send_conformance};
 use rcu_tree::{Geometry, Node, Tree, TreeSlot};
 
 grace_period_conformance!(default_shape, tree(16, 64));
@@ -14,6 +14,8 @@ rcu_conformance!(default_shape_rcu, tree(16, 64));
 rcu_conformance!(default_shape_threads, threads: tree(16, 64));
 rcu_conformance!(small_fanouts, tree(8, 8));
 rcu_conformance!(small_fanouts_threads, threads: tree(8, 8));
+rcu_send_conformance!(default_shape_send, tree(16, 64));
+rcu_send_conformance!(small_fanouts_send, tree(8, 8));
 rcu_conformance!(offsets, free: tree_with_free(rcu_core::conformance::note_free));
 
 /// A machine with one CPU, as an embedder without `std` would set it up.
@@ -42,9 +44,10 @@ macro_rules! with_worker {
 
 #[cfg(feature = "std")]
 mod worker {
-    use rcu_core::{grace_period_conformance, rcu_conformance};
+    use rcu_core::{grace_period_conformance, rcu_conformance, rcu_send_conformance};
 
     grace_period_conformance!(gp, with_worker!());
     rcu_conformance!(rcu, with_worker!());
     rcu_conformance!(threads, threads: with_worker!());
+    rcu_send_conformance!(send, with_worker!());
 }

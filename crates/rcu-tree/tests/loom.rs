@@ -5,12 +5,14 @@
 //! buffering is not explored.
 #![cfg(loom)]
 
+use core::ptr::NonNull;
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
-use rcu_core::fence;
+use rcu_core::{Callback, Head, fence};
 use rcu_tree::Lane;
+use rcu_tree::callbacks::model::Migration;
 use rcu_tree::gp_seq::{GpSeq, Sequences};
 use rcu_tree::reader::{Outcome, ReaderWord};
 
@@ -39,13 +41,13 @@ impl World {
     }
 
     fn section(&self) {
-        assert_eq!(self.word.enter(), Outcome::Done);
+        let entered = self.word.enter().expect("online");
         let which = self.which.load(Ordering::Acquire);
         self.versions[which].with(|v| {
             // SAFETY: what the model checks: nobody destroys the version a reader found.
             assert_ne!(unsafe { *v }, DESTROYED);
         });
-        assert_eq!(self.word.exit(), Outcome::Done);
+        assert_eq!(self.word.exit(entered), Outcome::Done);
     }
 
     /// The driver's scan of the one slot, until it has passed.
@@ -361,16 +363,16 @@ fn quiescent_against_one_grace_period() {
         let reader = thread::spawn({
             let world = world.clone();
             move || {
-                assert_eq!(world.word.enter(), Outcome::Done);
+                let mut entered = world.word.enter().expect("online");
                 for _ in 0..2 {
                     let which = world.which.load(Ordering::Acquire);
                     world.versions[which].with(|v| {
                         // SAFETY: what the model checks: nobody destroys the version a reader found.
                         assert_ne!(unsafe { *v }, DESTROYED);
                     });
-                    world.word.quiescent();
+                    entered = world.word.quiescent(entered);
                 }
-                assert_eq!(world.word.exit(), Outcome::Done);
+                assert_eq!(world.word.exit(entered), Outcome::Done);
             }
         });
         world.which.store(1, Ordering::Release);
@@ -391,4 +393,58 @@ fn p2_quiescent_vs_scan() {
 #[test]
 fn p3_quiescent_vs_scan() {
     quiescent_against_one_grace_period();
+}
+
+/// A slot with a callback, and whether that has run. The callback gets its head, which is the first field.
+#[repr(C)]
+struct Leaving {
+    head: Head,
+    ran: AtomicUsize,
+    world: Migration,
+}
+
+// SAFETY: heads and words are loom's atomics, lists are behind the locks that the model checks.
+unsafe impl Sync for Leaving {}
+// SAFETY: as above.
+unsafe impl Send for Leaving {}
+
+/// # Safety
+/// `head` is the first field of a `Leaving`.
+unsafe fn note_run(head: NonNull<Head>) {
+    // SAFETY: the caller's debt.
+    let leaving = unsafe { head.cast::<Leaving>().as_ref() };
+    leaving.ran.store(1, Ordering::Relaxed);
+}
+
+/// T39 and I2 of the callbacks: a barrier looks at a slot and the orphans while the slot's callbacks move from one to
+/// the other. Wherever it meets them, its head comes behind them.
+#[test]
+fn t39_barrier_vs_migration() {
+    model(|| {
+        let leaving = Arc::new(Leaving {
+            head: Head::new(),
+            ran: AtomicUsize::new(0),
+            world: Migration::default(),
+        });
+        leaving.head.set_callback(Callback::Run(note_run));
+        let head = NonNull::from(&*leaving).cast::<Head>();
+        // SAFETY: the head lives as long as the model's run, and is queued once.
+        unsafe { leaving.world.queue(head) };
+        let owner = thread::spawn({
+            let leaving = leaving.clone();
+            move || leaving.world.go_offline()
+        });
+        leaving.world.post();
+        let not_too_early = || {
+            let ran = leaving.ran.load(Ordering::Relaxed) == 1;
+            assert!(
+                ran || !leaving.world.is_over(),
+                "the barrier was over before the callback ran"
+            );
+        };
+        not_too_early();
+        owner.join().unwrap();
+        leaving.world.run_all(not_too_early);
+        assert!(leaving.world.is_over() && leaving.ran.load(Ordering::Relaxed) == 1);
+    });
 }

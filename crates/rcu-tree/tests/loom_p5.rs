@@ -38,13 +38,13 @@ impl World {
     }
 
     fn section(&self) {
-        assert_eq!(self.word.enter(), Outcome::Done);
+        let entered = self.word.enter().expect("online");
         let which = self.which.load(Ordering::Acquire);
         self.versions[which].with(|v| {
             // SAFETY: what the model checks: nobody destroys the version a reader found.
             assert_ne!(unsafe { *v }, DESTROYED);
         });
-        assert_eq!(self.word.exit(), Outcome::Done);
+        assert_eq!(self.word.exit(entered), Outcome::Done);
     }
 
     /// A whole grace period, as the machine drives it.

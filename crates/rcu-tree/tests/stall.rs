@@ -480,7 +480,7 @@ fn gp_stats_count_what_the_driver_did() {
         let seen = tree.slot_stats(slot).unwrap();
         assert_eq!(
             (seen.nesting, seen.sections, seen.has_callbacks),
-            (2, 0, false)
+            (2, 1, false)
         );
         assert!(seen.to_string().contains("nested 2 deep"));
         assert!(stats.to_string().contains("1 holdouts"));

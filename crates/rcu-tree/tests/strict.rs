@@ -121,7 +121,14 @@ thread_local! {
 }
 
 impl Trace for Reads {
-    fn event(&self, _: Event) {
+    fn event(&self, event: Event) {
+        // A slot that comes or goes is offline while this is told, and a section would bring it online.
+        if matches!(
+            event,
+            Event::Online(_) | Event::Offline(_) | Event::NodeWrite { .. }
+        ) {
+            return;
+        }
         let depth = DEPTH.get() + 1;
         DEPTH.set(depth);
         DEEPEST.set(DEEPEST.get().max(depth));

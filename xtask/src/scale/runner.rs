@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::options::{Case, Options, Workload};
-use crate::cargo::{Failure, Workspace, with_rustflags};
+use crate::cargo::{Failure, Workspace, build_bench};
 
 /// The share of a run's objects that goes before the clock starts.
 const WARMUP_FRACTION: &str = "0.1";
@@ -38,38 +38,8 @@ pub(crate) struct Run {
 
 /// Builds the bench target `scale` of kvfree and returns its executable.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf, Failure> {
-    if !workspace.has_target("kvfree", "bench", "scale") {
-        return Err(Failure::Run("kvfree has no bench target scale".to_owned()));
-    }
-    let mut command = workspace.cargo();
-    command.args(["bench", "--no-run", "-p", "kvfree", "--bench", "scale"]);
-    command.arg("--message-format=json-render-diagnostics");
-    command.env("CARGO_TARGET_DIR", workspace.target.join("scale/build"));
-    if has_cmpxchg16b() {
-        // kovan takes a lock in place of a double-word exchange unless it is told at build time; meet it at its best.
-        let (name, value) = with_rustflags(&["-Ctarget-feature=+cmpxchg16b"]);
-        command.env(name, value);
-    }
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
-    if !output.status.success() {
-        return Err(Failure::Run("the scale worker does not build".to_owned()));
-    }
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|m| m["reason"] == "compiler-artifact" && m["target"]["name"] == "scale")
-        .find_map(|m| m["executable"].as_str().map(PathBuf::from))
-        .ok_or_else(|| Failure::Run("cargo names no executable for the scale worker".to_owned()))
-}
-
-fn has_cmpxchg16b() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("cmpxchg16b");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    let directory = workspace.target.join("scale/build");
+    build_bench(workspace, "kvfree", "scale", &[], &directory)
 }
 
 /// Asks the worker whether this machine has a working membarrier; `None` when it cannot say.

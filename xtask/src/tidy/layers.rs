@@ -28,13 +28,17 @@ const NORMAL: [&str; 8] = [
 ];
 
 /// What their tests and benches may use besides.
-const DEV: [&str; 7] = [
+const DEV: [&str; 11] = [
+    "arc-swap",
+    "buddy_system_allocator",
     "criterion",
     "critical-section",
     "crossbeam-epoch",
     "kovan",
     "loom",
+    "mimalloc",
     "proptest",
+    "seize",
     "serde_json",
 ];
 

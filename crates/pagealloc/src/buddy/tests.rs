@@ -54,15 +54,25 @@ fn take_of(
 /// I1 to I4, by walking everything.
 fn check(buddy: &Buddy, metas: Metas) {
     let mut owner = vec![None; metas.len() as usize];
-    let mut pages = 0;
+    let (mut pages, mut dirty) = (0, 0);
     let lists = Mobility::ALL
         .into_iter()
         .flat_map(|m| (0..ORDERS).map(move |o| (m, Order::at(o))));
     for (mobility, order) in lists {
         let area = buddy.areas[mobility.get()][order.get()];
         let (mut at, mut before, mut nr) = (area.first, NONE, 0);
+        let mut zeroes = false;
         while at != NONE {
             let meta = metas.at(at);
+            if order >= HUGE {
+                dirty += if meta.state().is_zero() {
+                    0
+                } else {
+                    order.pages()
+                };
+                assert!(!zeroes || meta.state().is_zero(), "I4");
+                zeroes |= meta.state().is_zero();
+            }
             assert!(meta.state().is_free_at(order));
             assert_eq!(meta.prev(), before);
             assert_eq!((at + buddy.bias) % order.pages() as u32, 0, "aligned");
@@ -82,10 +92,11 @@ fn check(buddy: &Buddy, metas: Metas) {
         pages += (nr as usize) << order.get();
     }
     assert_eq!(buddy.free_pages(), pages);
+    assert_eq!(buddy.dirty_pages(), dirty);
 }
 
 #[test]
-fn splits_and_merges_back_whatever_the_bias() {
+fn p1_p2_splits_and_merges_back_whatever_the_bias() {
     for bias in [0, 1, 300, 1023] {
         let (mut memory, pages) = (Vec::new(), 5000);
         let metas = metas(&mut memory, pages);
@@ -121,7 +132,7 @@ fn splits_and_merges_back_whatever_the_bias() {
 }
 
 #[test]
-fn the_smallest_sufficient_block_is_cut() {
+fn p2_the_smallest_sufficient_block_is_cut() {
     let mut memory = Vec::new();
     let metas = metas(&mut memory, 64);
     let mut bytes = Vec::new();
@@ -139,7 +150,7 @@ fn the_smallest_sufficient_block_is_cut() {
 }
 
 #[test]
-fn a_block_that_will_merge_soon_is_kept_out_of_circulation() {
+fn p3_a_block_that_will_merge_soon_is_kept_out_of_circulation() {
     let mut memory = Vec::new();
     let metas = metas(&mut memory, 64);
     let mut bytes = Vec::new();
@@ -166,11 +177,11 @@ fn only_blocks_that_are_zero_as_a_whole_count_as_zero() {
         // Either half first: it must not matter which one finds the other.
         buddy.put(metas, used, Order::at(5), false);
         buddy.put(metas, 32 - used, Order::at(5), true);
-        let last = buddy.take_last(metas, Order::at(6));
+        let last = take_one(&mut buddy, metas, Order::at(6));
         assert_eq!(last, Some((0, false)));
         buddy.put(metas, 32 - used, Order::at(5), true);
         buddy.put(metas, used, Order::at(5), false);
-        let last = buddy.take_last(metas, Order::at(6));
+        let last = take_one(&mut buddy, metas, Order::at(6));
         assert_eq!(last, Some((0, false)));
         assert_eq!(buddy.free_pages(), 0);
         buddy.put_run(metas, run(0, 64));
@@ -179,3 +190,100 @@ fn only_blocks_that_are_zero_as_a_whole_count_as_zero() {
 }
 
 mod mobility;
+
+#[test]
+fn dirty_blocks_come_first_and_idle_ones_are_counted() {
+    let mut memory = Vec::new();
+    let metas = metas(&mut memory, 8 * 1024);
+    let mut bytes = Vec::new();
+    let mut buddy = Buddy::new(0, types(&mut bytes, 8 * 1024, 0));
+    buddy.put_run(metas, run(0, 6 * 1024));
+    assert_eq!(buddy.take_dirty(metas, Order::MAX), None);
+    for used in [2, 4] {
+        let block = used * 1024;
+        for run in take_within(&mut buddy, metas, block, block + 1024) {
+            buddy.put_run(metas, Run { zero: false, ..run });
+        }
+        check(&buddy, metas);
+    }
+    assert_eq!(buddy.dirty_pages(), 2048);
+    assert_eq!(buddy.idle_pages(), 0, "not since the start");
+    assert_eq!(
+        take_one(&mut buddy, metas, Order::MAX),
+        Some((4 * 1024, false))
+    );
+    buddy.put(metas, 4 * 1024, Order::MAX, false);
+    assert_eq!(buddy.idle_pages(), 1024, "one was needed");
+    assert_eq!(buddy.idle_pages(), 2048);
+    for block in [4 * 1024, 2 * 1024] {
+        assert_eq!(buddy.take_dirty(metas, Order::MAX), Some(block));
+        buddy.put(metas, block, Order::MAX, true);
+        check(&buddy, metas);
+    }
+    assert_eq!(buddy.take_dirty(metas, Order::MAX), None);
+    assert_eq!((buddy.dirty_pages(), buddy.idle_pages()), (0, 0));
+}
+
+/// Everything free in the range.
+fn take_within(buddy: &mut Buddy, metas: Metas, first: u32, end: u32) -> Vec<Run> {
+    let (mut at, mut all) = (first, Vec::new());
+    while at < end {
+        let mut runs = Runs::new();
+        let next = buddy.take_within(metas, (first, end), at, &mut runs);
+        assert!(next > at, "the scan goes on");
+        at = next;
+        all.extend(&*runs);
+        check(buddy, metas);
+    }
+    all
+}
+
+#[test]
+fn what_is_free_within_a_range_is_taken_and_nothing_else() {
+    for bias in [0, 7, 1023] {
+        for (first, end) in [(0, 3000), (5, 6), (100, 1500), (511, 513), (1024, 3000)] {
+            let (mut memory, pages) = (Vec::new(), 3000);
+            let metas = metas(&mut memory, pages as usize);
+            let mut bytes = Vec::new();
+            let mut buddy = Buddy::new(bias, types(&mut bytes, pages as usize, bias));
+            buddy.put_run(metas, run(0, pages));
+            let whole = buddy.free_blocks();
+            // Some are out, before, inside and behind.
+            let mut out = Vec::new();
+            for _ in 0..400 {
+                let order = Order::at(out.len() % 4);
+                out.push((take_one(&mut buddy, metas, order).unwrap().0, order));
+            }
+            for i in (0..400).rev().step_by(2) {
+                let (page, order) = out.swap_remove(i);
+                buddy.put(metas, page, order, true);
+            }
+            let inside = |page: &u32| (first..end).contains(page);
+            let is_out = |page: &u32| {
+                let mut out = out.iter();
+                out.any(|(block, order)| (*block..block + order.pages() as u32).contains(page))
+            };
+            let expected: Vec<u32> = (first..end).filter(|page| !is_out(page)).collect();
+            let before = buddy.free_pages();
+            let runs = take_within(&mut buddy, metas, first, end);
+            let taken: Vec<u32> = runs.iter().flat_map(|run| run.first..run.end).collect();
+            assert_eq!(taken, expected);
+            assert!(runs.iter().all(|run| run.zero));
+            assert_eq!(buddy.free_pages(), before - taken.len());
+            // Again: what came back meanwhile, merged with what lies outside.
+            let (back, stay): (Vec<_>, Vec<_>) = out.into_iter().partition(|b| inside(&b.0));
+            for (page, order) in back {
+                buddy.put(metas, page, order, true);
+            }
+            let again = take_within(&mut buddy, metas, first, end);
+            for run in runs.into_iter().chain(again) {
+                buddy.put_run(metas, run);
+                check(&buddy, metas);
+            }
+            for (page, order) in stay {
+                buddy.put(metas, page, order, true);
+            }
+            assert_eq!(buddy.free_blocks(), whole);
+        }
+    }
+}

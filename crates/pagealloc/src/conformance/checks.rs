@@ -39,7 +39,11 @@ impl Out {
         }
     }
 
-    fn try_take(pages: &impl PageAlloc, req: PageReq) -> Result<Self, AllocError> {
+    /// Allocates what `req` says, if it succeeds.
+    ///
+    /// # Errors
+    /// The allocator's.
+    pub fn try_take(pages: &impl PageAlloc, req: PageReq) -> Result<Self, AllocError> {
         let block = pages.alloc(req)?;
         let order = req.order;
         assert!(
@@ -130,7 +134,7 @@ pub fn zeroed_blocks_read_as_zeroes(pages: &impl PageAlloc) {
 }
 
 /// Guarantee 2.
-pub fn free_never_fails_at_any_level(pages: &impl PageAlloc) {
+pub fn p16_free_never_fails_at_any_level(pages: &impl PageAlloc) {
     for order in orders() {
         for attempt in LEVELS {
             let out: [Out; 2] = core::array::from_fn(|_| Out::take(pages, order));
@@ -147,7 +151,7 @@ pub fn free_never_fails_at_any_level(pages: &impl PageAlloc) {
 }
 
 /// `alloc_bulk` and `free_bulk`.
-pub fn bulk_calls_are_many_single_calls(pages: &impl PageAlloc) {
+pub fn p13_bulk_calls_are_many_single_calls(pages: &impl PageAlloc) {
     for order in [0, 1, 3, 5].map(Order::at) {
         let mut places = [MaybeUninit::uninit(); 100];
         let got = pages.alloc_bulk(PageReq::new(order).zeroed(), &mut places);

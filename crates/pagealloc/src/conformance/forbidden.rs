@@ -1,7 +1,7 @@
 //! A lower level that must not be touched: the proof that somebody does without it.
 
-use crate::api::{AllocError, Attempt, Mobility, Order};
-use crate::lower::{Extent, Ground, Lower, ORDERS, Waiting, Wanted};
+use crate::api::{AllocError, Attempt, Mobility};
+use crate::lower::{Changes, Extent, Ground, Lower, ORDERS, Waiting, Wanted};
 use crate::mobility::{Fallback, TYPES};
 use crate::runs::{Run, Runs};
 use core::alloc::{Layout, LayoutError};
@@ -70,8 +70,24 @@ unsafe impl<B: Lower> Lower for Forbidden<B> {
         inner.give(slot, runs, attempt);
     }
 
-    fn for_each_free(&self, order: Order, work: &mut dyn FnMut(Run) -> bool) {
-        self.touch().for_each_free(order, work);
+    fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
+        self.touch().take_within(range, from, runs)
+    }
+
+    fn take_dirty(&self) -> Option<Run> {
+        self.touch().take_dirty()
+    }
+
+    fn dirty_pages(&self) -> usize {
+        self.touch().dirty_pages()
+    }
+
+    fn idle_pages(&self) -> usize {
+        self.touch().idle_pages()
+    }
+
+    fn changes(&self) -> Changes {
+        self.touch().changes()
     }
 
     fn free_pages(&self) -> usize {

@@ -380,34 +380,28 @@ pub fn give_waits_for_nobody_below_no_wait<B: Lower>() {
     model.check();
 }
 
-/// `for_each_free`.
+/// `take_dirty`, `dirty_pages`.
 pub fn whole_blocks_are_shown_once<B: Lower>() {
     let mut model = Model::<B>::new(8 * 1024, 0);
     model.add(0, 8 * 1024, false);
     // One block of order 9 out, so that its buddy is one.
     model.take(Wanted::new(Order::at(9), 1, Attempt::NoWait));
-    for (order, nr) in [(Order::at(9), 1), (Order::MAX, 7)] {
-        for zero_before in [false, true] {
-            let mut shown = Vec::new();
-            model.lower().for_each_free(order, &mut |run| {
-                assert_eq!((run.end - run.first) as usize, order.pages());
-                assert_eq!(run.zero, zero_before, "what was said of it last");
-                shown.push(run.first);
-                true
-            });
-            shown.sort_unstable();
-            shown.dedup();
-            let expected: Vec<u32> = match nr {
-                1 => model
-                    .whole(order)
-                    .filter(|at| model.whole(Order::MAX).all(|w| at & !1023 != w))
-                    .collect(),
-                _ => model.whole(order).collect(),
-            };
-            assert_eq!(shown, expected);
-            assert_eq!(shown.len(), nr);
-        }
+    assert_eq!(model.lower().dirty_pages(), 7 * 1024 + 512);
+    let mut shown = Vec::new();
+    for pages in [1024; 7].into_iter().chain([512]) {
+        let run = model.lower().take_dirty().expect("one more");
+        assert!(!run.zero);
+        assert_eq!(run.end - run.first, pages, "the largest first");
+        shown.push(run.first);
+        let mut runs = Runs::new();
+        runs.push(Run { zero: true, ..run });
+        model.lower().give(None, &runs, Attempt::NoWait);
     }
+    assert_eq!(model.lower().take_dirty(), None);
+    assert_eq!(model.lower().dirty_pages(), 0);
+    shown.sort_unstable();
+    shown.dedup();
+    assert_eq!(shown.len(), 8, "each once");
     model.free.fill(Some(true));
     let (first, order) = model.out[0];
     model.free[first as usize..first as usize + order.pages()].fill(None);

@@ -36,6 +36,7 @@ pub mod models;
 
 use super::{Extent, Ground, Lower, ORDERS, SPREAD, Wanted};
 use crate::api::{AllocError, Attempt, Order};
+use crate::buddy::HUGE;
 use crate::runs::{Run, Runs};
 use area::{Area, HALF_ORDER, News};
 use core::alloc::{Layout, LayoutError};
@@ -373,31 +374,39 @@ unsafe impl Lower for BitTree {
         self.count(slot, pages);
     }
 
-    fn for_each_free(&self, order: Order, work: &mut dyn FnMut(Run) -> bool) {
-        let pages = order.pages() as u32;
-        for number in 0..self.extent.areas() {
-            let bit = self.hints(number).load(Kind::Whole) >> (number % SPAN) & 1;
-            let word = self.area(number).word();
-            if bit == 0 || word.is_whole() != (order == Order::MAX) {
-                continue;
-            }
-            let mut runs = Runs::new();
-            let claim = self
-                .area(number)
-                .claim(order.get(), 1, &mut |first, _, zero| {
+    fn take_dirty(&self) -> Option<Run> {
+        for order in [Order::MAX, HUGE] {
+            for number in 0..self.extent.areas() {
+                let area = self.area(number);
+                let bit = self.hints(number).load(Kind::Whole) >> (number % SPAN) & 1;
+                let is_whole = area.word().is_whole();
+                if bit == 0 || is_whole != (order == Order::MAX) || area.dirty_pages() == 0 {
+                    continue;
+                }
+                let mut runs = Runs::new();
+                let claim = area.claim(order.get(), 1, &mut |first, _, zero| {
                     let first = self.page(number, first);
-                    let end = first + pages;
+                    let end = first + order.pages() as u32;
                     runs.push(Run { first, end, zero });
                 });
-            self.note(number, claim.news);
-            if let Some(&run) = runs.first() {
-                self.count(None, 0_usize.wrapping_sub(pages as usize));
-                let zero = work(run);
-                let mut back = Runs::new();
-                back.push(Run { zero, ..run });
-                self.give(None, &back, Attempt::NoWait);
+                self.note(number, claim.news);
+                if let Some(&run) = runs.first() {
+                    self.count(None, 0_usize.wrapping_sub(order.pages()));
+                    if !run.zero {
+                        return Some(run);
+                    }
+                    self.give(None, &runs, Attempt::NoWait);
+                }
             }
         }
+        None
+    }
+
+    fn dirty_pages(&self) -> usize {
+        let is_some =
+            |number: &usize| self.hints(*number).load(Kind::Whole) >> (number % SPAN) & 1 == 1;
+        let areas = (0..self.extent.areas()).filter(is_some);
+        areas.map(|number| self.area(number).dirty_pages()).sum()
     }
 
     fn free_pages(&self) -> usize {

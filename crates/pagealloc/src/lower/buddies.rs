@@ -33,14 +33,14 @@
 //! `TryLock` and `PcpOnly` wait for nobody. `NoWait` tries its own arena for a while, then the others, and only then waits, its own
 //! first. Holds are bounded (I4); not for interrupt handlers that may have interrupted a holder.
 
-use super::{Extent, Ground, Lower, ORDERS, SPREAD, Waiting, Wanted};
+use super::{Changes, Extent, Ground, Lower, ORDERS, SPREAD, Waiting, Wanted};
 use crate::api::{AllocError, Attempt, Mobility, Order, PageTag};
-use crate::buddy::Buddy;
+use crate::buddy::{Buddy, HUGE};
 use crate::frames::Metas;
 use crate::index::{self, NONE};
 use crate::mobility::{Fallback, PageBlocks, TYPES};
 use crate::pcp::CHUNK;
-use crate::runs::{Run, Runs};
+use crate::runs::{self, Run, Runs};
 use crate::stash::Stash;
 use arrayvec::ArrayVec;
 use core::alloc::{Layout, LayoutError};
@@ -51,8 +51,8 @@ use rcu_core::cpu::{Slot, SpinGuard, SpinMutex};
 
 /// How often the own arena's lock is tried before the others', and the pauses between two tries: together about as long as
 /// two holds take. Each try takes the lock's line from its holder, so there are pauses.
-const TRIES: usize = 24;
-const PAUSES: usize = 16;
+const TRIES: usize = if cfg!(loom) { 1 } else { 24 };
+const PAUSES: usize = if cfg!(loom) { 0 } else { 16 };
 
 /// What an arena's lock guards.
 #[derive(Debug)]
@@ -71,9 +71,37 @@ struct Arena {
     free_pages: AtomicUsize,
     areas: AtomicU32,
     stash: Stash,
+    /// How often somebody who may wait found the lock taken.
+    waits: AtomicUsize,
+    /// Whoever touches the lock panics: for tests which show that somebody does not.
+    #[cfg(debug_assertions)]
+    forbidden: core::sync::atomic::AtomicBool,
 }
 
 impl Arena {
+    #[inline]
+    fn touched(&self) {
+        #[cfg(debug_assertions)]
+        assert!(
+            // ORDERING: Relaxed: set before the threads that it is about start.
+            !self.forbidden.load(Ordering::Relaxed),
+            "the zone lock is touched"
+        );
+    }
+
+    fn try_lock(&self) -> Option<SpinGuard<'_, Free>> {
+        self.touched();
+        self.free.try_lock()
+    }
+
+    fn lock(&self) -> SpinGuard<'_, Free> {
+        self.try_lock().unwrap_or_else(|| {
+            // ORDERING: Relaxed: a counter.
+            self.waits.fetch_add(1, Ordering::Relaxed);
+            self.free.lock()
+        })
+    }
+
     /// Leaves the arena's lock.
     fn leave(&self, free: SpinGuard<'_, Free>) {
         // ORDERING: Relaxed: a report; exact for who has synchronised with the holder.
@@ -146,8 +174,8 @@ impl Buddies {
     fn lock_at<'a>(&self, arena: &'a Arena, attempt: Attempt) -> Option<SpinGuard<'a, Free>> {
         let mut free = match attempt {
             Attempt::PcpOnly => None,
-            Attempt::TryLock => arena.free.try_lock(),
-            Attempt::NoWait | Attempt::MayGrow => Some(arena.free.lock()),
+            Attempt::TryLock => arena.try_lock(),
+            Attempt::NoWait | Attempt::MayGrow => Some(arena.lock()),
         }?;
         self.work_off(arena, &mut free);
         Some(free)
@@ -174,7 +202,11 @@ impl Buddies {
                 break;
             }
             let meta = metas.at(block);
-            let order = meta.state().order();
+            let state = meta.state();
+            if !state.is_stashed() {
+                runs::listed_twice(block, state);
+            }
+            let order = state.order();
             free.pending = meta.next();
             meta.set_note(PageTag::NONE);
             free.buddy.put(metas, block, order, false);
@@ -332,7 +364,7 @@ impl Buddies {
     /// The arenas' blocks by order.
     fn count(&self, blocks: impl Fn(&Buddy) -> [usize; ORDERS]) -> [usize; ORDERS] {
         self.fold([0; ORDERS], |sum, arena| {
-            let mut free = arena.free.lock();
+            let mut free = arena.lock();
             // Each holder does its share.
             self.work_off(arena, &mut free);
             let blocks = blocks(&free.buddy);
@@ -346,7 +378,7 @@ impl Buddies {
         loop {
             let home = self.home_of(area);
             let arena = &self.arenas()[home];
-            let free = arena.free.lock();
+            let free = arena.lock();
             // Under the lock of the arena that it names, a home does not change (I2).
             if self.home_of(area) == home {
                 return (arena, free);
@@ -403,6 +435,9 @@ unsafe impl Lower for Buddies {
                 free_pages: AtomicUsize::new(0),
                 areas: AtomicU32::new(0),
                 stash: Stash::new(),
+                waits: AtomicUsize::new(0),
+                #[cfg(debug_assertions)]
+                forbidden: core::sync::atomic::AtomicBool::new(false),
             };
             // SAFETY: inside the array.
             let place = unsafe { arenas.add(i) };
@@ -503,24 +538,52 @@ unsafe impl Lower for Buddies {
         leave(&mut held);
     }
 
-    fn for_each_free(&self, order: Order, work: &mut dyn FnMut(Run) -> bool) {
-        for arena in self.arenas() {
-            let blocks = arena.free.lock().buddy.free_blocks()[order.get()];
-            for _ in 0..blocks {
-                let mut free = arena.free.lock();
-                let block = free.buddy.take_last(self.metas, order);
+    fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
+        let area = self.extent.area_of(from);
+        let next = ((area as u32 + 1) << Order::MAX.get()) - self.extent.bias();
+        let end = range.end.min(next);
+        let (arena, mut free) = self.lock_home_of(area);
+        let at = free
+            .buddy
+            .take_within(self.metas, (range.first, end), from, runs);
+        arena.leave(free);
+        at
+    }
+
+    fn take_dirty(&self) -> Option<Run> {
+        let orders = [Order::MAX, HUGE].into_iter();
+        orders
+            .flat_map(|order| self.arenas().iter().map(move |arena| (arena, order)))
+            .find_map(|(arena, order)| {
+                let mut free = arena.lock();
+                let first = free.buddy.take_dirty(self.metas, order);
                 arena.leave(free);
-                let Some((first, zero)) = block else {
-                    break;
-                };
+                let first = first?;
                 let end = first + order.pages() as u32;
-                let zero = work(Run { first, end, zero });
-                // The block was ours, so it is of this arena still (I2).
-                let mut free = arena.free.lock();
-                free.buddy.put(self.metas, first, order, zero);
-                arena.leave(free);
+                let zero = false;
+                Some(Run { first, end, zero })
+            })
+    }
+
+    fn dirty_pages(&self) -> usize {
+        self.fold(0, |sum, arena| sum + arena.lock().buddy.dirty_pages())
+    }
+
+    fn idle_pages(&self) -> usize {
+        self.fold(0, |sum, arena| sum + arena.lock().buddy.idle_pages())
+    }
+
+    fn changes(&self) -> Changes {
+        self.fold(Changes::default(), |mut sum, arena| {
+            let (splits, merges) = arena.lock().buddy.changes();
+            for order in 0..ORDERS {
+                sum.splits[order] += splits[order];
+                sum.merges[order] += merges[order];
             }
-        }
+            // ORDERING: Relaxed: a counter.
+            sum.waits += arena.waits.load(Ordering::Relaxed);
+            sum
+        })
     }
 
     fn free_pages(&self) -> usize {
@@ -543,7 +606,7 @@ unsafe impl Lower for Buddies {
 
     fn set_fallback(&self, fallback: [Fallback; TYPES]) {
         for arena in self.arenas() {
-            arena.free.lock().buddy.set_fallback(fallback);
+            arena.lock().buddy.set_fallback(fallback);
         }
     }
 
@@ -551,6 +614,7 @@ unsafe impl Lower for Buddies {
         self.fold(Waiting::default(), |sum, arena| Waiting {
             pages: sum.pages + arena.stash.pages(),
             blocks_ever: sum.blocks_ever + arena.stash.pushes(),
+            peak_pages: sum.peak_pages + arena.stash.peak(),
         })
     }
 
@@ -558,7 +622,7 @@ unsafe impl Lower for Buddies {
         for arena in self.arenas() {
             // As many chunks as were there at the start, or others could keep this going.
             for _ in 0..=arena.stash.pages() / CHUNK {
-                let mut free = arena.free.lock();
+                let mut free = arena.lock();
                 if !Self::more_is_stashed(arena, &free) {
                     break;
                 }
@@ -570,11 +634,15 @@ unsafe impl Lower for Buddies {
 
     fn hold(&self) -> Held<'_> {
         Held {
-            _guards: self
-                .arenas()
-                .iter()
-                .map(|arena| arena.free.lock())
-                .collect(),
+            _guards: self.arenas().iter().map(Arena::lock).collect(),
+        }
+    }
+
+    #[cfg(debug_assertions)]
+    fn forbid(&self, forbid: bool) {
+        for arena in self.arenas() {
+            // ORDERING: Relaxed, as in `Arena::touched`.
+            arena.forbidden.store(forbid, Ordering::Relaxed);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A source that refuses, for tests of what happens then.
 
-use super::{Range, Source, SourceError, Span};
+use super::{Decommit, Range, Source, SourceError, Span};
 use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -72,5 +72,28 @@ unsafe impl<S: Source> Source for Failing<S> {
     unsafe fn decommit(&self, range: Range) -> bool {
         // SAFETY: the caller's debt.
         unsafe { self.inner.decommit(range) }
+    }
+
+    fn decommit_policy(&self) -> Decommit {
+        self.inner.decommit_policy()
+    }
+
+    unsafe fn add_range(&self, range: Range) -> Result<Range, SourceError> {
+        // SAFETY: the caller's debt.
+        unsafe { self.inner.add_range(range) }
+    }
+
+    unsafe fn remove_range(&self, range: Range) {
+        // SAFETY: the caller's debt.
+        unsafe { self.inner.remove_range(range) };
+    }
+
+    fn can_protect(&self) -> bool {
+        self.inner.can_protect()
+    }
+
+    unsafe fn protect(&self, range: Range, accessible: bool) -> Result<(), SourceError> {
+        // SAFETY: the caller's debts.
+        unsafe { self.inner.protect(range, accessible) }
     }
 }

@@ -27,6 +27,8 @@ pub struct Fixed<'a> {
     pages: usize,
     /// The first page not given yet; 0 until the metadata is carved.
     next: AtomicUsize,
+    /// The first page behind the metadata; no page before it is ever given.
+    carved: AtomicUsize,
     /// Pages that one `grow` gives.
     step: usize,
     _region: PhantomData<&'a mut [MaybeUninit<u8>]>,
@@ -98,6 +100,7 @@ impl<'a> Fixed<'a> {
             base,
             pages,
             next: AtomicUsize::new(0),
+            carved: AtomicUsize::new(usize::MAX),
             step: usize::MAX,
             _region: PhantomData,
         }
@@ -141,6 +144,8 @@ unsafe impl Source for Fixed<'_> {
         if first.is_err() {
             return Err(SourceError::Exhausted);
         }
+        // ORDERING: Relaxed: as above.
+        self.carved.store(pages, Ordering::Relaxed);
         // SAFETY: `needed` bytes lie inside the region.
         let start = unsafe { self.base.add(skip) };
         // SAFETY: as above, and the pages were just taken off `next`, so nobody else has them.
@@ -166,5 +171,21 @@ unsafe impl Source for Fixed<'_> {
 
     fn is_eager(&self) -> bool {
         self.step == usize::MAX
+    }
+
+    unsafe fn add_range(&self, range: Range) -> Result<Range, SourceError> {
+        // ORDERING: Relaxed: as in `metadata`; both only say which pages were given before.
+        let (carved, next) = (
+            self.carved.load(Ordering::Relaxed),
+            self.next.load(Ordering::Relaxed),
+        );
+        let end = range.first.checked_add(range.pages);
+        if range.first < carved || end.is_none_or(|end| end > next) {
+            return Err(SourceError::Outside);
+        }
+        Ok(Range {
+            zeroed: false,
+            ..range
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! Anonymous memory of the operating system: a large reservation, made usable chunk by chunk.
 
-use super::{Range, Source, SourceError, Span};
+use super::{Decommit, Range, Source, SourceError, Span};
 use crate::api::{Order, PAGE_SHIFT};
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
@@ -33,6 +33,70 @@ pub struct Mmap {
     chunks: usize,
     next: AtomicUsize,
     metadata: SpinMutex<Option<Mapping>>,
+    options: Options,
+}
+
+/// What a builder was told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Options {
+    decommit: Decommit,
+    huge_pages: bool,
+    populate: bool,
+}
+
+/// How an [`Mmap`] is to be. See [`Mmap::builder`].
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct MmapBuilder {
+    size_bytes: Option<usize>,
+    options: Options,
+}
+
+impl MmapBuilder {
+    /// Reserves `size_bytes` of addresses, as [`Mmap::reserve`] does, rather than what [`Mmap::new`] finds.
+    pub const fn reserve(mut self, size_bytes: usize) -> Self {
+        self.size_bytes = Some(size_bytes);
+        self
+    }
+
+    /// When the memory behind free blocks goes back to the system. [`Decommit::Keep`] unless said otherwise.
+    pub const fn decommit(mut self, policy: Decommit) -> Self {
+        self.options.decommit = policy;
+        self
+    }
+
+    /// Asks the system for transparent huge pages: fewer faults and TLB misses, and memory comes 2 MiB at a time. Only advice:
+    /// where the system has none, nothing changes.
+    #[doc(alias = "MADV_HUGEPAGE")]
+    pub const fn huge_pages(mut self, yes: bool) -> Self {
+        self.options.huge_pages = yes;
+        self
+    }
+
+    /// Puts memory behind each 4 MiB when they become the zone's, rather than page by page at the first use: growing takes
+    /// longer and may fail for want of memory, and using the pages does neither.
+    #[doc(alias = "MAP_POPULATE")]
+    pub const fn populate(mut self, yes: bool) -> Self {
+        self.options.populate = yes;
+        self
+    }
+
+    /// Reserves the addresses.
+    ///
+    /// # Errors
+    /// As for [`Mmap::new`] and [`Mmap::reserve`].
+    pub fn build(self) -> Result<Mmap, SourceError> {
+        let mut source = match self.size_bytes {
+            Some(size_bytes) => Mmap::reserve(size_bytes),
+            None => Mmap::new(),
+        }?;
+        source.options = self.options;
+        if self.options.huge_pages {
+            // A refusal (no such pages on this system) costs speed only.
+            let _ = source.advise(source.whole(), libc::MADV_HUGEPAGE);
+        }
+        Ok(source)
+    }
 }
 
 // SAFETY: the mappings belong to this value; chunks are handed out by the atomic `next`.
@@ -41,6 +105,27 @@ unsafe impl Send for Mmap {}
 unsafe impl Sync for Mmap {}
 
 impl Mmap {
+    /// Memory with other properties than [`Self::new`]'s.
+    ///
+    /// ```
+    /// use pagealloc::{Decommit, Mmap, Zone};
+    /// use rcu_core::cpu::Threads;
+    ///
+    /// let source = Mmap::builder().reserve(1 << 30).huge_pages(true).decommit(Decommit::Lazy).build().unwrap();
+    /// let zone = Zone::new(Threads, source).unwrap();
+    /// assert_eq!(zone.tick().trimmed, 0, "nothing was free");
+    /// ```
+    pub const fn builder() -> MmapBuilder {
+        MmapBuilder {
+            size_bytes: None,
+            options: Options {
+                decommit: Decommit::Keep,
+                huge_pages: false,
+                populate: false,
+            },
+        }
+    }
+
     /// Reserves 64 GiB of addresses, or what a limit on them allows (leaving as much again to others).
     ///
     /// # Errors
@@ -82,6 +167,7 @@ impl Mmap {
             chunks,
             next: AtomicUsize::new(0),
             metadata: SpinMutex::new(None),
+            options: Options::default(),
         })
     }
 
@@ -89,6 +175,69 @@ impl Mmap {
     #[must_use]
     pub const fn reserved_bytes(&self) -> usize {
         self.chunks * CHUNK
+    }
+
+    /// All chunks.
+    const fn whole(&self) -> Range {
+        Range {
+            first: 0,
+            pages: self.chunks * CHUNK_PAGES,
+            zeroed: true,
+        }
+    }
+
+    /// Says something about `range` that changes no contents in use.
+    fn advise(&self, range: Range, advice: libc::c_int) -> Result<(), SourceError> {
+        let len = range.pages << PAGE_SHIFT;
+        // SAFETY: the range lies in our mapping; the callers' advice touches nothing that is in use.
+        let rc = unsafe { libc::madvise(self.address(range), len, advice) };
+        if rc == 0 { Ok(()) } else { Err(errno()) }
+    }
+
+    /// Makes `range`, which nobody has, readable and writable, or nothing.
+    fn protect(&self, range: Range, prot: libc::c_int) -> Result<(), SourceError> {
+        let len = range.pages << PAGE_SHIFT;
+        // SAFETY: the range lies in our mapping, and nobody has it now.
+        let rc = unsafe { libc::mprotect(self.address(range), len, prot) };
+        if rc == 0 { Ok(()) } else { Err(errno()) }
+    }
+
+    /// Makes `range`, which nobody has, usable.
+    fn open(&self, range: Range) -> Result<(), SourceError> {
+        self.protect(range, libc::PROT_READ | libc::PROT_WRITE)?;
+        if !self.options.populate {
+            return Ok(());
+        }
+        match self.advise(range, libc::MADV_POPULATE_WRITE) {
+            // Linux before 5.14 does not know the advice.
+            Err(SourceError::System(libc::EINVAL)) => {
+                self.touch(range);
+                Ok(())
+            }
+            Err(error) => {
+                self.close(range);
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Writes zeroes into each page of `range`, which nobody has and which reads as zeroes.
+    fn touch(&self, range: Range) {
+        let start: *mut u8 = self.address(range).cast();
+        for page in 0..range.pages {
+            // SAFETY: inside the range.
+            let page = unsafe { start.add(page << PAGE_SHIFT) };
+            // SAFETY: writable, for the range was just opened, and nobody's.
+            unsafe { page.write_volatile(0) };
+        }
+    }
+
+    /// Takes the memory behind `range`, which nobody has, away, and its usability.
+    fn close(&self, range: Range) {
+        // Both can fail only for want of the system's own memory; what is left then is memory that nobody uses.
+        let _ = self.advise(range, libc::MADV_DONTNEED);
+        let _ = self.protect(range, libc::PROT_NONE);
     }
 
     /// The address of `range`.
@@ -145,13 +294,9 @@ unsafe impl Source for Mmap {
             pages: chunks * CHUNK_PAGES,
             zeroed: true,
         };
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the range lies in our mapping, and nobody has it yet.
-        let rc = unsafe { libc::mprotect(self.address(range), range.pages << PAGE_SHIFT, prot) };
-        if rc == 0 {
+        let Err(error) = self.open(range) else {
             return Ok(range);
-        }
-        let error = errno();
+        };
         // Only addresses are lost if somebody took a later chunk meanwhile.
         // ORDERING: Relaxed: as above.
         let _ =
@@ -161,9 +306,46 @@ unsafe impl Source for Mmap {
     }
 
     unsafe fn decommit(&self, range: Range) -> bool {
-        let len = range.pages << PAGE_SHIFT;
-        // SAFETY: the range lies in our mapping and is unused (debt 1); it reads as zeroes afterwards.
-        unsafe { libc::madvise(self.address(range), len, libc::MADV_DONTNEED) == 0 }
+        // The range is unused (debt 1), and reads as zeroes afterwards.
+        self.advise(range, libc::MADV_DONTNEED).is_ok()
+    }
+
+    fn decommit_policy(&self) -> Decommit {
+        self.options.decommit
+    }
+
+    unsafe fn add_range(&self, range: Range) -> Result<Range, SourceError> {
+        // ORDERING: Relaxed: as in `grow`; only what was given before can have been removed.
+        let given = self.next.load(Ordering::Relaxed) * CHUNK_PAGES;
+        let end = range.first.checked_add(range.pages);
+        if end.is_none_or(|end| end > given) {
+            return Err(SourceError::Outside);
+        }
+        self.open(range)?;
+        // Fresh, unless giving it back failed at its removal.
+        let zeroed = self.options.populate || self.advise(range, libc::MADV_DONTNEED).is_ok();
+        Ok(Range { zeroed, ..range })
+    }
+
+    unsafe fn remove_range(&self, range: Range) {
+        self.close(range);
+    }
+
+    fn can_protect(&self) -> bool {
+        true
+    }
+
+    unsafe fn protect(&self, range: Range, accessible: bool) -> Result<(), SourceError> {
+        let prot = if accessible {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_NONE
+        };
+        // SAFETY: the range lies in our mapping and is unused (debts 1 and 2).
+        match unsafe { libc::mprotect(self.address(range), range.pages << PAGE_SHIFT, prot) } {
+            0 => Ok(()),
+            _ => Err(errno()),
+        }
     }
 }
 
@@ -225,6 +407,20 @@ mod tests {
             assert_eq!(unsafe { byte.read() }, 0);
         }
         assert_eq!(source.grow(1), Err(SourceError::Exhausted));
+    }
+
+    #[test]
+    fn touching_keeps_the_zeroes() {
+        let source = Mmap::reserve(CHUNK).unwrap();
+        let range = source.grow(1).unwrap();
+        source.touch(range);
+        let last = Range {
+            first: CHUNK_PAGES - 1,
+            pages: 1,
+            ..range
+        };
+        // SAFETY: the range is usable.
+        assert_eq!(unsafe { source.address(last).cast::<u8>().read() }, 0);
     }
 
     #[test]

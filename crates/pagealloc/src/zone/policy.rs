@@ -3,6 +3,7 @@
 use super::Zone;
 use crate::api::{Attempt, Mobility, Order};
 use crate::gate::ListsDisabled;
+use crate::history::Who;
 use crate::lower::Lower;
 use crate::meta::State;
 use crate::mobility::{Fallback, TYPES};
@@ -20,16 +21,6 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     #[doc(alias = "zone_pcp_disable")]
     pub fn disable_lists(&self) -> ListsDisabled<'_> {
         self.shared().disable_lists()
-    }
-
-    /// To be called now and then, about once a second: lets lists that were high get lower again, merges what was freed without a
-    /// lock, and runs pressure hooks if an allocation that could not run them left a note. Returns the pages that came
-    /// off lists and the stash. Visits every slot; waits for each one's owner in turn.
-    #[doc(alias = "refresh_cpu_vm_stats")]
-    pub fn tick(&self) -> usize {
-        let pages = self.shared().decay();
-        self.relieve_if_noted();
-        pages
     }
 
     /// Keeps free pages in reserve, and calls pressure hooks, as `marks` say from now on. Without it there is no
@@ -112,8 +103,13 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
 
     /// Takes back a block that its owner tagged, or that was not asked for as unmovable, and says whose list it goes to: there,
     /// off the hit path, the pageblock's type can be looked up, so that what was stolen from another type goes back to it.
-    pub(super) fn take_back_other(&self, block: NonNull<u8>, order: Order) -> (u32, Mobility) {
-        let (page, mobility) = self.frames.take_back_any(block, order);
+    pub(super) fn take_back_other(
+        &self,
+        block: NonNull<u8>,
+        order: Order,
+        who: Who,
+    ) -> (u32, Mobility) {
+        let (page, mobility) = self.frames.take_back_any(block, order, who);
         let list = match mobility {
             Mobility::Unmovable => mobility,
             // A hint (T32).
@@ -125,8 +121,13 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// Frees such a block.
     #[cold]
     #[inline(never)]
-    pub(super) fn free_other(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
-        let (page, mobility) = self.take_back_other(block, order);
+    pub(super) fn free_other(&self, block: NonNull<u8>, order: Order, attempt: Attempt, who: Who) {
+        let (page, mobility) = self.take_back_other(block, order, who);
+        let state = State::listed(order, false).with(mobility);
+        #[cfg(feature = "guard")]
+        if let Some(guarded) = self.guarded_at(page, order) {
+            return self.free_guarded(page, state, guarded, attempt);
+        }
         let slot = self.cpus.current();
         if let (Some(class), Some(slot)) = (Class::of(order, mobility), slot)
             // SAFETY: the slot is the caller's, just now.
@@ -135,8 +136,7 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         {
             return;
         }
-        let state = State::listed(order, false).with(mobility);
         // SAFETY: the slot is the caller's, just now.
-        unsafe { self.shared().put(slot, page, state, attempt) };
+        unsafe { self.free_slow(slot, page, state, attempt) };
     }
 }

@@ -34,6 +34,11 @@ pub fn slots_are_in_range_and_stay(cpus: &impl Cpus) {
         assert!(now.is_none_or(|slot| slot.index() < nr_slots));
         let early = cpus.current_if_online();
         assert!(early.is_none() || early == now);
+        assert_eq!(
+            cpus.try_register().ok(),
+            now,
+            "registering is having a slot"
+        );
         assert_eq!(cpus.nr_slots(), nr_slots);
     }
 }

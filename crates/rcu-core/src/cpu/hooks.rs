@@ -1,8 +1,15 @@
-//! What a layer asks to have done when a slot goes offline.
+//! What a layer asks to have done when a slot goes offline, and in the child of a fork.
+//!
+//! # Invariants
+//! - I1. The list is whole between any two stores: adding and removing each take effect by one store. So the child of a
+//!   fork finds a hook listed or not, whatever the other threads were doing.
 
 use super::{Slot, SpinMutex};
 use core::fmt;
 use core::ptr::{self, NonNull};
+
+/// What [`OfflineHook::with_fork`] takes: told the hook's data and the slot of the one thread there is.
+pub type Forked = unsafe fn(*const (), Option<Slot>);
 
 /// One layer's wish: call `run(data, slot)` when `slot` goes offline.
 ///
@@ -10,9 +17,12 @@ use core::ptr::{self, NonNull};
 /// thread is ending, but something of the layer (an RCU guard inside another thread-local) still
 /// uses the slot. The layer then owes one [`Cpus::release`](super::Cpus::release) later.
 ///
+/// A layer that can go on in the child of a fork says how by [`Self::with_fork`].
+///
 /// Lives inside the layer's own structure; the list links it in place.
 pub struct OfflineHook {
     run: unsafe fn(*const (), Slot) -> bool,
+    forked: Option<Forked>,
     data: *const (),
     next: core::cell::UnsafeCell<*mut OfflineHook>,
 }
@@ -32,9 +42,25 @@ impl OfflineHook {
     pub const unsafe fn new(run: unsafe fn(*const (), Slot) -> bool, data: *const ()) -> Self {
         Self {
             run,
+            forked: None,
             data,
             next: core::cell::UnsafeCell::new(ptr::null_mut()),
         }
+    }
+
+    /// The hook, with what puts the layer right in the child of a fork, where of all threads only the `survivor` of
+    /// that call is left: every lock may be held, and every list half changed, by a thread that is not there.
+    ///
+    /// The function touches its own layer only (others may not be put right yet), and neither allocates nor starts a
+    /// thread: `exec` may be next.
+    ///
+    /// # Safety
+    /// 1. While the hook is listed, `forked(data, survivor)` may be called in the child of a fork by its only thread,
+    ///    which owns the slot `survivor`, or none, and is inside no function of the layer.
+    #[must_use]
+    pub const unsafe fn with_fork(mut self, forked: Forked) -> Self {
+        self.forked = Some(forked);
+        self
     }
 }
 
@@ -128,5 +154,26 @@ impl HookList {
             current = unsafe { *hook.next.get() };
         }
         keepers
+    }
+
+    /// Puts every layer right that has said how, in the child of a fork. The list itself is whole (I1).
+    ///
+    /// # Safety
+    /// 1. This is the child of a fork and the caller its only thread, inside no function of a listed layer; it owns the
+    ///    slot `survivor`, if any.
+    pub unsafe fn run_forked(&self, survivor: Option<Slot>) {
+        // SAFETY: there is no other thread, and the caller is inside nothing that runs, adds or removes hooks (1).
+        let (first, _) = unsafe { self.first.seize() };
+        let mut current = *first;
+        while !current.is_null() {
+            // SAFETY: listed hooks are valid while the lock is held.
+            let hook = unsafe { &*current };
+            if let Some(forked) = hook.forked {
+                // SAFETY: the hook's author allows it where the caller is (1).
+                unsafe { forked(hook.data, survivor) };
+            }
+            // SAFETY: the lock is held.
+            current = unsafe { *hook.next.get() };
+        }
     }
 }

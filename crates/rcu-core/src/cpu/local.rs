@@ -56,6 +56,17 @@ impl<L: LocalLock, T> LocalCell<L, T> {
         self.lock.try_visit().then(|| VisitorGuard { cell: self })
     }
 
+    /// Enters as a visitor in the place of a thread that will never leave: in the child of a fork. False beside the guard
+    /// if that thread may have been inside, and the value half changed: not fit to be used, nor to be dropped.
+    ///
+    /// # Safety
+    /// 1. Those of [`LocalLock::seize`].
+    pub unsafe fn seize(&self) -> (VisitorGuard<'_, L, T>, bool) {
+        // SAFETY: the caller's debt.
+        let whole = unsafe { self.lock.seize() };
+        (VisitorGuard { cell: self }, whole)
+    }
+
     /// The value, which an exclusive borrow proves to be unshared.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()

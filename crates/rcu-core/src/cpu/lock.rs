@@ -8,11 +8,11 @@
 //! | word | bits | who writes |
 //! |---|---|---|
 //! | `busy` | 0 out, 1 in | the owner (and the owner's signal handlers) |
-//! | `revoked` | 0 none, 1 a visitor wants in or is in | visitors, by compare-exchange |
+//! | `revoked` | 0 none, 1 a visitor wants in, 2 a visitor is in | visitors: 0 → 1 by compare-exchange, the rest by stores |
 //!
 //! # Life
 //! Owner: `busy = 1`, `light`, read `revoked`: zero means in, else back out (`busy = 0`) and take
-//! the shared path. Visitor: `revoked: 0 → 1`, `heavy`, wait for `busy == 0`, in; `revoked = 0`.
+//! the shared path. Visitor: `revoked: 0 → 1`, `heavy`, wait for `busy == 0`, `revoked = 2`, in; `revoked = 0`.
 //!
 //! # Invariants
 //! - I1. Owner and visitor are never both inside (P8, `light`/`heavy`: at least one of them sees the other's store).
@@ -26,6 +26,12 @@
 //!
 //! # Progress
 //! Owner: wait-free. Visitor: waits for the owner's few instructions (or for as long as an owner is descheduled in them).
+//!
+//! # After a fork
+//! In the child of a fork, a lock that another thread held is held for ever. [`LocalLock::seize`] and
+//! [`SpinMutex::seize`] take it from the thread that is not there, and say whether that thread was inside, so that the
+//! value may be half changed. That is all that state 2 of `revoked` is for: a visitor waits in state 1, for a fence
+//! that takes longer than most visits.
 
 use crate::fence;
 use crate::sync::Backoff;
@@ -73,7 +79,29 @@ pub unsafe trait LocalLock: super::ZeroInit + Send + Sync {
     /// # Safety
     /// 1. The caller entered as a visitor and has not left.
     unsafe fn unvisit(&self);
+
+    /// Enters as a visitor in the place of whoever is inside and will never leave: in the child of a fork. False if
+    /// somebody may have been inside.
+    ///
+    /// The provided version suits a lock that does not tell owners from visitors.
+    ///
+    /// # Safety
+    /// 1. No other thread uses the lock, nor ever will while it believes to be inside; the caller is not inside.
+    unsafe fn seize(&self) -> bool {
+        if self.try_visit() {
+            return true;
+        }
+        // SAFETY: whoever entered is gone (1), and leaves by this call.
+        unsafe { self.unvisit() };
+        self.visit();
+        false
+    }
 }
+
+/// `revoked` of a [`BiasedLock`]: nobody, a visitor that waits, a visitor that is inside.
+const NOBODY: u32 = 0;
+const WANTED: u32 = 1;
+const INSIDE: u32 = 2;
 
 /// The lock for a slot that one thread owns: no locked instruction and no fence for the owner.
 ///
@@ -91,6 +119,15 @@ impl BiasedLock {
         pub const fn new() -> Self {
             Self { busy: AtomicU32::new(0), revoked: AtomicU32::new(0) }
         }
+    }
+
+    /// For [`LocalLock::seize`]: from here on the value may be half changed.
+    fn note_visitor_inside(&self) {
+        // ORDERING: Relaxed: read in the child of a fork only, which finds each thread between two of its instructions.
+        self.revoked.store(INSIDE, Ordering::Relaxed);
+        // ORDERING: the compiler's order of the store before the visitor's, for the same reader.
+        #[cfg(not(loom))]
+        crate::sync::atomic::compiler_fence(Ordering::SeqCst);
     }
 }
 
@@ -139,7 +176,7 @@ unsafe impl LocalLock for BiasedLock {
             fence::light();
         }
         // ORDERING: P8 (owner's load): Acquire meets the visitor's Release of `revoked = 0`.
-        if self.revoked.load(REVOKED_LOAD) == 0 {
+        if self.revoked.load(REVOKED_LOAD) == NOBODY {
             return true;
         }
         // ORDERING: P8 (owner backs out): nothing was written inside.
@@ -158,7 +195,7 @@ unsafe impl LocalLock for BiasedLock {
         // ORDERING: P8 (visitor's store): Acquire meets the previous visitor's Release (I2).
         while self
             .revoked
-            .compare_exchange_weak(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .compare_exchange_weak(NOBODY, WANTED, Ordering::Acquire, Ordering::Relaxed)
             .is_err()
         {
             backoff.snooze();
@@ -168,13 +205,14 @@ unsafe impl LocalLock for BiasedLock {
         while self.busy.load(Ordering::Acquire) != 0 {
             backoff.snooze();
         }
+        self.note_visitor_inside();
     }
 
     fn try_visit(&self) -> bool {
         // ORDERING: P8 (visitor's store), as in `visit`.
         if self
             .revoked
-            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .compare_exchange(NOBODY, WANTED, Ordering::Acquire, Ordering::Relaxed)
             .is_err()
         {
             return false;
@@ -182,16 +220,29 @@ unsafe impl LocalLock for BiasedLock {
         fence::heavy();
         // ORDERING: P8 (visitor's load), as in `visit`.
         if self.busy.load(Ordering::Acquire) == 0 {
+            self.note_visitor_inside();
             return true;
         }
         // ORDERING: P8 (visitor backs out): nothing was written inside.
-        self.revoked.store(0, Ordering::Release);
+        self.revoked.store(NOBODY, Ordering::Release);
         false
     }
 
     unsafe fn unvisit(&self) {
         // ORDERING: P8 (visitor's exit): the owner's Acquire of `revoked == 0` sees what was written.
-        self.revoked.store(0, Ordering::Release);
+        self.revoked.store(NOBODY, Ordering::Release);
+    }
+
+    unsafe fn seize(&self) -> bool {
+        // ORDERING: Relaxed: there is one thread.
+        let busy = self.busy.load(Ordering::Relaxed) != 0;
+        // ORDERING: Relaxed: there is one thread.
+        let visited = self.revoked.load(Ordering::Relaxed) == INSIDE;
+        // ORDERING: Relaxed: there is one thread; others come after it by the spawn that makes them.
+        self.busy.store(0, Ordering::Relaxed);
+        // ORDERING: Relaxed: as above.
+        self.revoked.store(INSIDE, Ordering::Relaxed);
+        !busy && !visited
     }
 }
 
@@ -367,6 +418,17 @@ impl<T> SpinMutex<T> {
     /// Takes the lock if it is free now.
     pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
         self.lock.try_visit().then(|| SpinGuard { mutex: self })
+    }
+
+    /// Takes the lock from a thread that will never give it back: in the child of a fork. False beside the guard if that
+    /// thread was inside, and the value may be half changed: not fit to be used, nor to be dropped.
+    ///
+    /// # Safety
+    /// 1. No other thread uses the mutex, nor ever will while it believes to hold it; the caller does not hold it.
+    pub unsafe fn seize(&self) -> (SpinGuard<'_, T>, bool) {
+        // SAFETY: the caller's debt.
+        let whole = unsafe { self.lock.seize() };
+        (SpinGuard { mutex: self }, whole)
     }
 
     /// The value, which an exclusive borrow proves unlocked.

@@ -12,13 +12,17 @@ mod hooks;
 mod local;
 mod lock;
 mod per_slot;
+mod register;
+mod slot_table;
 #[cfg(all(feature = "std", not(loom)))]
-mod threads;
+pub(crate) mod threads;
 
-pub use hooks::{HookList, OfflineHook};
+pub use hooks::{Forked, HookList, OfflineHook};
 pub use local::{LocalCell, OwnerGuard, VisitorGuard};
 pub use lock::{BiasedLock, LocalLock, SpinGuard, SpinLock, SpinMutex, UpLock};
 pub use per_slot::{PerSlot, ZeroInit, in_register};
+pub use register::RegisterError;
+pub use slot_table::SlotTable;
 #[cfg(all(feature = "std", not(loom)))]
 pub use threads::{MAX_THREAD_SLOTS, Threads};
 
@@ -85,6 +89,17 @@ pub unsafe trait Cpus {
         self.current()
     }
 
+    /// As [`Self::current`], and says why if there is none. For whoever would rather know than go the shared way; a
+    /// thread that registers before it needs to does not pay for it later.
+    ///
+    /// # Errors
+    /// [`RegisterError`]. The caller may use every layer all the same, on its shared path.
+    fn try_register(&self) -> Result<Slot, RegisterError> {
+        self.current().ok_or(RegisterError::AllTaken {
+            nr_slots: self.nr_slots(),
+        })
+    }
+
     /// Lists `hook`, to be run for each slot that goes offline.
     ///
     /// # Safety
@@ -131,6 +146,10 @@ unsafe impl<C: Cpus + ?Sized> Cpus for &C {
     #[inline(always)]
     fn current_if_online(&self) -> Option<Slot> {
         (**self).current_if_online()
+    }
+
+    fn try_register(&self) -> Result<Slot, RegisterError> {
+        (**self).try_register()
     }
 
     unsafe fn add_offline_hook(&self, hook: NonNull<OfflineHook>) {

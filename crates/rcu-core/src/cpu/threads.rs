@@ -3,51 +3,38 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `TAKEN[i]` bit b | slot 64·i+b belongs to a live thread | registration (0→1), the thread's end (1→0), under `REGISTRY` |
+//! | `TABLE` | which slots are taken, or kept, and by whom | registration, the thread's end, keepers: under its lock |
 //! | `SLOT` (thread-local) | this thread's slot, or `NONE`, `ASKING`, or `GONE` | its thread and its signal handlers |
 //!
 //! # Invariants
-//! - I1. A slot has at most one owner; it passes on under the `REGISTRY` lock, which orders the old owner's accesses
+//! - I1. A slot has at most one owner; it passes on under the lock of `TABLE`, which orders the old owner's accesses
 //!   before the new one's.
 //! - I2. Offline hooks run on the owner while `SLOT` still holds the slot.
 //! - I3. After the thread-local destructor ran, `SLOT` is `GONE` and stays so: late uses take the shared path.
+//! - I4. One of a thread and its signal handlers registers: `NONE` becomes `ASKING` by compare-exchange.
 //!
-//! Why the lowest free number: scans and per-slot arrays stay dense.
+//! # Contexts
+//! Registering allocates nothing of its own (`std` notes the destructor, which may allocate at a thread's first), so that
+//! an allocator above may register in the middle of an allocation. That is why a name comes from the system and not from
+//! `std::thread::current`, which allocates for threads that `std` did not start.
 
-use super::{BiasedLock, Cpus, HookList, OfflineHook, Slot, SpinMutex};
+use super::{BiasedLock, Cpus, HookList, OfflineHook, RegisterError, Slot, SlotTable};
 use core::cell::Cell;
+use core::fmt;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// How many threads can have a slot at the same time; further ones use the shared paths.
 pub const MAX_THREAD_SLOTS: usize = 1024;
 
-const WORDS: usize = MAX_THREAD_SLOTS / 64;
 /// This thread has not asked for a slot yet.
 const NONE: u32 = u32::MAX;
-/// This thread has given its slot back, or found none free, and is not to ask again.
+/// This thread has given its slot back and is not to ask again.
 const GONE: u32 = u32::MAX - 1;
 /// This thread is just getting one; a signal handler that comes in between gets none.
 const ASKING: u32 = u32::MAX - 2;
 
-/// Who holds which slot.
-struct Registry {
-    taken: [u64; WORDS],
-    /// How many layers still use the slot of a thread that has ended.
-    keepers: [u32; MAX_THREAD_SLOTS],
-}
-
-impl Registry {
-    fn give_back(&mut self, slot: Slot) {
-        if self.keepers[slot.index()] == 0 {
-            self.taken[slot.index() / 64] &= !(1 << (slot.index() % 64));
-        }
-    }
-}
-
-static REGISTRY: SpinMutex<Registry> = SpinMutex::new(Registry {
-    taken: [0; WORDS],
-    keepers: [0; MAX_THREAD_SLOTS],
-});
+static TABLE: SlotTable<MAX_THREAD_SLOTS> = SlotTable::new();
 static HOOKS: HookList = HookList::new();
 
 thread_local! {
@@ -68,11 +55,22 @@ impl Drop for Release {
         // SAFETY: this thread owns the slot, and `SLOT` still says so (I2).
         let keepers = unsafe { HOOKS.run(slot) };
         SLOT.set(GONE);
-        let mut registry = REGISTRY.lock();
         // A keeper cannot have released yet: what it waits for is this thread's own.
-        registry.keepers[slot.index()] = keepers;
-        registry.give_back(slot);
+        TABLE.give_back(slot, keepers);
     }
+}
+
+/// Frees every slot but the caller's, and puts right the layers that have said how.
+///
+/// # Safety
+/// 1. The debts of [`crate::fork::after_fork_child`].
+#[cfg(unix)]
+pub(crate) unsafe fn after_fork_child() {
+    let survivor = Threads.current_if_online();
+    // SAFETY: the child's only thread, inside nothing of RCU; `survivor` is its own slot (1).
+    unsafe { TABLE.reset_after_fork(survivor) };
+    // SAFETY: as above.
+    unsafe { HOOKS.run_forked(survivor) };
 }
 
 /// The threads of this process as slots: the [`Cpus`] of hosted programs.
@@ -85,42 +83,64 @@ impl Threads {
     #[cold]
     #[inline(never)]
     fn register() -> Option<Slot> {
-        if SLOT.get() != NONE {
-            return None;
+        Self::register_or_say_why().ok()
+    }
+
+    fn register_or_say_why() -> Result<Slot, RegisterError> {
+        match claim() {
+            Ok(()) => {}
+            Err(ASKING) => return Err(RegisterError::Busy),
+            Err(GONE) => return Err(RegisterError::Ending),
+            Err(number) => return Ok(Slot::new(number)),
         }
-        SLOT.set(ASKING);
         // The destructor must be armed before a slot is taken. A thread that is past its
         // destructors gets no slot (I3).
         if RELEASE.try_with(|_| ()).is_err() {
             SLOT.set(GONE);
-            return None;
+            return Err(RegisterError::Ending);
         }
         crate::fence::probe();
-        let mut registry = REGISTRY.lock();
-        for (i, word) in registry.taken.iter_mut().enumerate() {
-            let bit = word.trailing_ones();
-            if bit < 64 {
-                *word |= 1 << bit;
-                let number = i as u32 * 64 + bit;
-                SLOT.set(number);
-                return Some(Slot::new(number));
-            }
+        if let Some(slot) = TABLE.take(own_name(&mut [0; 16])) {
+            SLOT.set(slot.index() as u32);
+            return Ok(slot);
         }
         // All taken: this call goes the shared way, a later one asks again.
         SLOT.set(NONE);
-        None
+        Err(RegisterError::AllTaken {
+            nr_slots: MAX_THREAD_SLOTS,
+        })
     }
 
-    /// How many threads hold a slot now.
+    /// How many threads hold a slot now, those included that have ended inside a section that still lasts.
     #[must_use]
     pub fn nr_online(&self) -> usize {
-        REGISTRY
-            .lock()
-            .taken
-            .iter()
-            .map(|w| w.count_ones() as usize)
-            .sum()
+        TABLE.nr_taken()
     }
+}
+
+/// Makes `SLOT` say `ASKING` if it says `NONE`, and tells what it says if not (I4).
+fn claim() -> Result<(), u32> {
+    let old = SLOT.with(|slot| {
+        // SAFETY: a thread-local of four bytes that only this thread and its signal handlers look at.
+        let word = unsafe { AtomicU32::from_ptr(slot.as_ptr()) };
+        // ORDERING: Relaxed: same thread; an exchange because a signal handler may come in between.
+        word.compare_exchange(NONE, ASKING, Ordering::Relaxed, Ordering::Relaxed)
+    });
+    old.map(|_| ())
+}
+
+/// What the system calls this thread, in `buffer`: the first 15 bytes of what `std` calls it, if it was given a name.
+#[cfg(all(target_os = "linux", not(miri)))]
+fn own_name(buffer: &mut [u8; 16]) -> &[u8] {
+    // SAFETY: the call writes at most 16 bytes, the last of them zero.
+    let done = unsafe { libc::prctl(libc::PR_GET_NAME, buffer.as_mut_ptr()) } == 0;
+    let len = buffer.iter().position(|byte| *byte == 0).unwrap_or(0);
+    &buffer[..if done { len } else { 0 }]
+}
+
+#[cfg(not(all(target_os = "linux", not(miri))))]
+fn own_name(_buffer: &mut [u8; 16]) -> &[u8] {
+    &[]
 }
 
 // SAFETY: 1: numbers come from a table of `MAX_THREAD_SLOTS` bits; 2: I1, and the thread-local word
@@ -158,18 +178,24 @@ unsafe impl Cpus for Threads {
     }
 
     unsafe fn release(&self, slot: Slot) {
-        let mut registry = REGISTRY.lock();
-        let keepers = &mut registry.keepers[slot.index()];
-        debug_assert!(*keepers > 0, "I1: released a slot that was not kept");
-        *keepers -= 1;
-        registry.give_back(slot);
+        TABLE.release(slot);
+    }
+
+    fn try_register(&self) -> Result<Slot, RegisterError> {
+        Self::register_or_say_why()
+    }
+
+    /// Writes `thread "name" (slot 3)`, by the name that the system had for the thread when it registered (on Linux; the
+    /// number alone elsewhere).
+    fn describe(&self, slot: Slot, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        TABLE.describe(slot, f)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn a_thread_keeps_its_slot_and_gives_it_back() {
@@ -203,5 +229,21 @@ mod tests {
         let seen = RUNS.load(Ordering::Relaxed);
         std::thread::spawn(|| Threads.current()).join().unwrap();
         assert_eq!(seen, RUNS.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn each_reason_for_having_no_slot_is_told() {
+        std::thread::spawn(|| {
+            // As a signal handler on top of a registration finds it.
+            SLOT.set(ASKING);
+            assert_eq!(Threads.try_register(), Err(RegisterError::Busy));
+            assert_eq!(Threads.current(), None);
+            SLOT.set(NONE);
+            let slot = Threads.try_register();
+            assert_eq!(slot.ok(), Threads.current());
+            assert_eq!(Threads.try_register(), slot, "registering twice is once");
+        })
+        .join()
+        .unwrap();
     }
 }

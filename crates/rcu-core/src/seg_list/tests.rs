@@ -233,3 +233,70 @@ fn s9_either_kind_of_grace_period_makes_a_segment_ready() {
     list.advance_full(done_at(5, 3));
     assert_eq!(list.seglens(), [4, 0, 0, 0], "a normal one");
 }
+
+#[test]
+fn r17_what_was_kept_aside_comes_behind_everything_without_a_number() {
+    let heads: [Head; 4] = core::array::from_fn(|_| Head::new());
+    let mut list = SegList::new();
+    enqueue(&mut list, &heads[..2]);
+    let mut aside = CbList::new();
+    for head in &heads[2..] {
+        // SAFETY: the heads outlive the list, are on no list, and stay on this thread.
+        unsafe { aside.push_back(NonNull::from(head)) };
+    }
+    list.accelerate(cookie(1));
+    list.insert_pending(aside);
+    assert_eq!((list.seglens(), list.len()), ([0, 2, 0, 2], 4));
+    list.insert_pending(CbList::new());
+    list.accelerate(cookie(2));
+    list.advance(Seq::from_raw(8));
+    let order = [0, 1, 2, 3].map(|i: usize| NonNull::from(&heads[i]));
+    assert_eq!(drain(list.extract_done()), order);
+}
+
+#[test]
+fn s7_the_rest_of_a_batch_comes_in_front_of_what_was_merged_behind_it() {
+    let heads: [Head; 3] = core::array::from_fn(|_| Head::new());
+    let (mut survivor, mut dead) = (SegList::new(), SegList::new());
+    enqueue(&mut dead, &heads[..2]);
+    dead.accelerate(cookie(1));
+    dead.advance(Seq::from_raw(4));
+    let rest = dead.extract_done();
+    // SAFETY: the heads outlive the lists, are on no other, and stay on this thread.
+    assert!(unsafe { dead.entrain(NonNull::from(&heads[2])) });
+    survivor.merge(&mut dead);
+    assert_eq!((dead.len(), survivor.seglens()), (2, [1, 0, 0, 0]));
+    dead.finished(rest.len());
+    survivor.adopt_done(rest);
+    assert_eq!((dead.len(), survivor.len()), (0, 3));
+    let order = [0, 1, 2].map(|i: usize| NonNull::from(&heads[i]));
+    assert_eq!(drain(survivor.extract_done()), order);
+}
+
+#[test]
+fn removing_some_keeps_the_order_and_the_numbers_of_the_rest() {
+    let heads: [Head; 12] = core::array::from_fn(|_| Head::new());
+    let mut list = SegList::new();
+    enqueue(&mut list, &heads[..3]);
+    list.accelerate(cookie(1));
+    list.advance(Seq::from_raw(4));
+    enqueue(&mut list, &heads[3..6]);
+    list.accelerate(cookie(2));
+    enqueue(&mut list, &heads[6..9]);
+    list.accelerate(cookie(3));
+    enqueue(&mut list, &heads[9..]);
+    assert_eq!(list.seglens(), [3, 3, 3, 3]);
+    // All of the segment that waits for the earliest, and one of each of the others.
+    let gone: [NonNull<Head>; 6] = [1, 3, 4, 5, 7, 10].map(|i: usize| NonNull::from(&heads[i]));
+    assert_eq!(list.remove_if(|head| gone.contains(&head)), 6);
+    assert_eq!(list.seglens(), [2, 2, 0, 2], "I2: no gap");
+    assert_eq!((list.len(), list.in_flight()), (6, 0));
+    assert_eq!(list.pending_cookie(), Some(cookie(3)));
+    list.advance(Seq::from_raw(8));
+    assert_eq!(list.seglens()[DONE], 2, "the number went along");
+    list.advance(Seq::from_raw(12));
+    list.accelerate(cookie(4));
+    list.advance(Seq::from_raw(16));
+    let order = [0, 2, 6, 8, 9, 11].map(|i: usize| NonNull::from(&heads[i]));
+    assert_eq!(drain(list.extract_done()), order);
+}

@@ -10,15 +10,21 @@
 //! - I2. Only the owner of a slot changes its word and its place in the tree.
 
 mod calls;
+mod fork;
 mod misuse;
 mod read;
+#[cfg(all(feature = "std", not(loom)))]
+mod remember;
 mod report;
 mod send;
 mod stats;
 mod strict;
 mod wait;
 
+pub use calls::Pending;
 pub use read::Token;
+#[cfg(all(feature = "std", not(loom)))]
+pub use remember::Remembered;
 pub use report::{Blocker, Blockers, StallReport, StallsSuppressed};
 pub use send::SendToken;
 pub use stats::{GpStats, LaneStats, SlotStats, TreeStats};
@@ -32,7 +38,7 @@ use crate::place::Place;
 use crate::shared_readers::SharedReaders;
 use crate::slot::TreeSlot;
 use crate::stall::Stalls;
-use crate::trace::{Lane, NoTrace, Trace};
+use crate::trace::{Event, Lane, NoTrace, Trace};
 use crate::waiters::Waiters;
 use crate::worker::Worker;
 use core::cell::UnsafeCell;
@@ -40,13 +46,13 @@ use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use crossbeam_utils::CachePadded;
-use rcu_core::cpu::{Cpus, LocalLock, OfflineHook, PerSlot, SpinMutex};
+use rcu_core::cpu::{Cpus, LocalLock, OfflineHook, PerSlot};
 use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 
 /// RCU for many CPUs (or threads): wait-free readers, a tree that combines what they report.
 ///
 /// Lives over memory of the caller: an array of [`TreeSlot`]s and one of [`Node`]s. For a static one with its
-/// worker thread and a domain type, see [`static_tree!`](crate::static_tree).
+/// worker thread and a domain type, see `static_tree!`.
 ///
 /// ```
 /// use rcu_core::cpu::{BiasedLock, Cpus, PerSlot, Threads};
@@ -80,17 +86,18 @@ pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     shared_place: Place,
     callbacks: Callbacks,
     worker: Worker,
-    /// 0 until the hook is listed, 1 afterwards; written under `hook_lock`.
+    /// `UNLISTED`, `LISTED`, or who is at it (see `fork`).
     hooked: CachePadded<AtomicUsize>,
-    hook_lock: SpinMutex<()>,
     hook: UnsafeCell<MaybeUninit<OfflineHook>>,
     /// Of the normal and the expedited lane.
     counts: [GpCounts; 2],
     stalls: Stalls,
+    /// Makes the calling thread forget its word, for good (`remember`).
+    forget: Option<fn()>,
     trace: T,
 }
 
-// SAFETY: `hook` is written once, under `hook_lock`, before it is listed; everything else is `Sync`.
+// SAFETY: `hook` is written by one thread, before it is listed (I1 of `fork`); everything else is `Sync`.
 unsafe impl<C: Cpus + Sync, T: Trace + Sync> Sync for Tree<'_, C, T> {}
 // SAFETY: before the first use nothing refers to the tree's address; afterwards it stays in place (`new`).
 unsafe impl<C: Cpus + Send, T: Trace + Send> Send for Tree<'_, C, T> {}
@@ -105,7 +112,7 @@ impl<'a, C: Cpus> Tree<'a, C> {
         /// # Safety
         /// 1. From its first use until it has been dropped, the tree stays in place: the list of offline hooks
         ///    points into it. A static does; so does a local that is not moved or forgotten after its first use.
-        ///    [`static_tree!`](crate::static_tree) needs no `unsafe`.
+        ///    `static_tree!` needs no `unsafe`.
         /// 2. Guarantee 2 of [`Cpus`] holds whatever the lock asks for, and nobody leaves its slot inside a section (in a
         ///    kernel: preemption is off from enter to exit). The reader's word has one owner, who does not lock it.
         #[must_use]
@@ -151,11 +158,11 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 shared_place: Place::new(),
                 callbacks: Callbacks::new(),
                 worker: Worker::new(),
-                hooked: CachePadded::new(AtomicUsize::new(0)),
-                hook_lock: SpinMutex::new(()),
+                hooked: CachePadded::new(AtomicUsize::new(fork::UNLISTED)),
                 hook: UnsafeCell::new(MaybeUninit::uninit()),
                 counts: [GpCounts::new(), GpCounts::new()],
                 stalls: Stalls::new(),
+                forget: None,
                 trace,
             }
         }
@@ -171,8 +178,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         self
     }
 
-    /// Gives the tree a worker: `main` is run on a thread of its own, at first need, and is to call
-    /// [`Self::work`] on this same tree, which must be static.
+    /// Gives the tree its threads, one that drives grace periods and one that runs callbacks: `main` is run on each, at
+    /// first need, and is to call [`Self::work`] on this same tree, which must be static.
     #[cfg(feature = "std")]
     #[must_use]
     pub const fn with_worker(mut self, main: fn()) -> Self {
@@ -208,16 +215,19 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         &self.counts[lane.index()]
     }
 
-    fn lists(&self) -> Lists<'_, 'a, C::Lock> {
+    fn lists(&self) -> Lists<'_, 'a, C::Lock, T> {
         Lists {
             gp: self.gp.polled(),
             nodes: &self.nodes,
             slots: &self.slots,
+            trace: &self.trace,
         }
     }
 
     fn kick(&self) {
-        self.worker.kick();
+        if self.worker.kick_driver() {
+            self.trace.event(Event::Wakeup);
+        }
     }
 }
 
@@ -226,8 +236,8 @@ impl<C: Cpus, T: Trace> Drop for Tree<'_, C, T> {
     fn drop(&mut self) {
         self.wait_for_callbacks();
         // ORDERING: Relaxed: exclusive access.
-        if self.hooked.load(Ordering::Relaxed) != 0 {
-            // SAFETY: written before `hooked` became 1.
+        if self.hooked.load(Ordering::Relaxed) == fork::LISTED {
+            // SAFETY: written before `hooked` became `LISTED`.
             let hook = unsafe { self.hook.get_mut().assume_init_mut() };
             self.cpus.remove_offline_hook(NonNull::from(hook));
         }

@@ -3,46 +3,27 @@
 use super::Tree;
 use crate::marks::{self, Doing};
 use crate::place;
-use crate::reader::{Outcome, ReaderWord};
+use crate::reader::{Entered, Outcome, ReaderWord};
 use crate::shared_readers::Place;
 use crate::slot::TreeSlot;
 use crate::trace::Trace;
 use core::fmt;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
-use rcu_core::cpu::{Cpus, OfflineHook, Slot};
-use rcu_core::sync::atomic::Ordering;
+use rcu_core::cpu::{Cpus, Slot};
 use rcu_core::{Callback, Head, Rcu};
 
-/// What a reader gives back: the word of its slot, or the place of a reader without a slot.
+/// What a reader gives back: the word of its slot and what entering made of it; or a word of nobody, and the place of a
+/// reader without a slot.
 #[derive(Clone, Copy)]
-pub struct Token(*const ReaderWord);
-
-impl Token {
-    /// Addresses below this are places among the shared readers; no word lies in the first page.
-    const PLACES: usize = Place::LIMIT;
-
-    fn of_place(place: Place) -> Self {
-        Self(ptr::without_provenance(place.raw()))
-    }
-
-    /// The place, or else the word.
-    #[inline(always)]
-    pub(super) fn place(self) -> Result<Place, *const ReaderWord> {
-        if self.0.addr() >= Self::PLACES {
-            Err(self.0)
-        } else {
-            Ok(Place::from_raw(self.0.addr()))
-        }
-    }
+pub struct Token {
+    pub(super) word: *const ReaderWord,
+    pub(super) entered: Entered,
 }
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.place() {
-            Ok(place) => write!(f, "Token(shared {})", place.raw()),
-            Err(_) => f.write_str("Token(slot)"),
-        }
+        f.write_str("Token")
     }
 }
 
@@ -67,28 +48,6 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         own.reader.set_online();
     }
 
-    /// Lists the offline hook, once (I1).
-    pub(super) fn list_hook(&self) {
-        // ORDERING: Acquire meets the Release below: the hook is listed.
-        if self.hooked.load(Ordering::Acquire) != 0 {
-            return;
-        }
-        let _lock = self.hook_lock.lock();
-        // ORDERING: Relaxed: under `hook_lock`.
-        if self.hooked.load(Ordering::Relaxed) != 0 {
-            return;
-        }
-        // SAFETY: `offline` may run on any slot's owner while the tree is there.
-        let hook = unsafe { OfflineHook::new(Self::offline_hook, ptr::from_ref(self).cast()) };
-        // SAFETY: under `hook_lock`, before anyone else looks.
-        let place = unsafe { &mut *self.hook.get() };
-        let hook = NonNull::from(place.write(hook));
-        // SAFETY: the hook stays until `drop` takes it off the list, and is on no list yet.
-        unsafe { self.cpus.add_offline_hook(hook) };
-        // ORDERING: Release: whoever sees 1 knows the hook listed.
-        self.hooked.store(1, Ordering::Release);
-    }
-
     /// # Safety
     /// 1. `tree` is the tree that listed the hook; the caller owns `slot`.
     pub(super) unsafe fn offline_hook(tree: *const (), slot: Slot) -> bool {
@@ -97,6 +56,11 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         let Some(own) = tree.slots.get(slot) else {
             return true;
         };
+        if let Some(forget) = tree.forget
+            && tree.cpus.current_if_online() == Some(slot)
+        {
+            forget();
+        }
         if !own.reader.is_online() {
             return true;
         }
@@ -113,8 +77,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     pub(super) fn take_offline(&self, slot: Slot, own: &TreeSlot<C::Lock>) {
         loop {
             own.reader.set_offline();
-            if self.callbacks.migrate(own) {
-                self.kick();
+            if self.callbacks.migrate(&own.calls) {
+                self.kick_runner();
             }
             self.nodes.set_offline(slot, &self.trace);
             // A handler on top of this may have brought the slot online again, and then its word said so although the
@@ -125,9 +89,25 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         }
     }
 
-    /// The last section of a thread that has ended is over.
     #[cold]
     #[inline(never)]
+    pub(super) fn exit_slow(&self, token: Token) {
+        if let Some(place) = self.place_of(token) {
+            self.shared.exit(place);
+            marks::leave(self.mark(), Doing::Section);
+        } else {
+            self.end_lingering(token.word);
+        }
+        self.left(|| true);
+    }
+
+    /// Where the section of `token` is counted, if it is not by a slot's word.
+    #[inline]
+    pub(super) fn place_of(&self, token: Token) -> Option<Place> {
+        ptr::eq(token.word, self.shared.word()).then(|| Place::from_raw(token.entered.noted()))
+    }
+
+    /// The last section of a thread that has ended is over.
     pub(super) fn end_lingering(&self, word: *const ReaderWord) {
         let slot = self.slot_of(word);
         if let Some(own) = self.slots.get(slot) {
@@ -143,9 +123,12 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     #[track_caller]
     pub(super) fn enter_slow(&self) -> Token {
         if let Some(own) = self.own_slot() {
-            if own.reader.enter() == Outcome::Done {
+            if let Some(entered) = own.reader.enter() {
                 own.entered(Location::caller());
-                return Token(&raw const *own.reader);
+                return Token {
+                    word: &raw const *own.reader,
+                    entered,
+                };
             }
             debug_assert!(false, "I2: the slot was just brought online");
         }
@@ -153,15 +136,10 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         self.shared_place.note(Location::caller());
         let place = Some(Location::caller()).filter(|_| place::KEPT);
         marks::enter(self.mark(), Doing::Section, place);
-        Token::of_place(counted)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn exit_slotless(&self, place: Place) {
-        self.shared.exit(place);
-        marks::leave(self.mark(), Doing::Section);
-        self.left(|| true);
+        Token {
+            word: self.shared.word(),
+            entered: counted.noted(),
+        }
     }
 }
 
@@ -174,9 +152,12 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
         if let Some(slot) = self.cpus.current_if_online() {
             // SAFETY: `Cpus` guarantees slots below `nr_slots`, which is the array's length.
             let own = unsafe { self.slots.get_unchecked(slot) };
-            if own.reader.enter() == Outcome::Done {
+            if let Some(entered) = own.reader.enter() {
                 own.entered(Location::caller());
-                return Token(&raw const *own.reader);
+                return Token {
+                    word: &raw const *own.reader,
+                    entered,
+                };
             }
         }
         self.enter_slow()
@@ -184,43 +165,32 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
 
     #[inline(always)]
     unsafe fn exit(&self, token: Token) {
-        match token.place() {
-            Err(at) => {
-                // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
-                let word = unsafe { &*at };
-                if word.exit() == Outcome::Transition {
-                    self.end_lingering(at);
-                    self.left(|| true);
-                } else {
-                    self.left(|| word.nesting() == 0);
-                }
-            }
-            Ok(place) => self.exit_slotless(place),
+        // SAFETY: the token is a word of this tree's slots or of its shared readers, which outlive it, entered on this
+        // thread (1).
+        let word = unsafe { &*token.word };
+        if word.exit(token.entered) == Outcome::Transition {
+            self.exit_slow(token);
+        } else {
+            self.left(|| word.nesting() == 0);
         }
     }
 
     #[inline(always)]
     unsafe fn quiescent_state(&self, token: Token) -> Token {
-        match token.place() {
-            Err(at) => {
-                // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
-                let word = unsafe { &*at };
-                word.quiescent();
-                if place::KEPT
-                    && let Some(own) = self.slots.get(self.slot_of(at))
-                {
-                    own.entered(Location::caller());
-                }
-                self.left(|| word.nesting() == 1);
-                token
-            }
-            Ok(place) => {
-                self.exit_shared(place);
-                marks::leave(self.mark(), Doing::Section);
-                self.left(|| true);
-                self.enter_slow()
-            }
+        if self.place_of(token).is_some() {
+            self.exit_slow(token);
+            return self.enter_slow();
         }
+        // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
+        let word = unsafe { &*token.word };
+        let entered = word.quiescent(token.entered);
+        if place::KEPT
+            && let Some(own) = self.slots.get(self.slot_of(token.word))
+        {
+            own.entered(Location::caller());
+        }
+        self.left(|| word.nesting() == 1);
+        Token { entered, ..token }
     }
 
     unsafe fn call(&self, head: NonNull<Head>, callback: Callback) {
@@ -230,6 +200,15 @@ unsafe impl<C: Cpus, T: Trace> Rcu for Tree<'_, C, T> {
         }
         // SAFETY: the caller's debts.
         unsafe { self.queue(head) };
+    }
+
+    unsafe fn call_lazy(&self, head: NonNull<Head>, callback: Callback) {
+        // SAFETY: the head is valid (1).
+        if !unsafe { head.as_ref() }.begin_call(callback) {
+            return;
+        }
+        // SAFETY: the caller's debts.
+        unsafe { self.queue_lazily(head) };
     }
 
     fn barrier(&self) {

@@ -76,14 +76,11 @@ unsafe impl<C: Cpus, T: Trace> RcuSend for Tree<'_, C, T> {
     }
 
     unsafe fn move_off(&self, token: Token) -> SendToken {
-        let word = match token.place() {
-            Ok(place) => {
-                marks::leave(self.mark(), Doing::Section);
-                return SendToken(place);
-            }
-            Err(word) => word,
-        };
-        let slot = self.slot_of(word);
+        if let Some(place) = self.place_of(token) {
+            marks::leave(self.mark(), Doing::Section);
+            return SendToken(place);
+        }
+        let slot = self.slot_of(token.word);
         let normal = self.machine(Lane::Normal).lock();
         let expedited = self.machine(Lane::Expedited).lock();
         let place = self
@@ -93,8 +90,8 @@ unsafe impl<C: Cpus, T: Trace> RcuSend for Tree<'_, C, T> {
         drop(normal);
         self.shared_place.note(Location::caller());
         // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
-        if unsafe { &*word }.exit() == Outcome::Transition {
-            self.end_lingering(word);
+        if unsafe { &*token.word }.exit(token.entered) == Outcome::Transition {
+            self.end_lingering(token.word);
         }
         self.insist();
         SendToken(place)

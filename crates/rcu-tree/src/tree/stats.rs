@@ -6,7 +6,6 @@ use crate::trace::{Lane, Trace};
 use core::fmt;
 use core::time::Duration;
 use rcu_core::cpu::{Cpus, Slot};
-use rcu_core::sync::atomic::Ordering;
 
 /// Counts of one tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +21,8 @@ pub struct TreeStats {
     pub callbacks_run: usize,
     /// Callbacks that panicked (contained under `std`).
     pub callbacks_panicked: usize,
+    /// Callbacks that a fork left in the middle of a run or a move, about: never run in this child.
+    pub callbacks_lost: usize,
 }
 
 impl fmt::Display for TreeStats {
@@ -113,7 +114,7 @@ pub struct SlotStats {
     pub is_lingering: bool,
     /// How deep its sections nest.
     pub nesting: usize,
-    /// How many sections have ended on it, as far as the bits of half a word go.
+    /// How many sections have begun on it, as far as the bits of half a word go.
     pub sections: usize,
     /// Whether it has callbacks queued.
     pub has_callbacks: bool,
@@ -124,7 +125,7 @@ pub struct SlotStats {
 impl fmt::Display for SlotStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let online = if self.is_online { "online" } else { "offline" };
-        write!(f, "{online}, {} sections ended", self.sections)?;
+        write!(f, "{online}, {} sections begun", self.sections)?;
         if self.nesting > 0 {
             let place = EnteredAt(self.place);
             write!(f, ", inside, nested {} deep,{place}", self.nesting)?;
@@ -151,6 +152,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             slots_online,
             callbacks_run: self.callbacks.invoked(),
             callbacks_panicked: self.callbacks.panicked(),
+            callbacks_lost: self.callbacks.lost(),
         }
     }
 
@@ -184,8 +186,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             is_lingering: now.is_lingering(),
             nesting: now.nesting(),
             sections: now.sections(),
-            // ORDERING: Relaxed: a hint.
-            has_callbacks: own.has_callbacks.load(Ordering::Relaxed) != 0,
+            has_callbacks: !own.calls.is_idle(),
             place: own.place.get().filter(|_| !now.is_outside()),
         })
     }

@@ -175,6 +175,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             },
             &|| self.woke(),
         );
+        self.after_wait();
     }
 
     #[track_caller]

@@ -3,7 +3,7 @@
 #![allow(dead_code)]
 
 use rcu_core::cpu::{BiasedLock, Cpus, PerSlot, Threads};
-use rcu_tree::{Geometry, Node, Tree, TreeSlot};
+use rcu_tree::{CallbackConfig, Geometry, Node, Tree, TreeSlot};
 use std::ptr::NonNull;
 
 /// A tree of all threads with these fanouts, without a worker: whoever waits drives.
@@ -15,6 +15,11 @@ pub(crate) fn tree(fanout_leaf: usize, fanout: usize) -> &'static Tree<'static, 
 pub(crate) fn tree_with_free(free: unsafe fn(NonNull<u8>)) -> &'static Tree<'static, Threads> {
     // SAFETY: the tests queue offsets only for objects that `free` takes.
     Box::leak(Box::new(unsafe { build(16, 64).with_free(free) }))
+}
+
+/// The same as [`tree`] with the default fanouts, its callbacks batched as `config` says.
+pub(crate) fn tree_with_callbacks(config: CallbackConfig) -> &'static Tree<'static, Threads> {
+    Box::leak(Box::new(build(16, 64).with_callbacks(config)))
 }
 
 fn build(fanout_leaf: usize, fanout: usize) -> Tree<'static, Threads> {

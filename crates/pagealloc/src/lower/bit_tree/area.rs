@@ -445,6 +445,23 @@ impl Area {
         }
     }
 
+    /// Pages in whole halves that are not known to read as zeroes. A look, no claim.
+    pub(super) fn dirty_pages(&self) -> usize {
+        let word = self.word();
+        let whole = if word.is_whole() {
+            2
+        } else {
+            usize::from(word.has_whole_half())
+        };
+        // A page that is out has no zero bit (I4).
+        let zero = self.zero.chunks(ROWS / 2).filter(|half| {
+            // ORDERING: Relaxed: a look.
+            half.iter()
+                .all(|row| row.load(Ordering::Relaxed) == u64::MAX)
+        });
+        whole.saturating_sub(zero.count()) << HALF_ORDER
+    }
+
     /// Which of the pages, just claimed, read as zeroes; it is forgotten here (I4).
     fn take_zero(&self, row: usize, bits: u64) -> u64 {
         // ORDERING: Relaxed: the pages are ours, and came by P7.

@@ -1,0 +1,420 @@
+//! What a page costs: ours beside the peers, one workload generic over them.
+//!
+//! Run by `cargo xtask bench --layer pagealloc`, which repeats it and judges the ratios. Nothing touches the pages
+//! themselves, so memory is not what is measured; buddy-heap does, because its free lists lie in them.
+//!
+//! | bench | one iteration |
+//! |---|---|
+//! | `order0`, `order9` | one block allocated and freed, by each thread |
+//! | `bulk` | a 65,536th of: allocate as many pages, then free them, by the bulk calls where there are some |
+//! | `free-in-order`, `free-random` | a 65,536th of freeing as many pages, which were allocated one by one before |
+//! | `fragmentation` | nothing: the number is a count, see [`fragmentation`] |
+//!
+//! Peers: `buddy` is buddy_system_allocator's frame allocator, `buddy-locked` the same behind its spin lock, `buddy-heap` and
+//! `buddy-heap-locked` its heap; `mimalloc` is asked for as many bytes, aligned to their size.
+
+use buddy_system_allocator::{FrameAllocator, Heap, LockedFrameAllocator, LockedHeap};
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode};
+use mimalloc::MiMalloc;
+use pagealloc::{Mmap, Order, PAGE_SIZE, PageAlloc, PageReq, Zone};
+use rcu_core::cpu::Threads;
+use std::alloc::{GlobalAlloc, Layout};
+use std::cell::OnceCell;
+use std::hint::black_box;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+use std::sync::{Barrier, LazyLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Pages of a bulk pass.
+const PASS: usize = 64 << 10;
+/// Pages that each allocator has at most: 2 GiB.
+const PAGES: usize = 512 << 10;
+/// Pages of the fragmentation test: 1 GiB.
+const FRAGMENTED: usize = 256 << 10;
+/// Pages in a huge block.
+const HUGE: usize = 512;
+
+/// One thread's handle of an allocator.
+trait Pages {
+    type Block: Copy;
+
+    fn alloc(&mut self, order: u8) -> Option<Self::Block>;
+
+    fn free(&mut self, block: Self::Block, order: u8);
+
+    /// Pages up to `out`'s capacity.
+    fn alloc_bulk(&mut self, out: &mut Vec<Self::Block>) {
+        for _ in out.len()..out.capacity() {
+            out.extend(self.alloc(0));
+        }
+    }
+
+    fn free_bulk(&mut self, blocks: &[Self::Block]) {
+        blocks.iter().for_each(|&block| self.free(block, 0));
+    }
+}
+
+type OurZone = Zone<Threads, Mmap>;
+
+fn zone(pages: usize) -> OurZone {
+    let source = Mmap::reserve(pages * PAGE_SIZE).expect("address space");
+    Zone::new(Threads, source).expect("memory for the metadata")
+}
+
+static ZONE: LazyLock<OurZone> = LazyLock::new(|| zone(PAGES));
+static FRAMES: LazyLock<LockedFrameAllocator> = LazyLock::new(|| {
+    let frames = LockedFrameAllocator::new();
+    frames.lock().add_frame(0, PAGES);
+    frames
+});
+static HEAP: LazyLock<LockedHeap<33>> = LazyLock::new(|| {
+    let locked = LockedHeap::empty();
+    *locked.lock() = heap();
+    locked
+});
+
+/// buddy_system_allocator's heap over as much memory as the others have, which is never freed.
+fn heap() -> Heap<33> {
+    let layout = Layout::from_size_align(PAGES * PAGE_SIZE, Order::MAX.bytes()).expect("small");
+    // SAFETY: not empty.
+    let memory = unsafe { std::alloc::alloc(layout) };
+    assert!(!memory.is_null());
+    let mut heap = Heap::empty();
+    // SAFETY: memory that nobody else uses. The heap makes pointers of integers.
+    unsafe { heap.init(memory.expose_provenance(), PAGES * PAGE_SIZE) };
+    heap
+}
+
+#[inline(always)]
+fn order(log2_pages: u8) -> Order {
+    Order::new(log2_pages).expect("an order")
+}
+
+#[inline(always)]
+fn layout(log2_pages: u8) -> Layout {
+    let bytes = order(log2_pages).bytes();
+    Layout::from_size_align(bytes, bytes).expect("a power of two")
+}
+
+struct Ours<'z>(&'z OurZone);
+
+impl Pages for Ours<'_> {
+    type Block = NonNull<u8>;
+
+    #[inline(always)]
+    fn alloc(&mut self, log2_pages: u8) -> Option<NonNull<u8>> {
+        self.0.alloc(PageReq::new(order(log2_pages))).ok()
+    }
+
+    #[inline(always)]
+    fn free(&mut self, block: NonNull<u8>, log2_pages: u8) {
+        // SAFETY: the benches free what they allocated, once.
+        unsafe { self.0.free(block, order(log2_pages)) };
+    }
+
+    fn alloc_bulk(&mut self, out: &mut Vec<NonNull<u8>>) {
+        let places: &mut [MaybeUninit<_>] = out.spare_capacity_mut();
+        let got = self.0.alloc_bulk(PageReq::new(Order::ZERO), places);
+        let len = out.len() + got;
+        // SAFETY: filled from the front.
+        unsafe { out.set_len(len) };
+    }
+
+    fn free_bulk(&mut self, blocks: &[NonNull<u8>]) {
+        // SAFETY: as above.
+        unsafe { self.0.free_bulk(blocks, Order::ZERO) };
+    }
+}
+
+struct Frames(FrameAllocator);
+
+impl Pages for Frames {
+    type Block = usize;
+
+    #[inline(always)]
+    fn alloc(&mut self, log2_pages: u8) -> Option<usize> {
+        self.0.alloc(1 << log2_pages)
+    }
+
+    #[inline(always)]
+    fn free(&mut self, block: usize, log2_pages: u8) {
+        self.0.dealloc(block, 1 << log2_pages);
+    }
+}
+
+struct Bytes(Heap<33>);
+
+impl Pages for Bytes {
+    type Block = NonNull<u8>;
+
+    #[inline(always)]
+    fn alloc(&mut self, log2_pages: u8) -> Option<NonNull<u8>> {
+        self.0.alloc(layout(log2_pages)).ok()
+    }
+
+    #[inline(always)]
+    fn free(&mut self, block: NonNull<u8>, log2_pages: u8) {
+        // SAFETY: the benches free what they allocated, once.
+        unsafe { self.0.dealloc(block, layout(log2_pages)) };
+    }
+}
+
+struct LockedFrames(&'static LockedFrameAllocator);
+
+impl Pages for LockedFrames {
+    type Block = usize;
+
+    #[inline(always)]
+    fn alloc(&mut self, log2_pages: u8) -> Option<usize> {
+        self.0.lock().alloc(1 << log2_pages)
+    }
+
+    #[inline(always)]
+    fn free(&mut self, block: usize, log2_pages: u8) {
+        self.0.lock().dealloc(block, 1 << log2_pages);
+    }
+}
+
+struct LockedBytes(&'static LockedHeap<33>);
+
+impl Pages for LockedBytes {
+    type Block = NonNull<u8>;
+
+    #[inline(always)]
+    fn alloc(&mut self, log2_pages: u8) -> Option<NonNull<u8>> {
+        self.0.lock().alloc(layout(log2_pages)).ok()
+    }
+
+    #[inline(always)]
+    fn free(&mut self, block: NonNull<u8>, log2_pages: u8) {
+        // SAFETY: the benches free what they allocated, once.
+        unsafe { self.0.lock().dealloc(block, layout(log2_pages)) };
+    }
+}
+
+struct Mi;
+
+impl Pages for Mi {
+    type Block = NonNull<u8>;
+
+    #[inline(always)]
+    fn alloc(&mut self, log2_pages: u8) -> Option<NonNull<u8>> {
+        // SAFETY: the layout is not empty.
+        NonNull::new(unsafe { MiMalloc.alloc(layout(log2_pages)) })
+    }
+
+    #[inline(always)]
+    fn free(&mut self, block: NonNull<u8>, log2_pages: u8) {
+        // SAFETY: the benches free what they allocated, once.
+        unsafe { MiMalloc.dealloc(block.as_ptr(), layout(log2_pages)) };
+    }
+}
+
+/// `iterations` blocks, each freed before the next one.
+#[inline(never)]
+fn pairs<const ORDER: u8, P: Pages>(pages: &mut P, iterations: u64) {
+    for _ in 0..iterations {
+        let block = black_box(pages.alloc(ORDER)).expect("memory");
+        pages.free(block, ORDER);
+    }
+}
+
+/// `pairs` on each of `threads` threads, from the first one's start to the last one's end.
+fn on_threads<const ORDER: u8, P: Pages>(
+    threads: usize,
+    iterations: u64,
+    new: impl Fn() -> P + Sync,
+) -> Duration {
+    let barrier = Barrier::new(threads);
+    let run = || {
+        let mut pages = new();
+        pairs::<ORDER, P>(&mut pages, 1000);
+        barrier.wait();
+        let start = Instant::now();
+        pairs::<ORDER, P>(&mut pages, iterations);
+        (start, Instant::now())
+    };
+    let spans: Vec<(Instant, Instant)> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| thread.join().expect("no panic");
+        threads.into_iter().map(join).collect()
+    });
+    let first = spans.iter().map(|span| span.0).min().expect("a thread");
+    let last = spans.iter().map(|span| span.1).max().expect("a thread");
+    last - first
+}
+
+/// The time of `iterations` pages, measured over whole passes.
+fn by_passes(iterations: u64, mut pass: impl FnMut() -> Duration) -> Duration {
+    let passes = iterations.div_ceil(PASS as u64);
+    let time: Duration = (0..passes).map(|_| pass()).sum();
+    time.mul_f64(iterations as f64 / (passes * PASS as u64) as f64)
+}
+
+fn bulk<P: Pages>(pages: &mut P) -> Duration {
+    let mut out = Vec::with_capacity(PASS);
+    let start = Instant::now();
+    pages.alloc_bulk(&mut out);
+    assert_eq!(out.len(), PASS);
+    pages.free_bulk(&out);
+    start.elapsed()
+}
+
+/// A generator that is the same in each run: Marsaglia's xorshift.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end as u64) as usize
+    }
+
+    fn shuffle<T>(&mut self, values: &mut [T]) {
+        for last in (1..values.len()).rev() {
+            values.swap(last, self.below(last + 1));
+        }
+    }
+}
+
+/// Only the frees are timed.
+fn frees<P: Pages>(pages: &mut P, shuffled: bool) -> Duration {
+    let mut out: Vec<_> = (0..PASS).map(|_| pages.alloc(0).expect("memory")).collect();
+    if shuffled {
+        Dice(0x2545_f491_4f6c_dd1d).shuffle(&mut out);
+    }
+    let start = Instant::now();
+    for block in out {
+        pages.free(block, 0);
+    }
+    start.elapsed()
+}
+
+/// LLFree's fragmentation test: 1 GiB is filled page by page, half of it freed at random, and then eight times a tenth of
+/// what is out freed at random and allocated again. Says how many huge blocks have a page out then.
+fn fragmentation<P: Pages>(mut pages: P, number: impl Fn(P::Block) -> usize) -> usize {
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let mut out: Vec<_> = core::iter::from_fn(|| pages.alloc(0)).collect();
+    assert_eq!(out.len(), FRAGMENTED);
+    dice.shuffle(&mut out);
+    let mut free = |pages: &mut P, out: &mut Vec<P::Block>, nr: usize| {
+        for _ in 0..nr {
+            let block = out.swap_remove(dice.below(out.len()));
+            pages.free(block, 0);
+        }
+    };
+    free(&mut pages, &mut out, FRAGMENTED / 2);
+    for _ in 0..8 {
+        let tenth = out.len() / 10;
+        free(&mut pages, &mut out, tenth);
+        out.extend((0..tenth).map(|_| pages.alloc(0).expect("as many were freed")));
+    }
+    let mut used = vec![false; FRAGMENTED / HUGE];
+    for &block in &out {
+        used[number(block) / HUGE] = true;
+    }
+    used.iter().filter(|&&used| used).count()
+}
+
+fn our_fragmentation() -> usize {
+    let zone = zone(FRAGMENTED);
+    let base = zone.span().base.addr().get();
+    assert!(
+        base.is_multiple_of(HUGE * PAGE_SIZE),
+        "huge blocks are whole"
+    );
+    fragmentation(Ours(&zone), |block| (block.addr().get() - base) / PAGE_SIZE)
+}
+
+fn frames(pages: usize) -> Frames {
+    let mut frames = FrameAllocator::new();
+    frames.add_frame(0, pages);
+    Frames(frames)
+}
+
+struct Bench<'g, 'c> {
+    group: &'g mut BenchmarkGroup<'c, WallTime>,
+}
+
+impl Bench<'_, '_> {
+    fn pairs<const ORDER: u8, P: Pages>(
+        &mut self,
+        name: &str,
+        threads: &[usize],
+        new: impl Fn() -> P + Sync,
+    ) {
+        for &threads in threads {
+            self.group
+                .bench_function(BenchmarkId::new(name, threads), |bencher| {
+                    bencher.iter_custom(|n| on_threads::<ORDER, P>(threads, n, &new));
+                });
+        }
+    }
+
+    fn passes(&mut self, name: &str, mut pass: impl FnMut() -> Duration) {
+        self.group
+            .bench_function(BenchmarkId::new(name, 1), |bencher| {
+                bencher.iter_custom(|n| by_passes(n, &mut pass));
+            });
+    }
+
+    /// A count in the place of nanoseconds: the table has one column.
+    fn count(&mut self, name: &str, measure: impl Fn() -> usize) {
+        let count = OnceCell::new();
+        self.group
+            .bench_function(BenchmarkId::new(name, 0), |bencher| {
+                bencher.iter_custom(|n| {
+                    // criterion doubles `n` until real time has passed.
+                    thread::sleep(Duration::from_millis(2));
+                    Duration::from_nanos(*count.get_or_init(&measure) as u64 * n)
+                });
+            });
+        if let Some(used) = count.get() {
+            let all = FRAGMENTED / HUGE;
+            println!("{name}: {} of {all} huge blocks are free", all - used);
+        }
+    }
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(50))
+        .measurement_time(Duration::from_millis(200))
+        .sample_size(20)
+        .nresamples(1000)
+        .configure_from_args();
+    let mut group = criterion.benchmark_group("page");
+    group.sampling_mode(SamplingMode::Flat);
+    let mut bench = Bench { group: &mut group };
+
+    let threads = [1, 2, 4];
+    bench.pairs::<0, _>("order0", &threads, || Ours(&ZONE));
+    bench.pairs::<0, _>("order0-mimalloc", &threads, || Mi);
+    bench.pairs::<0, _>("order0-buddy-locked", &threads, || LockedFrames(&FRAMES));
+    bench.pairs::<0, _>("order0-buddy-heap-locked", &threads, || LockedBytes(&HEAP));
+    bench.pairs::<0, _>("order0-buddy", &[1], || frames(PAGES));
+    bench.pairs::<9, _>("order9", &threads, || Ours(&ZONE));
+    bench.pairs::<9, _>("order9-mimalloc", &[1], || Mi);
+    bench.pairs::<9, _>("order9-buddy-locked", &threads, || LockedFrames(&FRAMES));
+
+    let mut theirs = frames(PAGES);
+    bench.passes("bulk", || bulk(&mut Ours(&ZONE)));
+    bench.passes("bulk-buddy", || bulk(&mut theirs));
+    let mut bytes = Bytes(heap());
+    bench.passes("bulk-buddy-heap", || bulk(&mut bytes));
+    bench.passes("bulk-mimalloc", || bulk(&mut Mi));
+    bench.passes("free-in-order", || frees(&mut Ours(&ZONE), false));
+    bench.passes("free-random", || frees(&mut Ours(&ZONE), true));
+    bench.passes("free-random-buddy", || frees(&mut theirs, true));
+
+    bench.count("fragmentation", our_fragmentation);
+    bench.count("fragmentation-buddy", || {
+        fragmentation(frames(FRAGMENTED), |frame| frame)
+    });
+    group.finish();
+    criterion.final_summary();
+}
