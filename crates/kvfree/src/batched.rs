@@ -568,7 +568,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Drop for Kvfree<C, P, R, O> {
         let inner = self.inner();
         // SAFETY: written in `new`; removed from the list just below, and not touched otherwise.
         let hook = unsafe { NonNull::new_unchecked(inner.hook.get()) };
-        inner.cpus.remove_offline_hook(hook.cast());
+        // SAFETY: this value's hook, which is about to go.
+        unsafe { inner.cpus.remove_offline_hook(hook.cast()) };
         for slot in inner.used_slots() {
             let stock = slot.waiting.visit().take_stock();
             inner.free_blocks(stock);

@@ -26,7 +26,7 @@
 //!
 //!     unsafe fn add_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
 //!
-//!     fn remove_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
+//!     unsafe fn remove_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
 //! }
 //!
 //! /// What the firmware says: physical start, bytes, and whether it is memory to be used.
@@ -63,7 +63,7 @@
 //!
 //! let zone = init(direct_map()).unwrap();
 //! let usable = (0x09_f000 + 0x30_0000 + 0x20_0000) / PAGE_SIZE;
-//! assert!(zone.total_pages() > usable - 20);
+//! assert!(zone.total_pages() > usable - usable / 20);
 //! assert_eq!(zone.regions().count(), 3);
 //!
 //! // A stack, a page table, a buffer of 44 KiB for a device that wants it on a 64 KiB boundary.

@@ -590,7 +590,8 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
 impl<C: Cpus, S: Source, B: Lower> Drop for Zone<C, S, B> {
     fn drop(&mut self) {
         // From here on no hook runs, and nobody else refers to the zone: the source may take the memory back.
-        self.cpus.remove_offline_hook(self.shared().hook());
+        // SAFETY: the zone's hook, which is about to go.
+        unsafe { self.cpus.remove_offline_hook(self.shared().hook()) };
     }
 }
 

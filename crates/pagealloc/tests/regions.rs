@@ -441,6 +441,15 @@ mod threads {
     const CHUNK_PAGES: usize = 1024;
     const ROUNDS: usize = 60;
 
+    /// Ends the other threads, however the test ends.
+    struct StopAtTheEnd<'a>(&'a AtomicBool);
+
+    impl Drop for StopAtTheEnd<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn removal_races_with_allocation() {
         let zone = &Zone::new(
@@ -495,6 +504,7 @@ mod threads {
                     }
                 });
             }
+            let _stop = StopAtTheEnd(stop);
             for round in 0..ROUNDS {
                 let chunk = 1 + round % (CHUNKS - 1);
                 let range = range(chunk * CHUNK_PAGES, CHUNK_PAGES);
@@ -513,7 +523,6 @@ mod threads {
                     Err(error) => panic!("{error}"),
                 }
             }
-            stop.store(true, Ordering::Relaxed);
         });
         assert_eq!(zone.nr_allocated(), 0);
         assert_eq!(zone.total_pages(), CHUNKS * CHUNK_PAGES);

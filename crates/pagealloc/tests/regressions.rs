@@ -129,7 +129,7 @@ unsafe impl Cpus for Machine {
 
     unsafe fn add_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
 
-    fn remove_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
+    unsafe fn remove_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
 }
 
 /// On one processor a try-lock that always succeeds lets an interrupt into half-done lists.

@@ -86,6 +86,7 @@ fn p19_memory_of_a_region_that_comes_back_changed_is_not_taken_for_damaged() {
 #[cfg(feature = "guard")]
 mod guard {
     use super::*;
+    use core::ptr::NonNull;
     use pagealloc::Guards;
 
     fn guarded() -> [UserZone; 2] {

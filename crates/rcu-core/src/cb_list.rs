@@ -62,7 +62,7 @@ impl CbList {
     ///
     /// # Safety
     /// 1. `head` stays valid until it was popped from this list, or from the list that this one was moved to.
-    /// 2. It is on no list.
+    /// 2. It is on no list, and nobody else writes to it until then.
     /// 3. The list, and the head with it, may be moved to another thread.
     ///
     /// ```

@@ -145,7 +145,8 @@ pub unsafe trait GracePeriod {
 /// # Guarantees
 /// Beside those of [`GracePeriod`]:
 /// 5. `enter` and `exit` are wait-free, nest, and may come in signal handlers and interrupts. Tokens may be
-///    given back in any order; the section ends with the last.
+///    given back in any order; the section ends with the last. They do not unwind, nor does `quiescent_state`
+///    (a guard could not tell then whether its token was given back).
 /// 6. `call` runs its callback exactly once, after a grace period that began after the call, with no lock of
 ///    the implementation held and outside any section of it. It never blocks and never allocates, and may be
 ///    called from sections and from callbacks (R4). What its caller did before is visible to the callback.
@@ -175,6 +176,8 @@ pub unsafe trait Rcu: GracePeriod {
     /// 3. A function callback may be run from any thread.
     /// 4. For [`Callback::Free`], the implementation was given a way to free objects, and the object
     ///    came from there; `head`'s provenance covers the whole object.
+    /// 5. Until the callback gets it, nobody calls a method of `head` that writes to it: so readers, who may hold a
+    ///    reference to the object, cannot reach it from safe code (a private field).
     #[doc(alias = "call_rcu")]
     #[doc(alias = "call_rcu_hurry")]
     unsafe fn call(&self, head: NonNull<Head>, callback: Callback);

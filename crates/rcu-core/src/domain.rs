@@ -20,6 +20,46 @@
 ///     &EACH_TIME_ANOTHER // what the macro expands to
 /// }
 /// ```
+///
+/// Nor may what it is read through be another at another time, so it is not looked for behind a `Deref` of anybody's:
+///
+/// ```compile_fail
+/// # mod hidden {
+/// #     use rcu_core::{GracePeriod, Cookie, Rcu, Head, Callback};
+/// #     pub struct Other;
+/// #     // SAFETY: nobody reads.
+/// #     unsafe impl GracePeriod for Other {
+/// #         fn snapshot(&self) -> Cookie { Cookie::COMPLETED }
+/// #         fn start(&self) -> Cookie { Cookie::COMPLETED }
+/// #         fn poll(&self, _: Cookie) -> bool { true }
+/// #         fn wait(&self, _: Cookie) {}
+/// #         fn drive(&self) -> bool { false }
+/// #         fn grace_periods(&self) -> usize { 0 }
+/// #     }
+/// #     // SAFETY: for this example, which does not compile.
+/// #     unsafe impl Rcu for Other {
+/// #         type Token = ();
+/// #         fn enter(&self) {}
+/// #         unsafe fn exit(&self, _: ()) {}
+/// #         unsafe fn call(&self, _: core::ptr::NonNull<Head>, _: Callback) {}
+/// #         fn barrier(&self) {}
+/// #     }
+/// # }
+/// # use hidden::Other;
+/// static FIRST: Other = Other;
+/// static SECOND: Other = Other;
+/// struct NowThisNowThat;
+/// impl core::ops::Deref for NowThisNowThat {
+///     type Target = Other;
+///     fn deref(&self) -> &Other {
+///         if std::process::id() % 2 == 0 { &FIRST } else { &SECOND }
+///     }
+/// }
+/// static EITHER: NowThisNowThat = NowThisNowThat;
+/// rcu_core::domain! {
+///     struct Routes = EITHER: Other;
+/// }
+/// ```
 #[macro_export]
 macro_rules! domain {
     ($(#[$m:meta])* $vis:vis struct $name:ident = $rcu:path : $t:ty;) => {
@@ -27,25 +67,46 @@ macro_rules! domain {
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
         $vis struct $name;
 
-        $crate::__domain!($name, $rcu, $t);
+        $crate::__domain!(unsafe $name, $rcu, $t);
     };
+}
+
+/// What a static is, or always stands for, that a domain is made of.
+///
+/// # Safety
+/// 1. `named` returns the same value at every call.
+#[doc(hidden)]
+pub unsafe trait Named {
+    type Rcu: crate::Rcu;
+    fn named(&'static self) -> &'static Self::Rcu;
+}
+
+// SAFETY: the value itself.
+unsafe impl<R: crate::Rcu> Named for R {
+    type Rcu = R;
+
+    #[inline(always)]
+    fn named(&'static self) -> &'static R {
+        self
+    }
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __domain {
-    ($name:ident, $rcu:path, $t:ty) => {
-        $crate::__domain!($name, $rcu, $t, <$t as $crate::Rcu>::enter);
+    (unsafe $name:ident, $rcu:path, $t:ty) => {
+        $crate::__domain!(unsafe $name, $rcu, $t, <$t as $crate::Rcu>::enter);
     };
-    // With another way to enter the static than its own `enter`.
-    ($name:ident, $rcu:path, $t:ty, $enter:expr) => {
+    // With another way to enter the static than its own `enter`, for which whoever writes `unsafe` vouches.
+    (unsafe $name:ident, $rcu:path, $t:ty, $enter:expr) => {
         const _: () = {
             use $crate::{Callback, Cookie, FullCookie, GracePeriod, Head, Rcu};
 
-            /// The static behind the domain. A constant does not pass: what has inner state is not promoted.
+            /// The static behind the domain. A constant does not pass: what has inner state is not promoted. A `Deref`
+            /// does not either: it need not lead to the same place each time.
             #[inline(always)]
             fn rcu() -> &'static $t {
-                &$rcu
+                $crate::__Named::named(&$rcu)
             }
 
             // SAFETY: every method is that of one static RCU.
@@ -143,7 +204,8 @@ macro_rules! __domain {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __domain_send {
-    ($name:ident, $rcu:path, $t:ty) => {
+    // Whoever writes `unsafe` vouches that the static is that of the domain.
+    (unsafe $name:ident, $rcu:path, $t:ty) => {
         // SAFETY: every method is that of one static RCU.
         unsafe impl $crate::RcuSend for $name {
             type SendToken = <$t as $crate::RcuSend>::SendToken;

@@ -11,7 +11,8 @@
 //!
 //! # Invariants
 //! - I1. A head is on at most one list, and its two words are written only by who holds it: the retiring thread
-//!   before it is queued, the list's lock holder while it is queued, the callback's runner afterwards.
+//!   before it is queued, the list's lock holder while it is queued, the callback's runner afterwards. (The methods that
+//!   write are safe: that nobody calls them meanwhile is a debt of whoever queues the head, as that it stays valid.)
 //! - I2. Both words are interior-mutable: readers may still hold a shared reference to the object around the head.
 //! - I3. Where heads are watched (debug builds, feature `debug-heads`), `next` is null exactly while the head is on no
 //!   list: the end of a list is a mark, which [`Head::next`] reads as null. All-zero bytes stay a head on no list. What
@@ -339,14 +340,29 @@ macro_rules! head_offset {
 /// struct Route { prefix: u64 }
 /// has_head!(Route, prefix);
 /// ```
+/// also one that leads to a head, which is not in the object:
+/// ```compile_fail
+/// use rcu_core::{Head, has_head};
+/// struct Route { prefix: u64, head: Box<Head> }
+/// has_head!(Route, head);
+/// ```
+/// and a head that may lie askew:
+/// ```compile_fail
+/// use rcu_core::{Head, has_head};
+/// #[repr(C, packed)]
+/// struct Route { prefix: u64, head: Head }
+/// has_head!(Route, head);
+/// ```
 #[macro_export]
 macro_rules! has_head {
     ($object:ty, $field:ident) => {
-        // SAFETY: the offset is the field's own, and the function below only compiles for a `Head`.
+        // SAFETY: the offset is the field's own, and the function below only compiles for a `Head`: a reference in an
+        // array is not coerced to what its referent derefs to.
         unsafe impl $crate::HasHead for $object {
             const OFFSET: $crate::HeadOffset = {
-                const fn field_is_a_head(object: &$object) -> &$crate::Head {
-                    &object.$field
+                const fn field_is_a_head(object: &$object) -> [&$crate::Head; 1] {
+                    let field = [&object.$field];
+                    field
                 }
                 let _ = field_is_a_head;
                 $crate::head_offset!($object, $field)

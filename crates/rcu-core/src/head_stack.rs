@@ -47,7 +47,7 @@ impl HeadStack {
     ///
     /// # Safety
     /// 1. `head` stays valid until it was popped from the list that [`Self::take`] returns it in.
-    /// 2. It is on no list, and may be moved to another thread.
+    /// 2. It is on no list, and may be moved to another thread; nobody else writes to it until then.
     ///
     /// ```
     /// use core::ptr::NonNull;

@@ -30,6 +30,8 @@ pub use boxed::{RcuBox, Reclaimer};
 pub use cb_list::CbList;
 pub use cell::{CompareExchangeError, RcuCell, RcuPointer};
 pub use contract::{Domain, GracePeriod, NoReaders, Rcu, RcuSend};
+#[doc(hidden)]
+pub use domain::Named as __Named;
 pub use double_call::{DoubleCall, double_calls, on_double_call};
 pub use guard::{Guard, read, read_lock};
 pub use head::{Callback, HasHead, Head, HeadFn, HeadOffset, MAX_OFFSET_WORDS};

@@ -258,7 +258,8 @@ impl<R> NullsHead<R> {
     /// 1. `link` is in no chain, and nobody else touches it, or adds to or removes from this chain, meanwhile.
     /// 2. From now until a grace period of `R` that began after its last [`del`](NullsLink::del), its memory holds a
     ///    [`NullsLink`] that nothing but the functions of this module write; in this chain and in any other, whose
-    ///    readers are also in sections of `R`.
+    ///    readers are also in sections of `R`. (Of every RCU that a section of `R` may stand for: a domain stands for one, a
+    ///    reference to a tree for any tree.)
     /// 3. The head does not move while links are in its chain.
     ///
     /// ```

@@ -6,11 +6,14 @@
 //! to make, copy and drop. [`Online::quiescent`] borrows it mutably, so the compiler proves that no reference read under
 //! it is alive when grace periods may pass. No other guard that may exist beside it spoils this: while one does, the
 //! nesting depth is above one and the quiescent state passes nothing on.
+//!
+//! An [`Online`] holds a token that it was given and has not given back, whenever foreign code can see it: also if what
+//! runs offline panics, or going online does. If a quiescent state unwinds, nobody knows, and the program ends.
 
 use crate::contract::{Rcu, RcuSend};
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::ManuallyDrop;
+use core::mem;
 
 /// Evidence that a read-side critical section of `R` lasts while the value exists.
 ///
@@ -85,9 +88,18 @@ impl<R: Rcu> Online<R> {
     #[doc(alias = "rcu_quiescent_state")]
     #[track_caller]
     pub fn quiescent(&mut self) {
+        /// Panicking while panicking aborts, with or without `std`.
+        struct NoUnwind;
+        impl Drop for NoUnwind {
+            fn drop(&mut self) {
+                panic!("a quiescent state unwound: nobody knows whether the thread is online");
+            }
+        }
+        let whole = NoUnwind;
         // SAFETY: the token came from this RCU on this thread and is replaced by the new one; references read under
         // this section borrow `self`, which is borrowed mutably now.
         self.token = unsafe { self.rcu.quiescent_state(self.token) };
+        mem::forget(whole);
     }
 
     /// Takes the thread offline while `f` runs, so that a blocking call holds up no grace period.
@@ -106,8 +118,10 @@ impl<R: Rcu> Online<R> {
         unsafe { again.0.rcu.exit(again.0.token) };
         let result = f();
         // Not by `Again`, so that the section is known by the caller's place.
-        let mut again = ManuallyDrop::new(again);
-        again.0.token = again.0.rcu.enter();
+        let token = again.0.rcu.enter();
+        again.0.token = token;
+        // Only now: had that `enter` panicked, the old token would be given back twice.
+        mem::forget(again);
         result
     }
 

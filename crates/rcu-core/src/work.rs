@@ -239,7 +239,9 @@ impl<T, Q> RcuWork<T, Q> {
         /// A work whose function gets a pointer to it, and may free it: for one that is embedded in an object.
         ///
         /// # Safety
-        /// 1. `func` may be called with a pointer to this work, from any thread, once for each time that it was queued.
+        /// 1. `func` may be called with a pointer to this work, from any thread, once for each time that it was queued, by
+        ///    [`Self::queue`] too: whoever comes by a `&'static` reference to the work may do that, and `func` then gets a
+        ///    pointer that was made from it. A function that frees the work sees to it that nobody does.
         ///
         /// ```
         /// use core::ptr::NonNull;

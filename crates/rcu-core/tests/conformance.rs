@@ -14,7 +14,11 @@ local_lock_conformance!(biased_lock, BiasedLock::new());
 local_lock_conformance!(biased_lock_threads, threads: BiasedLock::new());
 local_lock_conformance!(spin_lock, SpinLock::new());
 local_lock_conformance!(spin_lock_threads, threads: SpinLock::new());
-local_lock_conformance!(up_lock, UpLock::new());
+local_lock_conformance!(
+    up_lock,
+    // SAFETY: the suite uses it from one thread, or finds that out.
+    unsafe { UpLock::new() }
+);
 
 cpus_conformance!(threads_as_slots, Threads);
 cpus_conformance!(threads_as_slots_threads, threads: Threads);

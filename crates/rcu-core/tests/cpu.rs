@@ -34,7 +34,8 @@ fn reentrance<L: LocalLock>(lock: L) {
 
 #[test]
 fn t26_up_lock_sees_reentrance() {
-    reentrance(UpLock::new());
+    // SAFETY: used by this thread only.
+    reentrance(unsafe { UpLock::new() });
 }
 
 #[test]
@@ -66,7 +67,8 @@ fn seizure<L: LocalLock>(make: impl Fn() -> L) {
 fn a_lock_is_seized_from_whoever_is_gone() {
     seizure(BiasedLock::new);
     seizure(SpinLock::new);
-    seizure(UpLock::new);
+    // SAFETY: used by this thread only.
+    seizure(|| unsafe { UpLock::new() });
     let mutex = SpinMutex::new(1);
     // SAFETY: one thread, which does not hold it.
     assert!(unsafe { mutex.seize() }.1);

@@ -132,7 +132,8 @@ fn hooks_run_in_the_child_though_a_thread_was_in_the_middle_of_running_them() {
             check(Threads.current() == Some(mine) && Threads.nr_online() == 1);
             stuck.on.store(usize::MAX, Ordering::Relaxed);
             check(std::thread::spawn(|| Threads.current()).join().is_ok());
-            Threads.remove_offline_hook(NonNull::from(&hook));
+            // SAFETY: this test\'s hook.
+            unsafe { Threads.remove_offline_hook(NonNull::from(&hook)) };
             // SAFETY: again, with nothing used since that matters; this hook is gone.
             unsafe { fork::after_fork_child() };
             check(SURVIVORS.load(Ordering::Relaxed) == 2);
@@ -140,7 +141,8 @@ fn hooks_run_in_the_child_though_a_thread_was_in_the_middle_of_running_them() {
         stuck.go.wait();
         (child, ending.join().unwrap())
     });
-    Threads.remove_offline_hook(NonNull::from(&hook));
+    // SAFETY: this test\'s hook.
+    unsafe { Threads.remove_offline_hook(NonNull::from(&hook)) };
     assert_eq!(child, Ok(()));
     assert_ne!(ending, mine);
     assert_eq!(SURVIVORS.load(Ordering::Relaxed), 0, "not in the parent");

@@ -68,12 +68,15 @@ fn a_kept_slot_gets_no_new_owner_before_release() {
     assert_eq!(Threads.nr_online(), online - 1);
     assert_eq!(slot_of_a_thread(), kept);
 
-    Threads.remove_offline_hook(NonNull::from(&keeper));
-    Threads.remove_offline_hook(NonNull::from(&keeper));
+    // SAFETY: this test\'s hook.
+    unsafe { Threads.remove_offline_hook(NonNull::from(&keeper)) };
+    // SAFETY: this test\'s hook.
+    unsafe { Threads.remove_offline_hook(NonNull::from(&keeper)) };
     SEEN.lock().unwrap().clear();
     let last = slot_of_a_thread();
     assert_eq!(*SEEN.lock().unwrap(), [(2, last)]);
-    Threads.remove_offline_hook(NonNull::from(&other));
+    // SAFETY: this test\'s hook.
+    unsafe { Threads.remove_offline_hook(NonNull::from(&other)) };
     slot_of_a_thread();
     assert_eq!(SEEN.lock().unwrap().len(), 1);
 }

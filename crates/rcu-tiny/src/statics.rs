@@ -45,6 +45,16 @@ impl TinyStatic {
     }
 }
 
+// SAFETY: always the same one.
+unsafe impl rcu_core::__Named for TinyStatic {
+    type Rcu = Tiny;
+
+    #[inline(always)]
+    fn named(&'static self) -> &'static Tiny {
+        &self.0
+    }
+}
+
 impl Deref for TinyStatic {
     type Target = Tiny;
 

@@ -109,8 +109,8 @@ macro_rules! static_tree {
                 unsafe { tree.enter_remembered(&REMEMBERED) }
             }
 
-            $crate::rcu_core::__domain!($name, TREE, $crate::Tree<'static, Threads>, enter);
-            $crate::rcu_core::__domain_send!($name, TREE, $crate::Tree<'static, Threads>);
+            $crate::rcu_core::__domain!(unsafe $name, TREE, $crate::Tree<'static, Threads>, enter);
+            $crate::rcu_core::__domain_send!(unsafe $name, TREE, $crate::Tree<'static, Threads>);
 
             impl $name {
                 /// The tree behind the domain.

@@ -9,7 +9,8 @@
 //! # State
 //! | phase | lane's sequence | left when |
 //! |---|---|---|
-//! | idle | phase 0 | somebody asked for a later cookie: join, start, fence, arm the tree |
+//! | idle | phase 0 | somebody asked for a later cookie: join, start |
+//! | begun | phase 1 | right away: fence, arm the tree |
 //! | first scan | phase 1 | right away: slots outside are credited, words of the others noted |
 //! | scanning | phase 1 | the tree and the shared readers are clear: end, leave |
 //!
@@ -34,6 +35,8 @@
 //!   full fences in between. So either it gets the lock or the driver looks once more.
 //! - I6. A look at the nodes and the look at the shared readers that follows it are made under the lock that a section
 //!   takes to move from one to the other (`tree::send`). So the section is seen in one of them.
+//! - I7. The phase says how far the sequences and the nodes are whenever a listener or a clock is called, which may panic: the
+//!   next driver goes on from there, and neither starts nor ends anything twice.
 //!
 //! # Progress
 //! `drive` never waits: one pass at a time, and another for each who insisted meanwhile. A reader inside holds up the
@@ -56,6 +59,7 @@ use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Idle,
+    Begun,
     FirstScan,
     Scanning,
 }
@@ -239,14 +243,17 @@ fn step<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) 
             return false;
         }
         state.stake = gp.begin(lane);
+        state.phase = Phase::Begun;
         trace.event(Event::Started(lane, gp.lane(lane).load()));
+    }
+    if state.phase == Phase::Begun {
         if world.nodes.any_online_but(world.own) {
             fence::heavy();
             world.counts.fenced();
         }
         world.nodes.arm(lane, trace);
-        trace.event(Event::Armed(lane));
         state.phase = Phase::FirstScan;
+        trace.event(Event::Armed(lane));
     }
     let first = state.phase == Phase::FirstScan;
     let look = |slot| {
@@ -282,7 +289,7 @@ fn step<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) 
     }
     world.stalls.ended(lane, gp.lane(lane).load());
     gp.finish(lane, state.stake);
-    trace.event(Event::Ended(lane, gp.lane(lane).load()));
     state.phase = Phase::Idle;
+    trace.event(Event::Ended(lane, gp.lane(lane).load()));
     true
 }

@@ -362,7 +362,7 @@ impl fmt::Debug for ReaderWord {
 
 #[cold]
 #[inline(never)]
-fn nesting_overflow() -> ! {
+pub(crate) fn nesting_overflow() -> ! {
     /// Panicking while panicking aborts, with or without `std`.
     struct Abort;
     impl Drop for Abort {
@@ -371,7 +371,9 @@ fn nesting_overflow() -> ! {
         }
     }
     let _abort = Abort;
-    panic!("read-side critical sections nested {MAX_NEST} deep: guards were forgotten");
+    panic!(
+        "too many read-side critical sections (nested {MAX_NEST} deep, or a word of them): guards were forgotten"
+    );
 }
 
 #[cfg(all(test, not(loom)))]

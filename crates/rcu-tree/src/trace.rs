@@ -73,7 +73,8 @@ pub enum Event {
 /// A listener.
 ///
 /// Called in the middle of the tree's work, from any thread that does some of it: it must not call the tree, nor block
-/// for long unless delay is what is wanted (tests widen races that way: G23).
+/// for long unless delay is what is wanted (tests widen races that way: G23). Nor must it panic: grace periods then may
+/// never end and callbacks never run, though none too early.
 pub trait Trace {
     /// Told of `event`.
     fn event(&self, event: Event);

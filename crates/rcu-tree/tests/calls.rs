@@ -24,7 +24,9 @@ type OnThreads = Tree<'static, Threads>;
 
 /// A machine with one CPU, whose tick does all.
 fn one_cpu() -> &'static Tree<'static, OneCpu> {
-    let slots = Box::leak(Box::new([TreeSlot::new(UpLock::new())]));
+    // SAFETY: used by this thread only.
+    let lock = unsafe { UpLock::new() };
+    let slots = Box::leak(Box::new([TreeSlot::new(lock)]));
     let nodes = Box::leak(Box::new([Node::new()]));
     // SAFETY: each test uses its tree from one thread only.
     let cpu = unsafe { OneCpu::new() };
@@ -449,7 +451,9 @@ impl Trace for Batches {
 
 #[test]
 fn batches_are_traced() {
-    let slots = Box::leak(Box::new([TreeSlot::new(UpLock::new())]));
+    // SAFETY: used by this thread only.
+    let lock = unsafe { UpLock::new() };
+    let slots = Box::leak(Box::new([TreeSlot::new(lock)]));
     let nodes = Box::leak(Box::new([Node::new()]));
     // SAFETY: used from one thread only.
     let cpu = unsafe { OneCpu::new() };

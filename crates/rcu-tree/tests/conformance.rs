@@ -20,7 +20,9 @@ rcu_conformance!(offsets, free: tree_with_free(rcu_core::conformance::note_free)
 
 /// A machine with one CPU, as an embedder without `std` would set it up.
 fn one_cpu() -> &'static Tree<'static, OneCpu> {
-    let slots = Box::leak(Box::new([TreeSlot::new(UpLock::new())]));
+    // SAFETY: used by this thread only.
+    let lock = unsafe { UpLock::new() };
+    let slots = Box::leak(Box::new([TreeSlot::new(lock)]));
     let nodes = Box::leak(Box::new([Node::new()]));
     // SAFETY: each test uses its tree from one thread only.
     let cpu = unsafe { OneCpu::new() };

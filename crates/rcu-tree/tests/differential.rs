@@ -423,7 +423,9 @@ fn differ<R: Rcu>(ops: &[Op], tree: &R, run_callbacks: impl Fn(&R)) -> Result<()
 
 /// A machine with one CPU. Leaked, like whatever a failed case leaves behind.
 fn one_cpu() -> &'static Tree<'static, OneCpu> {
-    let slots = Box::leak(Box::new([TreeSlot::new(UpLock::new())]));
+    // SAFETY: used by this thread only.
+    let lock = unsafe { UpLock::new() };
+    let slots = Box::leak(Box::new([TreeSlot::new(lock)]));
     let nodes = Box::leak(Box::new([Node::new()]));
     // SAFETY: each case uses its tree from one thread only.
     let cpu = unsafe { OneCpu::new() };

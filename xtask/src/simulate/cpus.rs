@@ -67,7 +67,7 @@ unsafe impl Cpus for SimCpus {
         unsafe { self.hooks.add(hook) };
     }
 
-    fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
+    unsafe fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
         self.hooks.remove(hook);
     }
 

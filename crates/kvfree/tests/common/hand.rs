@@ -54,7 +54,7 @@ unsafe impl Cpus for Hand {
         unsafe { self.hooks.add(hook) };
     }
 
-    fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
+    unsafe fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
         self.hooks.remove(hook);
     }
 }

@@ -113,12 +113,14 @@ pub fn hooks_run_once_on_the_owner(cpus: &(impl Cpus + Sync)) {
     while !told() {
         std::thread::yield_now();
     }
-    cpus.remove_offline_hook(NonNull::from(&hook));
+    // SAFETY: this function's hook.
+    unsafe { cpus.remove_offline_hook(NonNull::from(&hook)) };
     let before = seen.0.lock().unwrap().len();
     std::thread::scope(|s| {
         s.spawn(|| cpus.current());
     });
-    cpus.remove_offline_hook(NonNull::from(&hook));
+    // SAFETY: this function's hook.
+    unsafe { cpus.remove_offline_hook(NonNull::from(&hook)) };
     assert_eq!(
         seen.0.lock().unwrap().len(),
         before,

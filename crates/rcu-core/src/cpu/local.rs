@@ -3,6 +3,7 @@
 use super::{LocalLock, ZeroInit};
 use core::cell::UnsafeCell;
 use core::fmt;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
 /// Per-slot data behind a [`LocalLock`].
@@ -39,7 +40,7 @@ impl<L: LocalLock, T> LocalCell<L, T> {
     pub unsafe fn try_enter(&self) -> Option<OwnerGuard<'_, L, T>> {
         // SAFETY: debt 1 is passed on.
         if unsafe { self.lock.try_enter() } {
-            Some(OwnerGuard { cell: self })
+            Some(OwnerGuard::new(self))
         } else {
             None
         }
@@ -48,12 +49,12 @@ impl<L: LocalLock, T> LocalCell<L, T> {
     /// Enters as a visitor, waiting for the owner. Not for signal handlers.
     pub fn visit(&self) -> VisitorGuard<'_, L, T> {
         self.lock.visit();
-        VisitorGuard { cell: self }
+        VisitorGuard::new(self)
     }
 
     /// Enters as a visitor if that needs no waiting.
     pub fn try_visit(&self) -> Option<VisitorGuard<'_, L, T>> {
-        self.lock.try_visit().then(|| VisitorGuard { cell: self })
+        self.lock.try_visit().then(|| VisitorGuard::new(self))
     }
 
     /// Enters as a visitor in the place of a thread that will never leave: in the child of a fork. False beside the guard
@@ -64,7 +65,7 @@ impl<L: LocalLock, T> LocalCell<L, T> {
     pub unsafe fn seize(&self) -> (VisitorGuard<'_, L, T>, bool) {
         // SAFETY: the caller's debt.
         let whole = unsafe { self.lock.seize() };
-        (VisitorGuard { cell: self }, whole)
+        (VisitorGuard::new(self), whole)
     }
 
     /// The value, which an exclusive borrow proves to be unshared.
@@ -83,11 +84,23 @@ impl<L: LocalLock, T: fmt::Debug> fmt::Debug for LocalCell<L, T> {
 }
 
 macro_rules! guard {
-    ($name:ident, $leave:ident, $doc:literal) => {
+    ($name:ident, $leave:ident, $threads:ty, $doc:literal) => {
         #[doc = $doc]
         #[must_use = "the cell is left at once if the guard is not kept"]
         pub struct $name<'a, L: LocalLock, T> {
             cell: &'a LocalCell<L, T>,
+            /// Not `Send` and `Sync` as the cell is, which is `Sync` if the value is `Send`.
+            _threads: PhantomData<$threads>,
+        }
+
+        impl<'a, L: LocalLock, T> $name<'a, L, T> {
+            #[inline(always)]
+            const fn new(cell: &'a LocalCell<L, T>) -> Self {
+                Self {
+                    cell,
+                    _threads: PhantomData,
+                }
+            }
         }
 
         impl<L: LocalLock, T> Deref for $name<'_, L, T> {
@@ -127,10 +140,22 @@ macro_rules! guard {
 guard!(
     OwnerGuard,
     leave,
-    "Evidence that the slot's owner is inside its [`LocalCell`]."
+    *mut T,
+    "Evidence that the slot's owner is inside its [`LocalCell`]. Neither `Send` nor `Sync`: the owner leaves where it entered.
+```compile_fail
+use rcu_core::cpu::{BiasedLock, OwnerGuard};
+fn send<T: Send>() {}
+send::<OwnerGuard<'static, BiasedLock, u32>>();
+```"
 );
 guard!(
     VisitorGuard,
     unvisit,
-    "Evidence that a visitor is inside a [`LocalCell`]."
+    &'a mut T,
+    "Evidence that a visitor is inside a [`LocalCell`]. Shared, it shows the value to several threads, so that must be `Sync`:
+```compile_fail
+use rcu_core::cpu::{BiasedLock, VisitorGuard};
+fn share<T: Sync>() {}
+share::<VisitorGuard<'static, BiasedLock, core::cell::Cell<u32>>>();
+```"
 );

@@ -38,6 +38,7 @@ use crate::sync::Backoff;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use core::cell::UnsafeCell;
 use core::fmt;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
 /// A lock for per-slot data: cheap for the slot's owner, possible for everybody else.
@@ -322,17 +323,24 @@ pub struct UpLock {
 
 impl UpLock {
     crate::const_fn! {
-        /// An unlocked lock.
+        /// An unlocked lock. There is no `Default`: to make one is a promise, since visitors need no `unsafe`.
+        ///
+        /// # Safety
+        /// 1. All that will use the lock runs on one CPU, interleaved by nothing but interrupts, which return.
+        ///
+        /// ```
+        /// use rcu_core::cpu::{LocalCell, UpLock};
+        /// // SAFETY: used by this thread only.
+        /// let cell = LocalCell::new(unsafe { UpLock::new() }, 5);
+        /// assert_eq!(*cell.visit(), 5);
+        /// ```
+        /// ```compile_fail
+        /// rcu_core::cpu::UpLock::new();
+        /// ```
         #[must_use]
-        pub const fn new() -> Self {
+        pub const unsafe fn new() -> Self {
             Self { busy: AtomicU32::new(0) }
         }
-    }
-}
-
-impl Default for UpLock {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -345,7 +353,7 @@ impl fmt::Debug for UpLock {
     }
 }
 
-// SAFETY: 1: on one CPU (debt of `try_enter`, and of whoever made the `Cpus`) the only other caller
+// SAFETY: 1: on one CPU (debt of `new`) the only other caller
 // is an interrupt, which finds `busy == 1` and fails, or runs whole between two instructions; 2: one
 // load and one store; 3: zero is unlocked. `visit` comes from the same CPU, outside (a visitor that
 // interrupted the owner would spin for ever: it is not for interrupt handlers).
@@ -412,12 +420,12 @@ impl<T> SpinMutex<T> {
     /// Waits for the lock and takes it.
     pub fn lock(&self) -> SpinGuard<'_, T> {
         self.lock.visit();
-        SpinGuard { mutex: self }
+        SpinGuard::new(self)
     }
 
     /// Takes the lock if it is free now.
     pub fn try_lock(&self) -> Option<SpinGuard<'_, T>> {
-        self.lock.try_visit().then(|| SpinGuard { mutex: self })
+        self.lock.try_visit().then(|| SpinGuard::new(self))
     }
 
     /// Takes the lock from a thread that will never give it back: in the child of a fork. False beside the guard if that
@@ -428,7 +436,7 @@ impl<T> SpinMutex<T> {
     pub unsafe fn seize(&self) -> (SpinGuard<'_, T>, bool) {
         // SAFETY: the caller's debt.
         let whole = unsafe { self.lock.seize() };
-        (SpinGuard { mutex: self }, whole)
+        (SpinGuard::new(self), whole)
     }
 
     /// The value, which an exclusive borrow proves unlocked.
@@ -451,11 +459,27 @@ impl<T: fmt::Debug> fmt::Debug for SpinMutex<T> {
     }
 }
 
-/// Evidence that a [`SpinMutex`] is held.
+/// Evidence that a [`SpinMutex`] is held. Shared, it shows the value to several threads, so that must be `Sync`:
+///
+/// ```compile_fail
+/// fn share<T: Sync>() {}
+/// share::<rcu_core::cpu::SpinGuard<'static, core::cell::Cell<u32>>>();
+/// ```
 #[must_use = "the lock is released at once if the guard is not kept"]
 #[derive(Debug)]
 pub struct SpinGuard<'a, T> {
     mutex: &'a SpinMutex<T>,
+    /// `Send` and `Sync` as the value is, not as the mutex is, which is `Sync` if the value is `Send`.
+    _value: PhantomData<&'a mut T>,
+}
+
+impl<'a, T> SpinGuard<'a, T> {
+    const fn new(mutex: &'a SpinMutex<T>) -> Self {
+        Self {
+            mutex,
+            _value: PhantomData,
+        }
+    }
 }
 
 impl<T> Deref for SpinGuard<'_, T> {

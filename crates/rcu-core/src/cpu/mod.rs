@@ -108,7 +108,11 @@ pub unsafe trait Cpus {
     unsafe fn add_offline_hook(&self, hook: NonNull<OfflineHook>);
 
     /// Takes `hook` off the list and waits until it is not running. Does nothing if it is not listed.
-    fn remove_offline_hook(&self, hook: NonNull<OfflineHook>);
+    ///
+    /// # Safety
+    /// 1. `hook` is the caller's: nobody relies any more on its being run. (The hook is only compared, so that any address
+    ///    would do.)
+    unsafe fn remove_offline_hook(&self, hook: NonNull<OfflineHook>);
 
     /// Gives a slot back that an offline hook kept. It is free when every keeper has called this.
     ///
@@ -157,8 +161,9 @@ unsafe impl<C: Cpus + ?Sized> Cpus for &C {
         unsafe { (**self).add_offline_hook(hook) }
     }
 
-    fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
-        (**self).remove_offline_hook(hook);
+    unsafe fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
+        // SAFETY: the caller's debt is passed on.
+        unsafe { (**self).remove_offline_hook(hook) };
     }
 
     unsafe fn release(&self, slot: Slot) {
@@ -209,5 +214,5 @@ unsafe impl Cpus for OneCpu {
 
     unsafe fn add_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
 
-    fn remove_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
+    unsafe fn remove_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
 }

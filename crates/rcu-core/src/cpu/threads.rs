@@ -173,7 +173,7 @@ unsafe impl Cpus for Threads {
         unsafe { HOOKS.add(hook) };
     }
 
-    fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
+    unsafe fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
         HOOKS.remove(hook);
     }
 
@@ -225,7 +225,8 @@ mod tests {
         std::thread::spawn(|| Threads.current()).join().unwrap();
         let seen = RUNS.load(Ordering::Relaxed);
         assert!(seen >= 1);
-        Threads.remove_offline_hook(NonNull::from(&hook));
+        // SAFETY: this test's hook.
+        unsafe { Threads.remove_offline_hook(NonNull::from(&hook)) };
         let seen = RUNS.load(Ordering::Relaxed);
         std::thread::spawn(|| Threads.current()).join().unwrap();
         assert_eq!(seen, RUNS.load(Ordering::Relaxed));

@@ -15,6 +15,9 @@
 //! # Invariants
 //! - I7. The count is above zero until every head is posted: a head that runs at once does not end the barrier (T39).
 //! - I8. What is parked is flushed before the head is queued: a barrier does not wait for the lazy timer (T39).
+//! - I9. A barrier whose caller panicked (a stall report may) leaves `seq` in its odd phase and heads on the lists. The
+//!   next one, who finds it so, first waits for those heads and ends that barrier: a head is armed only when it is on no
+//!   list.
 //!
 //! # Orderings
 //! - P4 (heads): a head's Release / the barrier's Acquire of `count`, and of `seq` for those who share it.
@@ -100,7 +103,14 @@ impl Callbacks {
                 None => push(&backoff),
             }
         };
-        let seq = self.barrier.load();
+        let mut seq = self.barrier.load();
+        if seq.in_progress() {
+            // I9.
+            wait_for(&posts, &mut push);
+            seq = seq.ended();
+            // ORDERING: P4 (heads, for those who share).
+            self.barrier.seq.store(seq.raw(), Ordering::Release);
+        }
         if seq.is_done(enough) {
             return true;
         }
@@ -115,11 +125,7 @@ impl Callbacks {
         self.post_orphans(&posts);
         // ORDERING: P4 (heads): the poster's own one (I7).
         posts.count.fetch_sub(1, Ordering::Release);
-        let backoff = Backoff::new();
-        // ORDERING: P4 (barrier's side): Acquire meets every head's Release.
-        while posts.count.load(Ordering::Acquire) != 0 {
-            push(&backoff);
-        }
+        wait_for(&posts, &mut push);
         // ORDERING: P4 (heads, for those who share).
         self.barrier
             .seq
@@ -164,6 +170,15 @@ impl Callbacks {
             unsafe { alone.push_back(head) };
             orphans.list.adopt_done(alone);
         }
+    }
+}
+
+/// Waits until every head that was posted has run.
+fn wait_for(posts: &Posts, push: &mut impl FnMut(&Backoff)) {
+    let backoff = Backoff::new();
+    // ORDERING: P4 (barrier's side): Acquire meets every head's Release.
+    while posts.count.load(Ordering::Acquire) != 0 {
+        push(&backoff);
     }
 }
 

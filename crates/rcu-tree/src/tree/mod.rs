@@ -115,6 +115,8 @@ impl<'a, C: Cpus> Tree<'a, C> {
         ///    `static_tree!` needs no `unsafe`.
         /// 2. Guarantee 2 of [`Cpus`] holds whatever the lock asks for, and nobody leaves its slot inside a section (in a
         ///    kernel: preemption is off from enter to exit). The reader's word has one owner, who does not lock it.
+        /// 3. `slots` and `nodes` are as they were made (or all zero, where they may be): no other tree uses them, nor has used
+        ///    them before.
         #[must_use]
         pub const unsafe fn new(
             cpus: C,
@@ -234,13 +236,21 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
 impl<C: Cpus, T: Trace> Drop for Tree<'_, C, T> {
     /// Waits for and runs every callback that is still queued.
     fn drop(&mut self) {
-        self.wait_for_callbacks();
-        // ORDERING: Relaxed: exclusive access.
-        if self.hooked.load(Ordering::Relaxed) == fork::LISTED {
-            // SAFETY: written before `hooked` became `LISTED`.
-            let hook = unsafe { self.hook.get_mut().assume_init_mut() };
-            self.cpus.remove_offline_hook(NonNull::from(hook));
+        /// Takes the hook off (I1), also when waiting panics, as a stall report may.
+        struct Unlist<'t, 'a, C: Cpus, T: Trace>(&'t mut Tree<'a, C, T>);
+        impl<C: Cpus, T: Trace> Drop for Unlist<'_, '_, C, T> {
+            fn drop(&mut self) {
+                // ORDERING: Relaxed: exclusive access.
+                if self.0.hooked.load(Ordering::Relaxed) == fork::LISTED {
+                    // SAFETY: written before `hooked` became `LISTED`.
+                    let hook = unsafe { self.0.hook.get_mut().assume_init_mut() };
+                    let hook = NonNull::from(hook);
+                    // SAFETY: the tree's hook; the tree is about to go.
+                    unsafe { self.0.cpus.remove_offline_hook(hook) };
+                }
+            }
         }
+        Unlist(self).0.wait_for_callbacks();
     }
 }
 

@@ -64,17 +64,18 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         if !own.reader.is_online() {
             return true;
         }
-        if own.reader.nesting() > 0 {
-            own.reader.set_lingering();
-            // Not to be found by the slot any more, which its thread forgets.
-            marks::enter(tree.mark(), Doing::Section, own.place.get());
-            return false;
+        if own.reader.nesting() == 0 && tree.take_offline(slot, own) {
+            return true;
         }
-        tree.take_offline(slot, own);
-        true
+        own.reader.set_lingering();
+        // Not to be found by the slot any more, which its thread forgets.
+        marks::enter(tree.mark(), Doing::Section, own.place.get());
+        false
     }
 
-    pub(super) fn take_offline(&self, slot: Slot, own: &TreeSlot<C::Lock>) {
+    /// False if the slot is online again, and inside: what was called in the middle of this has left a guard behind.
+    #[must_use]
+    pub(super) fn take_offline(&self, slot: Slot, own: &TreeSlot<C::Lock>) -> bool {
         loop {
             own.reader.set_offline();
             if self.callbacks.migrate(&own.calls) {
@@ -84,7 +85,10 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             // A handler on top of this may have brought the slot online again, and then its word said so although the
             // tree has just been told otherwise: no grace period would wait for the next owner.
             if !own.reader.is_online() {
-                return;
+                return true;
+            }
+            if own.reader.nesting() > 0 {
+                return false;
             }
         }
     }
@@ -111,7 +115,10 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     pub(super) fn end_lingering(&self, word: *const ReaderWord) {
         let slot = self.slot_of(word);
         if let Some(own) = self.slots.get(slot) {
-            self.take_offline(slot, own);
+            if !self.take_offline(slot, own) {
+                own.reader.set_lingering();
+                return;
+            }
             marks::leave(self.mark(), Doing::Section);
             // SAFETY: the hook returned false for this slot, once, and the tree has let go of it.
             unsafe { self.cpus.release(slot) };

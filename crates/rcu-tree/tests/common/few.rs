@@ -74,7 +74,7 @@ unsafe impl Cpus for Few {
         unsafe { HOOKS.add(hook) };
     }
 
-    fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
+    unsafe fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
         HOOKS.remove(hook);
     }
 
@@ -140,7 +140,7 @@ unsafe impl<const N: usize> Cpus for Hand<N> {
         unsafe { self.hooks.add(hook) };
     }
 
-    fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
+    unsafe fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
         self.hooks.remove(hook);
     }
 

@@ -60,8 +60,9 @@ unsafe impl Cpus for Odd {
         unsafe { Threads.add_offline_hook(hook) };
     }
 
-    fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
-        Threads.remove_offline_hook(hook);
+    unsafe fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
+        // SAFETY: the caller's debt.
+        unsafe { Threads.remove_offline_hook(hook) };
     }
 
     unsafe fn release(&self, slot: Slot) {

@@ -40,7 +40,7 @@ unsafe impl Cpus for Puppet {
 
     unsafe fn add_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
 
-    fn remove_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
+    unsafe fn remove_offline_hook(&self, _hook: NonNull<OfflineHook>) {}
 }
 
 /// Keeps what happened.

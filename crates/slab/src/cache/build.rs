@@ -162,7 +162,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
     fn drop(&mut self) {
         self.inner().quiesce();
-        self.inner().cpus.remove_offline_hook(self.hook());
+        // SAFETY: the cache's hook, which is about to go.
+        unsafe { self.inner().cpus.remove_offline_hook(self.hook()) };
         // A thread may have handed its slot over between the two; now none does any more.
         let live = self.inner().quiesce();
         if live > 0 {
