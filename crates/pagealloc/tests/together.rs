@@ -109,10 +109,10 @@ mod guard {
     fn p19_blocks_with_and_without_guards_come_back_to_the_same_zone() {
         for zone in guarded() {
             for _ in 0..3 {
-                let with: Vec<core::ptr::NonNull<u8>> = (0..20)
+                let with: Vec<NonNull<u8>> = (0..20)
                     .map(|_| zone.alloc(PageReq::new(Order::ZERO)).unwrap())
                     .collect();
-                let without: Vec<core::ptr::NonNull<u8>> = (0..20)
+                let without: Vec<NonNull<u8>> = (0..20)
                     .map(|_| {
                         let req = PageReq::new(Order::ZERO).align(2 * PAGE_SIZE);
                         zone.alloc(req).unwrap()

@@ -33,6 +33,8 @@
 //! `TryLock` and `PcpOnly` wait for nobody. `NoWait` tries its own arena for a while, then the others, and only then waits, its own
 //! first. Holds are bounded (I4); not for interrupt handlers that may have interrupted a holder.
 
+mod arena;
+
 use super::{Changes, Extent, Ground, Lower, ORDERS, SPREAD, Waiting, Wanted};
 use crate::api::{AllocError, Attempt, Mobility, Order, PageTag};
 use crate::buddy::{Buddy, HUGE};
@@ -41,74 +43,18 @@ use crate::index::{self, NONE};
 use crate::mobility::{Fallback, PageBlocks, TYPES};
 use crate::pcp::CHUNK;
 use crate::runs::{self, Run, Runs};
-use crate::stash::Stash;
+use arena::{Arena, Free};
 use arrayvec::ArrayVec;
 use core::alloc::{Layout, LayoutError};
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use rcu_core::cpu::{Slot, SpinGuard, SpinMutex};
+use core::sync::atomic::{AtomicU8, Ordering};
+use rcu_core::cpu::{Slot, SpinGuard};
 
 /// How often the own arena's lock is tried before the others', and the pauses between two tries: together about as long as
 /// two holds take. Each try takes the lock's line from its holder, so there are pauses.
 const TRIES: usize = if cfg!(loom) { 1 } else { 24 };
 const PAUSES: usize = if cfg!(loom) { 0 } else { 16 };
-
-/// What an arena's lock guards.
-#[derive(Debug)]
-struct Free {
-    buddy: Buddy,
-    /// A chain taken from the stash and not worked off yet.
-    pending: u32,
-}
-
-/// A part of the zone's memory with its own lock, in lines of its own (two, for the prefetcher fetches pairs).
-#[derive(Debug)]
-#[repr(align(128))]
-struct Arena {
-    free: SpinMutex<Free>,
-    /// Beside the lock: whoever writes it has the line.
-    free_pages: AtomicUsize,
-    areas: AtomicU32,
-    stash: Stash,
-    /// How often somebody who may wait found the lock taken.
-    waits: AtomicUsize,
-    /// Whoever touches the lock panics: for tests which show that somebody does not.
-    #[cfg(debug_assertions)]
-    forbidden: core::sync::atomic::AtomicBool,
-}
-
-impl Arena {
-    #[inline]
-    fn touched(&self) {
-        #[cfg(debug_assertions)]
-        assert!(
-            // ORDERING: Relaxed: set before the threads that it is about start.
-            !self.forbidden.load(Ordering::Relaxed),
-            "the zone lock is touched"
-        );
-    }
-
-    fn try_lock(&self) -> Option<SpinGuard<'_, Free>> {
-        self.touched();
-        self.free.try_lock()
-    }
-
-    fn lock(&self) -> SpinGuard<'_, Free> {
-        self.try_lock().unwrap_or_else(|| {
-            // ORDERING: Relaxed: a counter.
-            self.waits.fetch_add(1, Ordering::Relaxed);
-            self.free.lock()
-        })
-    }
-
-    /// Leaves the arena's lock.
-    fn leave(&self, free: SpinGuard<'_, Free>) {
-        // ORDERING: Relaxed: a report; exact for who has synchronised with the holder.
-        self.free_pages
-            .store(free.buddy.free_pages(), Ordering::Relaxed);
-    }
-}
 
 /// Buddy systems, one an arena, each under a spin lock (the zone lock, in Linux's words). See [`Lower`].
 ///
@@ -427,18 +373,7 @@ unsafe impl Lower for Buddies {
         let blocks = unsafe { PageBlocks::from_zeroed(blocks, bytes, extent.bias()) };
         let arenas = ground.memory().cast::<Arena>();
         for i in 0..nr_arenas {
-            let arena = Arena {
-                free: SpinMutex::new(Free {
-                    buddy: Buddy::new(extent.bias(), blocks),
-                    pending: NONE,
-                }),
-                free_pages: AtomicUsize::new(0),
-                areas: AtomicU32::new(0),
-                stash: Stash::new(),
-                waits: AtomicUsize::new(0),
-                #[cfg(debug_assertions)]
-                forbidden: core::sync::atomic::AtomicBool::new(false),
-            };
+            let arena = Arena::new(Buddy::new(extent.bias(), blocks));
             // SAFETY: inside the array.
             let place = unsafe { arenas.add(i) };
             // SAFETY: nobody else's memory (debt 1), laid out for it.
