@@ -76,6 +76,24 @@ const MUTANTS: &[Mutant] = &[
     mutant("p4_nest", "rcu-tree", "p4_nest_of_full_and_small_cookies"),
     mutant("p5_join", "rcu-tree", "p5_join_vs_snapshot"),
     mutant("p5", "rcu-tree", "p5_unlink_vs_anothers_grace_period").in_file("loom_p5"),
+    mutant(
+        "p7_bits",
+        "pagealloc",
+        "p7_give_of_a_page_vs_claim_by_anothers_count",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_count",
+        "pagealloc",
+        "p7_give_of_a_page_vs_claim_of_the_whole_half",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_hints",
+        "pagealloc",
+        "p7_give_vs_a_searcher_that_found_nothing",
+    )
+    .in_file("loom_bits"),
     mutant("p7_stash", "pagealloc", "p7_stash_push_vs_take_all"),
     mutant("p7_take", "pagealloc", "p7_stash_push_vs_take_all"),
     mutant("p8", "rcu-core", "p8_owner_vs_visitor"),
@@ -100,7 +118,7 @@ const MUTANTS: &[Mutant] = &[
 const MODELS: [(&str, &[&str]); 3] = [
     ("rcu-core", &["loom", "loom_r22"]),
     ("rcu-tree", &["loom", "loom_p5"]),
-    ("pagealloc", &["loom"]),
+    ("pagealloc", &["loom", "loom_bits"]),
 ];
 
 /// Enough to find every known mutant, few enough that a model of three threads ends within seconds.

@@ -3,6 +3,7 @@
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
+use static_assertions::const_assert;
 
 /// Bytes in a page.
 pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
@@ -88,6 +89,61 @@ pub enum Attempt {
     MayGrow,
 }
 
+/// What becomes of a block's contents: blocks of one kind are kept together, so that large blocks stay possible elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(u8)]
+#[doc(alias = "migratetype")]
+pub enum Mobility {
+    /// Stays where it is until its owner frees it. What slab and kvfree ask for.
+    #[default]
+    #[doc(alias = "MIGRATE_UNMOVABLE")]
+    Unmovable = 0,
+    /// Its owner can copy it elsewhere, or will free it soon.
+    #[doc(alias = "__GFP_MOVABLE")]
+    Movable = 1,
+    /// Its owner gives it back when asked (see `PressureHook`): caches.
+    #[doc(alias = "__GFP_RECLAIMABLE")]
+    Reclaimable = 2,
+}
+
+impl Mobility {
+    /// All of them, by number.
+    pub const ALL: [Self; 3] = [Self::Unmovable, Self::Movable, Self::Reclaimable];
+
+    /// The number, as an index.
+    #[inline(always)]
+    #[must_use]
+    pub const fn get(self) -> usize {
+        self as usize
+    }
+
+    /// The one with this number; numbers that no other has are `Unmovable`'s.
+    #[inline(always)]
+    pub(crate) const fn at(number: u32) -> Self {
+        match number {
+            1 => Self::Movable,
+            2 => Self::Reclaimable,
+            _ => Self::Unmovable,
+        }
+    }
+}
+
+/// How far below the low end of its watermarks a request may take the zone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Reserve {
+    /// Not at all: what is free below the lowest watermark is for others.
+    #[default]
+    #[doc(alias = "__GFP_NOMEMALLOC")]
+    None,
+    /// Half of it, and at an attempt that does not grow five eighths: for those who cannot wait and must not fail often.
+    #[doc(alias = "__GFP_HIGH")]
+    #[doc(alias = "GFP_ATOMIC")]
+    High,
+    /// All of it: for those who free memory by it, a few pages at a time.
+    #[doc(alias = "__GFP_MEMALLOC")]
+    All,
+}
+
 /// Why there is no page, and so which retry makes sense.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
@@ -98,6 +154,8 @@ pub enum AllocError {
     Contended,
     /// The zone has no block of this order: retry at [`Attempt::MayGrow`], or after freeing.
     Exhausted,
+    /// What is free is kept in reserve: retry at [`Attempt::MayGrow`], after freeing, or with a [`Reserve`].
+    Reserved,
     /// The source has no more memory to give.
     OutOfMemory,
     /// No allocator can serve this request: alignment above the largest block, or not a power of two.
@@ -108,7 +166,10 @@ impl AllocError {
     /// Whether asking again, later or at a higher [`Attempt`], can help without anything being freed.
     #[must_use]
     pub const fn is_retryable(self) -> bool {
-        matches!(self, Self::Empty | Self::Contended | Self::Exhausted)
+        matches!(
+            self,
+            Self::Empty | Self::Contended | Self::Exhausted | Self::Reserved
+        )
     }
 }
 
@@ -119,6 +180,9 @@ impl fmt::Display for AllocError {
             Self::Contended => "the page lock is taken at this moment; retry later or wait for it",
             Self::Exhausted => {
                 "the zone has no such block; retry with growth allowed or after freeing"
+            }
+            Self::Reserved => {
+                "what is free in the zone is kept in reserve; retry with growth allowed or after freeing"
             }
             Self::OutOfMemory => "the memory source has no more memory",
             Self::Invalid => "the request's alignment or order cannot be served",
@@ -147,6 +211,10 @@ pub struct PageReq {
     pub zero: bool,
     /// How far to go.
     pub attempt: Attempt,
+    /// What becomes of the block.
+    pub mobility: Mobility,
+    /// What the request may take of the zone's reserve.
+    pub reserve: Reserve,
 }
 
 impl PageReq {
@@ -157,6 +225,8 @@ impl PageReq {
             align: 0,
             zero: false,
             attempt: Attempt::MayGrow,
+            mobility: Mobility::Unmovable,
+            reserve: Reserve::None,
         }
     }
 
@@ -195,6 +265,61 @@ impl PageReq {
     pub const fn attempt(mut self, attempt: Attempt) -> Self {
         self.attempt = attempt;
         self
+    }
+
+    /// The same, kept with others of `mobility`.
+    pub const fn mobility(mut self, mobility: Mobility) -> Self {
+        self.mobility = mobility;
+        self
+    }
+
+    /// The same, taking as much of the zone's reserve as `reserve` says.
+    pub const fn reserve(mut self, reserve: Reserve) -> Self {
+        self.reserve = reserve;
+        self
+    }
+
+    /// The same for those who must not fail easily: half of the reserve, or more with [`Attempt::NoWait`].
+    #[doc(alias = "GFP_ATOMIC")]
+    pub const fn high(self) -> Self {
+        self.reserve(Reserve::High)
+    }
+}
+
+/// All of a request but its alignment: small enough for a register, which a hit then need not write to memory for the case that it
+/// is none.
+#[derive(Clone, Copy)]
+pub(crate) struct SmallReq {
+    order: Order,
+    zero: bool,
+    attempt: Attempt,
+    mobility: Mobility,
+    reserve: Reserve,
+}
+
+const_assert!(size_of::<SmallReq>() <= size_of::<u64>());
+
+impl SmallReq {
+    #[inline(always)]
+    pub(crate) const fn of(req: PageReq) -> Self {
+        Self {
+            order: req.order,
+            zero: req.zero,
+            attempt: req.attempt,
+            mobility: req.mobility,
+            reserve: req.reserve,
+        }
+    }
+
+    pub(crate) const fn with(self, align: usize) -> PageReq {
+        PageReq {
+            order: self.order,
+            zero: self.zero,
+            attempt: self.attempt,
+            align,
+            mobility: self.mobility,
+            reserve: self.reserve,
+        }
     }
 }
 

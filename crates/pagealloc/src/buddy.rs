@@ -7,17 +7,20 @@
 //! - I1. A block on `areas[o]` has state `FREE` at order `o` in its head, and 0 in its other pages.
 //! - I2. Blocks are aligned and disjoint, and no two buddies of one order are both free below the largest order.
 //! - I3. `free_pages` is the sum of `nr << o`.
-//! - I4. On the lists of huge orders, blocks that may have memory behind them (dirty ones) come before those known to read as
+//! - I4. A block is on the list of its pageblock's type ([`crate::mobility`] I1). Blocks of two types merge only to more than
+//!   a pageblock, and are then of the type of the one that came last (T32). So a free pageblock merges whatever its type.
+//! - I5. On the lists of huge orders, blocks that may have memory behind them (dirty ones) come before those known to read as
 //!   zeroes; `dirty.pages` is the sum of the former. So memory in use is used again first, and what can be given back is found at once.
 
 #![deny(unsafe_code)]
 
 mod within;
 
-use crate::api::{Order, PageTag};
+use crate::api::{Mobility, Order, PageTag};
 use crate::frames::Metas;
 use crate::index::{self, NONE};
 use crate::meta::State;
+use crate::mobility::{Claim, Fallback, PAGEBLOCK, PageBlocks, Steal, TYPES};
 use crate::runs::{Run, Runs};
 
 /// How many orders there are.
@@ -43,9 +46,11 @@ const EMPTY: Area = Area {
 /// The free blocks of a zone.
 #[derive(Debug)]
 pub(crate) struct Buddy {
-    areas: [Area; ORDERS],
+    areas: [[Area; ORDERS]; TYPES],
     free_pages: usize,
     bias: u32,
+    blocks: PageBlocks,
+    fallback: [Fallback; TYPES],
     dirty: Dirty,
     /// Blocks that were cut for smaller ones, by order.
     splits: [u64; ORDERS],
@@ -62,16 +67,23 @@ struct Dirty {
 }
 
 impl Buddy {
-    /// No free blocks, over a span with `bias`.
-    pub(crate) const fn new(bias: u32) -> Self {
+    /// No free blocks, over a span with `bias`, whose pageblocks have the types in `blocks`.
+    pub(crate) fn new(bias: u32, blocks: PageBlocks) -> Self {
         Self {
-            areas: [EMPTY; ORDERS],
+            areas: [[EMPTY; ORDERS]; TYPES],
             free_pages: 0,
             bias,
+            blocks,
+            fallback: Mobility::ALL.map(Fallback::linux),
             dirty: Dirty { pages: 0, low: 0 },
             splits: [0; ORDERS],
             merges: [0; ORDERS],
         }
+    }
+
+    /// What requests of each type may take from the others, from now on.
+    pub(crate) const fn set_fallback(&mut self, fallback: [Fallback; TYPES]) {
+        self.fallback = fallback;
     }
 
     pub(crate) const fn free_pages(&self) -> usize {
@@ -80,7 +92,8 @@ impl Buddy {
 
     /// Free blocks by order.
     pub(crate) fn free_blocks(&self) -> [usize; ORDERS] {
-        self.areas.map(|area| area.nr as usize)
+        let of = Mobility::ALL.map(|mobility| self.free_blocks_of(mobility));
+        core::array::from_fn(|order| of.iter().map(|blocks| blocks[order]).sum())
     }
 
     /// How often blocks of each order were cut, and how often merged.
@@ -88,18 +101,60 @@ impl Buddy {
         (self.splits, self.merges)
     }
 
-    /// Takes up to `want` blocks of `order`, at most [`CHUNK`](crate::pcp::CHUNK), from the smallest sufficient blocks first
-    /// (P2). Their heads are not marked yet.
+    /// Free blocks of a type's pageblocks, by order.
+    pub(crate) fn free_blocks_of(&self, mobility: Mobility) -> [usize; ORDERS] {
+        self.areas[mobility.get()].map(|area| area.nr as usize)
+    }
+
+    /// Takes up to `want` blocks of `order`, at most [`CHUNK`](crate::pcp::CHUNK), from the smallest sufficient blocks of
+    /// `mobility` first (P2). Their heads are not marked yet.
     ///
-    /// Why many at once: a large block is cut into its pieces in one go, not by a split per piece.
+    /// Why many at once: a large block is cut into its pieces in one go, not by a split per piece. From another type's
+    /// pageblocks comes one block, or as many as its pieces: a batch is not worth spoiling several of them.
     #[doc(alias = "__rmqueue_smallest")]
     #[doc(alias = "expand")]
-    pub(crate) fn take(&mut self, metas: Metas, order: Order, want: usize, runs: &mut Runs) {
+    pub(crate) fn take(
+        &mut self,
+        metas: Metas,
+        order: Order,
+        mobility: Mobility,
+        want: usize,
+        runs: &mut Runs,
+    ) {
+        self.take_by(metas, order, mobility, want, true, runs);
+    }
+
+    /// The same, and none of another type's pageblocks but by taking over the whole.
+    pub(crate) fn take_or_claim(
+        &mut self,
+        metas: Metas,
+        order: Order,
+        mobility: Mobility,
+        want: usize,
+        runs: &mut Runs,
+    ) {
+        self.take_by(metas, order, mobility, want, false, runs);
+    }
+
+    fn take_by(
+        &mut self,
+        metas: Metas,
+        order: Order,
+        mobility: Mobility,
+        want: usize,
+        steal: bool,
+        runs: &mut Runs,
+    ) {
         let mut got = 0;
         while got < want {
-            let Some((first, from, zero)) = self.pop_at_least(metas, order) else {
+            let found = self
+                .smallest(order, mobility)
+                .or_else(|| self.out_of_others(metas, order, mobility, steal && got == 0));
+            let Some((first, from)) = found else {
                 break;
             };
+            let zero = metas.at(first).state().is_zero();
+            self.unlink(metas, first, from);
             self.splits[from.get()] += u64::from(from > order);
             let pieces = 1_usize << (from.get() - order.get());
             let n = pieces.min(want - got);
@@ -115,11 +170,12 @@ impl Buddy {
 
     /// Takes a block of exactly `order`, a huge one, that may have memory behind it.
     pub(crate) fn take_dirty(&mut self, metas: Metas, order: Order) -> Option<u32> {
-        let block = self.areas[order.get()].first;
-        if metas.get(block)?.state().is_zero() {
-            // I4: so do all behind it.
-            return None;
-        }
+        // I5: where the first reads as zeroes, so do all behind it.
+        let block = self.areas.iter().find_map(|areas| {
+            let block = areas[order.get()].first;
+            let is_dirty = !metas.get(block)?.state().is_zero();
+            is_dirty.then_some(block)
+        })?;
         self.unlink(metas, block, order);
         Some(block)
     }
@@ -136,6 +192,43 @@ impl Buddy {
         idle
     }
 
+    /// Takes exactly these pages if all of them are free; false, and nothing has changed, otherwise.
+    pub(crate) fn take_range(&mut self, metas: Metas, first: u32, end: u32) -> bool {
+        let mut at = first;
+        while at < end {
+            let Some((head, order)) = self.around(metas, at) else {
+                return false;
+            };
+            at = head + order.pages() as u32;
+        }
+        let mut at = first;
+        while let Some((head, order)) = self.around(metas, at).filter(|_| at < end) {
+            let (zero, stop) = (
+                metas.at(head).state().is_zero(),
+                head + order.pages() as u32,
+            );
+            self.unlink(metas, head, order);
+            // What is left over on either side has its buddy among what went: nothing merges (I2).
+            for (from, to) in [(head, first), (end, stop)] {
+                for (block, order) in index::blocks(from, to, self.bias) {
+                    self.link(metas, block, order, zero, false);
+                }
+            }
+            at = stop;
+        }
+        true
+    }
+
+    /// The free block that a page lies in.
+    fn around(&self, metas: Metas, page: u32) -> Option<(u32, Order)> {
+        (0..ORDERS).map(Order::at).find_map(|order| {
+            let aligned = (page + self.bias) & !(order.pages() as u32 - 1);
+            let head = aligned.checked_sub(self.bias)?;
+            let state = metas.get(head)?.state();
+            state.is_free_at(order).then_some((head, order))
+        })
+    }
+
     /// Puts pages back, merged as far as they go. No head among them is marked.
     pub(crate) fn put_run(&mut self, metas: Metas, run: Run) {
         for (block, order) in index::blocks(run.first, run.end, self.bias) {
@@ -148,6 +241,8 @@ impl Buddy {
     pub(crate) fn put(&mut self, metas: Metas, block: u32, order: Order, zero: bool) {
         metas.at(block).set_state(State::INSIDE);
         let (mut block, mut order, mut zero) = (block, order, zero);
+        // Under the lock: whatever it was before, this is its type now (T32).
+        let mobility = self.blocks.of(block);
         while order < Order::MAX {
             let Some(buddy) = self.free_buddy(metas, block, order) else {
                 break;
@@ -157,6 +252,9 @@ impl Buddy {
             self.merges[order.get()] += 1;
             block = block.min(buddy);
             order = Order::at(order.get() + 1);
+        }
+        if order > PAGEBLOCK {
+            self.blocks.set(block, order.pages(), mobility);
         }
         let keep = self.merge_is_likely(metas, block, order);
         self.link(metas, block, order, zero, keep);
@@ -183,22 +281,132 @@ impl Buddy {
         self.free_buddy(metas, block.min(buddy), above).is_some()
     }
 
-    fn pop_at_least(&mut self, metas: Metas, order: Order) -> Option<(u32, Order, bool)> {
-        let order = (order.get()..ORDERS).find(|&o| self.areas[o].nr > 0)?;
-        let block = self.areas[order].first;
-        let zero = metas.at(block).state().is_zero();
-        let order = Order::at(order);
-        self.unlink(metas, block, order);
-        Some((block, order, zero))
+    /// The first of the smallest sufficient blocks in pageblocks of `mobility`.
+    fn smallest(&self, order: Order, mobility: Mobility) -> Option<(u32, Order)> {
+        let areas = &self.areas[mobility.get()];
+        let order = (order.get()..ORDERS).find(|&o| areas[o].nr > 0)?;
+        Some((areas[order].first, Order::at(order)))
+    }
+
+    /// A block for a request whose own type has none: out of a pageblock taken over, or else out of another type's if
+    /// the request `may_steal` (P4).
+    #[cold]
+    #[doc(alias = "__rmqueue_claim")]
+    #[doc(alias = "__rmqueue_steal")]
+    fn out_of_others(
+        &mut self,
+        metas: Metas,
+        order: Order,
+        mobility: Mobility,
+        may_steal: bool,
+    ) -> Option<(u32, Order)> {
+        let fallback = self.fallback[mobility.get()];
+        let first_of = |areas: &[[Area; ORDERS]; TYPES], order: usize| {
+            let mut others = fallback.order.into_iter().flatten();
+            others.find_map(|other| {
+                let area = &areas[other.get()][order];
+                (other != mobility && area.nr > 0).then_some((area.first, Order::at(order)))
+            })
+        };
+        let orders = order.get()..ORDERS;
+        for o in orders.clone().rev() {
+            if o < fallback.smallest_claim.get() {
+                break;
+            }
+            if let Some((block, from)) = first_of(&self.areas, o)
+                && self.claim(metas, block, from, mobility, fallback.claim)
+            {
+                return self.smallest(order, mobility);
+            }
+        }
+        let areas = &self.areas;
+        match fallback.steal {
+            _ if !may_steal => None,
+            Steal::Never => None,
+            Steal::Largest => orders.rev().find_map(|o| first_of(areas, o)),
+            Steal::Smallest => { orders }.find_map(|o| first_of(areas, o)),
+        }
+    }
+
+    /// Makes the pageblock around a free block one of `mobility`, with all that is free in it, if `claim` allows.
+    #[doc(alias = "try_to_claim_block")]
+    fn claim(
+        &mut self,
+        metas: Metas,
+        block: u32,
+        order: Order,
+        mobility: Mobility,
+        claim: Claim,
+    ) -> bool {
+        let Claim::Percent(percent) = claim else {
+            return false;
+        };
+        let whole = order >= PAGEBLOCK;
+        let (first, end) = if whole {
+            (block, block + order.pages() as u32)
+        } else {
+            self.blocks.around(block, metas.len())
+        };
+        let compatible = || Self::compatible_pages(metas, first, end, mobility);
+        if !whole && compatible() * 100 < (end - first) as usize * percent as usize {
+            return false;
+        }
+        // Taken off under the old type, put back under the new one (I4).
+        let old = self.blocks.of(first);
+        let mut at = first;
+        while at < end {
+            let state = metas.at(at).state();
+            if !state.is_free() {
+                at += 1;
+                continue;
+            }
+            let order = state.order();
+            self.unlink_from(metas, at, order, old);
+            self.link_to(metas, at, order, state.is_zero(), false, mobility);
+            at += order.pages() as u32;
+        }
+        self.blocks.set(first, (end - first) as usize, mobility);
+        true
+    }
+
+    /// How many of the pages are free, or out or listed for `mobility`. What owners write meanwhile may be seen or not:
+    /// the number decides about placement only.
+    fn compatible_pages(metas: Metas, first: u32, end: u32, mobility: Mobility) -> usize {
+        let (mut at, mut compatible) = (first, 0);
+        while at < end {
+            let state = metas.at(at).state();
+            if !state.is_head() {
+                at += 1;
+                continue;
+            }
+            let pages = (state.order().pages() as u32).min(end - at);
+            if state.is_nobodys() || state.mobility() == mobility {
+                compatible += pages as usize;
+            }
+            at += pages;
+        }
+        compatible
     }
 
     /// Puts a head on its list: in front (hot), or at the end (to be kept).
     fn link(&mut self, metas: Metas, block: u32, order: Order, zero: bool, last: bool) {
+        self.link_to(metas, block, order, zero, last, self.blocks.of(block));
+    }
+
+    fn link_to(
+        &mut self,
+        metas: Metas,
+        block: u32,
+        order: Order,
+        zero: bool,
+        last: bool,
+        mobility: Mobility,
+    ) {
         let last = if order >= HUGE { zero } else { last };
         if order >= HUGE && !zero {
             self.dirty.pages += order.pages();
         }
-        let area = &mut self.areas[order.get()];
+        let area = &mut self.areas[mobility.get()][order.get()];
         let meta = metas.at(block);
         meta.set_state(State::free(order, zero));
         let (prev, next) = if last {
@@ -222,7 +430,11 @@ impl Buddy {
 
     /// Takes a head off its list; its page is then inside nothing and carries no note.
     fn unlink(&mut self, metas: Metas, block: u32, order: Order) {
-        let area = &mut self.areas[order.get()];
+        self.unlink_from(metas, block, order, self.blocks.of(block));
+    }
+
+    fn unlink_from(&mut self, metas: Metas, block: u32, order: Order, mobility: Mobility) {
+        let area = &mut self.areas[mobility.get()][order.get()];
         let meta = metas.at(block);
         debug_assert!(meta.state().is_free_at(order), "I1: linked blocks are free");
         if order >= HUGE && !meta.state().is_zero() {

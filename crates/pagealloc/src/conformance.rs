@@ -87,6 +87,11 @@ macro_rules! page_alloc_conformance {
 
 #[doc(hidden)]
 pub mod checks;
+#[doc(hidden)]
+pub mod forbidden;
+#[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod lowers;
 #[cfg(feature = "std")]
 #[doc(hidden)]
 pub mod sources;

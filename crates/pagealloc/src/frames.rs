@@ -7,7 +7,7 @@
 
 mod exact;
 
-use crate::api::{Order, PAGE_SHIFT, PAGE_SIZE, PageTag};
+use crate::api::{Mobility, Order, PAGE_SHIFT, PAGE_SIZE, PageTag};
 use crate::broken::broken;
 use crate::history::{Histories, Who, tell_culprit};
 use crate::index;
@@ -193,7 +193,14 @@ impl Frames {
     ///
     /// The block must have just come off a list, so that it is the caller's.
     #[inline(always)]
-    pub(crate) fn hand_out(&self, page: u32, order: Order, zero: bool, who: Who) -> NonNull<u8> {
+    pub(crate) fn hand_out(
+        &self,
+        page: u32,
+        order: Order,
+        mobility: Mobility,
+        zero: bool,
+        who: Who,
+    ) -> NonNull<u8> {
         let meta = self.metas.at(page);
         let block = self.address(page);
         // SAFETY: the block is the caller's, off every list.
@@ -204,7 +211,7 @@ impl Frames {
             // SAFETY: the block is free memory of the span (I1) that nobody else has, being off every list.
             unsafe { block.write_bytes(0, order.bytes()) };
         }
-        meta.set_state(State::allocated(order));
+        meta.set_state(State::allocated(order).with(mobility));
         // SAFETY: the page exists, or `at` had not returned.
         unsafe { self.extras.histories.allocated(page, order, who) };
         block
@@ -221,8 +228,9 @@ impl Frames {
 
     /// Marks a part of the caller's block as a block of its own that is out.
     #[cfg(feature = "guard")]
-    pub(crate) fn mark_out(&self, page: u32, order: Order, who: Who) {
-        self.metas.at(page).set_state(State::allocated(order));
+    pub(crate) fn mark_out(&self, page: u32, order: Order, mobility: Mobility, who: Who) {
+        let state = State::allocated(order).with(mobility);
+        self.metas.at(page).set_state(state);
         // SAFETY: the page exists, or `at` had not returned.
         unsafe { self.extras.histories.allocated(page, order, who) };
     }
@@ -230,35 +238,52 @@ impl Frames {
     /// Takes a block back from its owner: the page's number, with no note on it any more, and marked for a slot's
     /// list, so that freeing it again is noticed.
     ///
+    /// The usual case only: an unmovable block without a note. In any other nothing has happened, and
+    /// [`Self::take_back_any`] is to be called.
+    #[inline(always)]
+    pub(crate) fn take_back(&self, block: NonNull<u8>, order: Order, who: Who) -> Option<u32> {
+        match self.page_at(block.as_ptr()) {
+            Some((page, meta))
+                if meta.claim(State::allocated(order), State::listed(order, false)) =>
+            {
+                self.taken_back(page, block, order, who);
+                Some(page)
+            }
+            _ => None,
+        }
+    }
+
+    /// Any block, and what it was asked for as.
+    ///
     /// Aborts if no block of `order` that is out starts at `block`. Two threads that free the same block at the same moment may
     /// both pass where [`PageMeta::claim`] is no compare-exchange: then the block is listed twice, which is noticed when one of
     /// the two copies goes back to the zone, or is freed by the second of its two new owners.
+    pub(crate) fn take_back_any(
+        &self,
+        block: NonNull<u8>,
+        order: Order,
+        who: Who,
+    ) -> (u32, Mobility) {
+        let page = self.block(block, order, "freed", Some(who));
+        let meta = self.metas.at(page);
+        let mobility = meta.state().mobility();
+        let listed = State::listed(order, false).with(mobility);
+        if meta.claim(State::tagged(order).with(mobility), listed) {
+            self.note_all(page, order, PageTag::NONE);
+        } else if !meta.claim(State::allocated(order).with(mobility), listed) {
+            self.not_such_a_block(block, page, order, "freed", Some(who));
+        }
+        self.taken_back(page, block, order, who);
+        (page, mobility)
+    }
+
+    /// What follows once the block is the zone's.
     #[inline(always)]
-    pub(crate) fn take_back(&self, block: NonNull<u8>, order: Order, who: Who) -> u32 {
-        let listed = State::listed(order, false);
-        let page = match self.page_at(block.as_ptr()) {
-            Some((page, meta)) if meta.claim(State::allocated(order), listed) => page,
-            _ => self.take_back_slow(block, order, who),
-        };
+    fn taken_back(&self, page: u32, block: NonNull<u8>, order: Order, who: Who) {
         // SAFETY: the page was just found.
         unsafe { self.extras.histories.freed(page, order, who) };
         // SAFETY: as above, and the block was the freer's, who gave it up.
         unsafe { self.extras.poison.fill(page, block, order) };
-        page
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn take_back_slow(&self, block: NonNull<u8>, order: Order, who: Who) -> u32 {
-        let page = self.block(block, order, "freed", Some(who));
-        let meta = self.metas.at(page);
-        let listed = State::listed(order, false);
-        if !meta.claim(State::tagged(order), listed) && !meta.claim(State::allocated(order), listed)
-        {
-            self.not_such_a_block(block, page, order, "freed", Some(who));
-        }
-        self.note_all(page, order, PageTag::NONE);
-        page
     }
 
     /// The number of the first page of an owner's block; aborts if it is none.
@@ -266,7 +291,7 @@ impl Frames {
         let Some((page, meta)) = self.page_at(block.as_ptr()) else {
             self.no_block(block, order, verb, who);
         };
-        let state = meta.state();
+        let state = meta.state().plain();
         if state != State::allocated(order) && state != State::tagged(order) {
             self.not_such_a_block(block, page, order, verb, who);
         }
@@ -389,7 +414,13 @@ impl Frames {
         let page = self.block(block, order, "tagged", None);
         self.note_all(page, order, tag);
         // Even for the empty tag: the free path then clears what is clear already.
-        self.metas.at(page).set_state(State::tagged(order));
+        let meta = self.metas.at(page);
+        meta.set_state(State::tagged(order).with(meta.state().mobility()));
+    }
+
+    /// The number of the page that `address` lies in, if it is in the span.
+    pub(crate) fn number_of(&self, address: *const u8) -> Option<u32> {
+        Some(self.page_of(address)?.0)
     }
 
     /// What the owner of the block around `address` noted.

@@ -91,32 +91,51 @@ mod broken;
 mod buddy;
 pub mod conformance;
 mod frames;
+mod gate;
 mod heatmap;
 #[cfg_attr(not(feature = "history"), path = "history/off.rs")]
 mod history;
 mod index;
+mod lower;
 mod meta;
+mod mobility;
 #[cfg(all(loom, feature = "std"))]
 #[doc(hidden)]
 pub mod models;
 mod pcp;
 #[cfg_attr(not(feature = "poison"), path = "poison/off.rs")]
 mod poison;
+mod pressure;
 mod regions;
 mod runs;
 mod shared;
 mod source;
 mod stash;
 mod stats;
+mod watermark;
 mod zone;
 
-pub use api::{AllocError, Attempt, Order, PAGE_SHIFT, PAGE_SIZE, PageAlloc, PageReq, PageTag};
+pub use api::{
+    AllocError, Attempt, Mobility, Order, PAGE_SHIFT, PAGE_SIZE, PageAlloc, PageReq, PageTag,
+    Reserve,
+};
 pub use block::{Contents, Filled, PageBlock, Unfilled};
+pub use gate::ListsDisabled;
+#[cfg(target_has_atomic = "64")]
+pub use lower::BitTree;
+#[cfg(all(loom, feature = "std", target_has_atomic = "64"))]
+#[doc(hidden)]
+pub use lower::models as models_of_bits;
+pub use lower::{Buddies, Changes, Extent, Ground, Lower, Waiting, Wanted};
+pub use mobility::{Claim, Fallback, Steal};
+pub use pressure::PressureHook;
 pub use regions::{MAX_REGIONS, RegionBusy, RegionError};
+pub use runs::{Run, Runs};
 pub use source::{Decommit, Failing, Fixed, MemoryMap, Range, Source, SourceError, Span};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use source::{Mmap, MmapBuilder};
 pub use stats::{AttemptStats, OrderStats, SlotStats, ZoneStats};
+pub use watermark::Watermarks;
 #[cfg(feature = "guard")]
 pub use zone::guard::Guards;
-pub use zone::{SplitError, Zone, ZoneError};
+pub use zone::{SplitError, Ticked, Zone, ZoneError};

@@ -17,7 +17,8 @@
 //! | `state` of any other page | 0: inside a block, or a hole that the source never gave | – |
 //! | `tag`, `owner` | the owner's note; in a `FREE` or `STASHED` head the links | as for `state` |
 //!
-//! `ZERO` beside `FREE`, `LISTED` or `ISOLATED`: the whole block reads as zeroes.
+//! `ZERO` beside `FREE`, `LISTED` or `ISOLATED`: the whole block reads as zeroes. `MOBILITY` beside `LISTED` or `ALLOCATED`: whose
+//! list it lies on, or what it was asked for as. Unmovable is 0, so the usual free compares the word with a constant.
 //!
 //! # Invariants
 //! - I1. `FREE` is entered and left under the zone lock only. A holder that reads `FREE` in a buddy may therefore
@@ -29,7 +30,7 @@
 //! Every access is Relaxed. The words of a block belong to the block's owner and travel with the block: through the
 //! zone lock, a slot's local lock (P8), the stash (P7), or whatever the layer above hands a block over by (P6).
 
-use crate::api::{Order, PageTag};
+use crate::api::{Mobility, Order, PageTag};
 use core::ptr;
 use rcu_core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
@@ -46,6 +47,8 @@ impl State {
     const STASHED: u32 = 1 << 7;
     const TAGGED: u32 = 1 << 8;
     const ZERO: u32 = 1 << 9;
+    const MOBILITY_SHIFT: u32 = 10;
+    const MOBILITY: u32 = 3 << Self::MOBILITY_SHIFT;
     const ISOLATED: u32 = 1 << 28;
     /// Beside `ALLOCATED`: a block of the same exact run follows.
     const MORE: u32 = 1 << 29;
@@ -81,6 +84,31 @@ impl State {
 
     pub(crate) const fn tagged(order: Order) -> Self {
         Self(Self::ALLOCATED | Self::TAGGED | order.get() as u32)
+    }
+
+    /// The same block, of `mobility`. The state says none so far.
+    #[inline(always)]
+    pub(crate) const fn with(self, mobility: Mobility) -> Self {
+        Self(self.0 | (mobility as u32) << Self::MOBILITY_SHIFT)
+    }
+
+    /// The same block, its mobility left out.
+    pub(crate) const fn plain(self) -> Self {
+        Self(self.0 & !Self::MOBILITY)
+    }
+
+    pub(crate) const fn mobility(self) -> Mobility {
+        Mobility::at((self.0 & Self::MOBILITY) >> Self::MOBILITY_SHIFT)
+    }
+
+    /// The head of a block in any state: not a page inside one, nor a hole.
+    pub(crate) const fn is_head(self) -> bool {
+        self.0 & Self::KINDS != 0
+    }
+
+    /// In the zone's hands, or about to be.
+    pub(crate) const fn is_nobodys(self) -> bool {
+        self.0 & (Self::FREE | Self::STASHED | Self::ISOLATED) != 0
     }
 
     pub(crate) const fn isolated(order: Order, zero: bool) -> Self {
@@ -148,9 +176,9 @@ impl State {
         self.0 & Self::STASHED != 0
     }
 
-    /// On a slot's list, or on its way there, as a block of `order`.
+    /// On a slot's list, or on its way there, as a block of `order` and any mobility.
     pub(crate) const fn is_listed_at(self, order: Order) -> bool {
-        self.0 & !Self::ZERO == Self::LISTED | order.get() as u32
+        self.0 & !(Self::ZERO | Self::MOBILITY) == Self::LISTED | order.get() as u32
     }
 
     /// Which kind of block starts here, for a picture.
@@ -175,7 +203,7 @@ impl State {
         if self.0 & (Self::MORE | Self::CONTINUED) != 0 {
             return "a part of an exact run";
         }
-        match self.0 & !(Self::ORDER | Self::ZERO | Self::TAGGED) {
+        match self.0 & !(Self::ORDER | Self::ZERO | Self::TAGGED | Self::MOBILITY) {
             Self::ALLOCATED => "allocated",
             Self::ISOLATED => "already free, in a region that is being removed",
             Self::LISTED => "already free, on a slot's list",

@@ -6,10 +6,11 @@
 //! Each page has contents that loom watches. A block that two users have at once, or that reaches its next user without
 //! its last user's accesses, is a race on them.
 
-use crate::api::{Attempt, Order};
+use crate::api::{Attempt, Mobility, Order, PageReq};
 use crate::frames::{Extras, Frames, Metas};
 use crate::history::Who;
-use crate::meta::PageMeta;
+use crate::lower::{Buddies, Extent, Ground, Lower};
+use crate::meta::{PageMeta, State};
 use crate::pcp::Pcp;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
@@ -29,13 +30,21 @@ struct Memory([u8; PAGES << crate::PAGE_SHIFT]);
 
 static MEMORY: Memory = Memory([0; PAGES << crate::PAGE_SHIFT]);
 
+const PAGE: PageReq = PageReq::new(Order::ZERO);
+
+/// What the lower level's words lie in.
+#[repr(align(128))]
+#[derive(Debug)]
+struct Piece(#[expect(dead_code, reason = "reached through a pointer only")] [u8; 128]);
+
 /// A zone of [`PAGES`] pages and one slot.
 #[derive(Debug)]
 pub struct World {
-    shared: NonNull<Shared<BiasedLock>>,
+    shared: NonNull<Shared<BiasedLock, Buddies>>,
     frames: Frames,
     cells: NonNull<SlotCell<BiasedLock>>,
     metas: NonNull<[PageMeta]>,
+    pieces: NonNull<[Piece]>,
     contents: Vec<UnsafeCell<usize>>,
 }
 
@@ -75,26 +84,38 @@ impl World {
         let cells = NonNull::from(Box::leak(cell));
         // SAFETY: one cell, new, which lives until `drop`.
         let slots = unsafe { Slots::from_zeroed(cells, 1) };
-        let place = Box::leak(Box::<Shared<BiasedLock>>::new_uninit());
+        let place = Box::leak(Box::<Shared<BiasedLock, Buddies>>::new_uninit());
         let shared = NonNull::from(&mut *place).cast();
         let span = Span { base, pages: PAGES };
-        place.write(Shared::new(shared, frames, slots, span));
+        let extent = Extent::new(PAGES as u32, 0, 1);
+        let layout = Buddies::layout(extent).unwrap();
+        assert!(layout.align() <= align_of::<Piece>());
+        let pieces: Box<[Piece]> = (0..layout.size().div_ceil(size_of::<Piece>()))
+            .map(|_| Piece([0; 128]))
+            .collect();
+        let pieces = NonNull::from(Box::leak(pieces));
+        let ground = Ground::new(extent, pieces.cast(), handle);
+        // SAFETY: zeroed, of the layout, nobody else's, and lives until `drop`.
+        let lower = unsafe { Buddies::new(ground) };
+        place.write(Shared::new(shared, frames, slots, span, lower));
         let world = Self {
             shared,
             frames,
             cells,
             metas,
+            pieces,
             contents: (0..PAGES).map(|_| UnsafeCell::new(0)).collect(),
         };
-        world.shared().add_pages(Range {
+        let range = Range {
             first: 0,
             pages: PAGES,
             zeroed: false,
-        });
+        };
+        world.shared().add_pages(None, range);
         world
     }
 
-    fn shared(&self) -> &Shared<BiasedLock> {
+    fn shared(&self) -> &Shared<BiasedLock, Buddies> {
         // SAFETY: written in `new`, freed in `drop`.
         unsafe { self.shared.as_ref() }
     }
@@ -110,7 +131,9 @@ impl World {
     }
 
     fn hand_out(&self, page: u32) -> Out {
-        let _ = self.frames.hand_out(page, Order::ZERO, false, Who);
+        let _ = self
+            .frames
+            .hand_out(page, Order::ZERO, Mobility::Unmovable, false, Who);
         self.touch(page);
         Out(page)
     }
@@ -121,15 +144,15 @@ impl World {
     /// 1. An `owner` is the only one at any time.
     pub unsafe fn take(&self, owner: bool, attempt: Attempt) -> Option<Out> {
         // SAFETY: debt 1.
-        let page = unsafe { self.shared().take(Self::slot(owner), Order::ZERO, attempt) };
+        let page = unsafe { self.shared().take(Self::slot(owner), PAGE.attempt(attempt)) };
         page.ok().map(|page| self.hand_out(page))
     }
 
     /// Takes up to `want` pages straight out of the zone.
     pub fn take_chunk(&self, want: usize) -> Vec<Out> {
         let mut runs = Runs::new();
-        self.shared()
-            .take_chunk(Order::ZERO, want, Attempt::NoWait, &mut runs);
+        let req = PAGE.attempt(Attempt::NoWait);
+        self.shared().take_chunk(None, req, want, &mut runs);
         runs::blocks(&runs, Order::ZERO)
             .map(|page| self.hand_out(page))
             .collect()
@@ -143,11 +166,12 @@ impl World {
         self.touch(out.0);
         let page = self
             .frames
-            .take_back(self.frames.address(out.0), Order::ZERO, Who);
+            .take_back(self.frames.address(out.0), Order::ZERO, Who)
+            .unwrap();
+        let state = State::listed(Order::ZERO, false);
         // SAFETY: debt 1.
         unsafe {
-            self.shared()
-                .put(Self::slot(owner), page, Order::ZERO, attempt);
+            self.shared().put(Self::slot(owner), page, state, attempt);
         }
     }
 
@@ -158,11 +182,10 @@ impl World {
 
     /// Pages in the zone, on the lists, and in the stash after one holder more did its share.
     pub fn pages(&self) -> [usize; 3] {
-        let free = self.shared().lock();
-        let in_zone = free.buddy.free_pages();
-        drop(free);
+        let lower = &self.shared().lower;
+        lower.free_blocks();
         let listed = self.shared().list_stats().pages();
-        [in_zone, listed, self.shared().stash.pages()]
+        [lower.free_pages(), listed, lower.waiting().pages]
     }
 }
 
@@ -174,5 +197,7 @@ impl Drop for World {
         drop(unsafe { Box::from_raw(self.cells.as_ptr()) });
         // SAFETY: as above.
         drop(unsafe { Box::from_raw(self.metas.as_ptr()) });
+        // SAFETY: as above.
+        drop(unsafe { Box::from_raw(self.pieces.as_ptr()) });
     }
 }

@@ -4,30 +4,56 @@
 //! linked lists: a push and a pop touch one line, not the freed page's metadata neighbours, and the
 //! oldest blocks are at the bottom, where a drain takes them.
 //!
+//! A list an order and type of [`Mobility`], unmovable first, so that what slab and kvfree use shares a line with the lock. Linux
+//! numbers them `types * order + type`; here the order is known at compile time at most calls, so the place in the array is too.
+//!
+//! # Heights
+//! Row P9, which keeps its counters on every allocation and free. Here a hit writes what it wrote before: the length and the hits.
+//! What happened between two visits of a list to the zone is read off those: the hits are the pops, and pops plus growth
+//! are the pushes. The constants are Linux's, scaled: a batch doubles [`SCALE_MAX`] times up to what was the batch before, for
+//! the list is an array, and larger batches would hold the zone lock longer (T27).
+//!
+//! - *Refill*: the batch doubles with each refill since which nothing was freed, halves with every free; the height grows by a batch.
+//! - *Overflow*: `freed` grows by what was freed (halves with every allocation) and says how many blocks leave, at least a
+//!   batch; the height rises to hold that much and a batch.
+//! - *Zone short of pages*: the height falls by what was freed; while pressure hooks run, to four batches.
+//! - *Tick*: the height falls by an eighth.
+//!
 //! # Invariants
-//! - I1. `len[c] <= high[c] <= CAPACITY[c]`.
+//! - I1. `len <= high <= CAPACITY` of each list.
 //!   Unchecked accesses rest on it, because a bounds check on the hit path is a branch, and its panic a landing pad.
 //! - I2. Blocks on the list of class `c` have state `LISTED` at the class's order and no other user.
 
-use crate::api::Order;
+use crate::api::{Mobility, Order};
+use crate::mobility::TYPES;
 use crate::stats::SlotStats;
 use arrayvec::ArrayVec;
 use rcu_core::cpu::ZeroInit;
 use static_assertions::const_assert;
 
 /// How many orders have a list: 0 to 3 (Linux `PAGE_ALLOC_COSTLY_ORDER`), and 9 (a huge page).
-pub(crate) const CLASSES: usize = 5;
+const KINDS: usize = 5;
+
+/// A list an order and type.
+pub(crate) const CLASSES: usize = KINDS * TYPES;
+
+/// How often a batch may double (Linux `PCP_BATCH_SCALE_MAX`, 5 of its 6, for batches of up to 2016 pages; here up to 63).
+const SCALE_MAX: u8 = 3;
 
 /// Blocks that go to or come from the zone under one lock hold: 63 single pages, as Linux does it
 /// for large zones, so that the lock costs a sixty-third; for larger blocks the same number of
 /// pages, so that the hold takes no longer; one huge page, because it is worth 63 lists already.
-const BATCH: [usize; CLASSES] = [63, 31, 15, 7, 1];
+const BATCH: [usize; KINDS] = [63, 31, 15, 7, 1];
 
 /// Blocks on a full list: two batches, so that a slot which goes up and down by less than a batch
 /// never sees the zone. All lists full, a slot hoards 1.9 MiB and two huge pages.
-const CAPACITY: [usize; CLASSES] = [126, 62, 30, 14, 2];
+const CAPACITY: [usize; KINDS] = [126, 62, 30, 14, 2];
 
-const ORDER: [Order; CLASSES] = [
+/// The same of each other type: what makes the slot's cell 2 KiB, so that finding it is a shift and no multiplication (two cycles
+/// of a hit). Full, they hoard 0.7 MiB and two huge pages each; as they grow by use only, in a slot that uses them.
+const OTHER_CAPACITY: [usize; KINDS] = [38, 24, 12, 6, 2];
+
+const ORDER: [Order; KINDS] = [
     Order::at(0),
     Order::at(1),
     Order::at(2),
@@ -35,11 +61,20 @@ const ORDER: [Order; CLASSES] = [
     Order::at(9),
 ];
 
+/// Room for the list of a class, by its index.
+const fn capacity(class: usize) -> usize {
+    if class < KINDS {
+        CAPACITY[class]
+    } else {
+        OTHER_CAPACITY[class % KINDS]
+    }
+}
+
 const START: [usize; CLASSES + 1] = {
     let mut start = [0; CLASSES + 1];
     let mut c = 0;
     while c < CLASSES {
-        start[c + 1] = start[c] + CAPACITY[c];
+        start[c + 1] = start[c] + capacity(c);
         c += 1;
     }
     start
@@ -58,19 +93,20 @@ const_assert!(BATCH[0] < CHUNK);
 /// Blocks on their way between a list and the zone.
 pub(crate) type Batch = ArrayVec<u32, CHUNK>;
 
-/// One of the orders that have lists.
+/// One of the orders that have lists, and a type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Class(u8);
 
 impl Class {
-    /// The class of `order`'s blocks, if they have one.
+    /// The class of `order`'s blocks of `mobility`, if they have one.
     #[inline(always)]
-    pub(crate) const fn of(order: Order) -> Option<Self> {
-        match order.get() {
-            small @ 0..=3 => Some(Self(small as u8)),
-            9 => Some(Self(4)),
-            _ => None,
-        }
+    pub(crate) const fn of(order: Order, mobility: Mobility) -> Option<Self> {
+        let kind = match order.get() {
+            small @ 0..=3 => small as u8,
+            9 => 4,
+            _ => return None,
+        };
+        Some(Self(mobility as u8 * KINDS as u8 + kind))
     }
 
     pub(crate) fn all() -> impl Iterator<Item = Self> {
@@ -78,7 +114,11 @@ impl Class {
     }
 
     pub(crate) const fn order(self) -> Order {
-        ORDER[self.index()]
+        ORDER[self.kind()]
+    }
+
+    const fn kind(self) -> usize {
+        self.index() % KINDS
     }
 
     #[inline(always)]
@@ -87,44 +127,114 @@ impl Class {
     }
 }
 
-/// How long a zone's lists may get.
+/// How long a zone's lists may get: at first and at least, and at most.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Heights([u16; CLASSES]);
+pub(crate) struct Heights {
+    min: [u16; CLASSES],
+    max: [u16; CLASSES],
+}
 
 impl Heights {
     /// For a zone over `pages` pages.
     #[doc(alias = "zone_highsize")]
     pub(crate) const fn for_span(pages: usize) -> Self {
-        let mut high = [0; CLASSES];
+        let mut heights = Self {
+            min: [0; CLASSES],
+            max: [0; CLASSES],
+        };
         let mut c = 0;
         while c < CLASSES {
-            let mut blocks = (pages / SHARE) >> ORDER[c].get();
-            if c == 0 && blocks < LEAST_SINGLES {
+            let order = ORDER[c % KINDS].get();
+            let mut blocks = (pages / SHARE) >> order;
+            if order == 0 && blocks < LEAST_SINGLES {
                 blocks = LEAST_SINGLES;
             }
-            if blocks > CAPACITY[c] {
-                blocks = CAPACITY[c];
-            }
-            high[c] = if blocks < 2 { 0 } else { blocks as u16 };
+            blocks = min(blocks, capacity(c));
+            heights.max[c] = if blocks < 2 { 0 } else { blocks as u16 };
+            let four = 4 * heights.least_batch(Class(c as u8)) as usize;
+            heights.min[c] = min(four, heights.max[c] as usize) as u16;
             c += 1;
         }
-        Self(high)
+        heights
+    }
+
+    /// The most that moves at once: a batch, and half of the list.
+    const fn most(&self, class: Class) -> u16 {
+        let half = self.max[class.index()].div_ceil(2) as usize;
+        min(BATCH[class.kind()], half) as u16
+    }
+
+    /// The batch that nothing has doubled: an eighth of a batch, but two blocks where there are two in one (as Linux for
+    /// large orders), and never more than half of the list.
+    const fn least_batch(&self, class: Class) -> u16 {
+        let batch = BATCH[class.kind()];
+        let eighth = ((batch + 1) >> SCALE_MAX).saturating_sub(1);
+        let least = if eighth < 2 { min(batch, 2) } else { eighth };
+        min(least, self.most(class) as usize) as u16
+    }
+
+    /// The batch after `doublings`.
+    #[doc(alias = "zone_batchsize")]
+    const fn batch(&self, class: Class, doublings: u8) -> u16 {
+        let batch = ((self.least_batch(class) as usize + 1) << doublings) - 1;
+        min(batch, self.most(class) as usize) as u16
     }
 }
 
-/// What a slot's lists did, by class. A hit is counted by one increment and a free by none: how many blocks were put
+const fn min(a: usize, b: usize) -> usize {
+    if a < b { a } else { b }
+}
+
+/// How the zone is off when a list overflows or runs dry.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Weather {
+    Fair,
+    /// Fewer pages are free than the high watermark says: lists do not grow.
+    Low,
+    /// Pressure hooks are running: what is freed is wanted elsewhere.
+    Relieving,
+}
+
+/// One list: what a hit touches, and what its height is made from.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct List {
+    /// Allocations that it served.
+    hits: u64,
+    len: u16,
+    high: u16,
+    /// Blocks freed without as many allocations, as far as the last visit to the zone knew.
+    freed: u16,
+    /// How often the next refill's batch is doubled.
+    factor: u8,
+}
+
+/// A list as its last visit to the zone left it.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    /// The low bits: between two visits there may be more hits than that, and then a height is a little off.
+    hits: u32,
+    len: u16,
+}
+
+/// What a slot's lists did, besides hits. A hit is counted by one increment and a free by none: how many blocks were put
 /// on a list follows from what left it, what came from the zone and what is there.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 struct Tally {
-    /// Blocks that went out to callers.
-    hits: [u64; CLASSES],
-    /// Blocks that came from the zone.
-    refilled: [u64; CLASSES],
-    /// Blocks that went to the zone.
-    drained: [u64; CLASSES],
+    /// By order: blocks that went to the zone, less those that came from it.
+    gone: [u64; KINDS],
     refills: u64,
+    refilled: u64,
     drains: u64,
+    drained: u64,
+}
+
+impl Tally {
+    const fn gone(&mut self, class: Class, blocks: u64) {
+        let gone = &mut self.gone[class.kind()];
+        *gone = gone.wrapping_add(blocks);
+    }
 }
 
 /// A slot's lists. All-zero bytes are empty lists that take nothing until [`Self::set_up`].
@@ -132,12 +242,14 @@ struct Tally {
 #[doc(alias = "per_cpu_pages")]
 #[repr(C)]
 pub(crate) struct Pcp {
-    len: [u16; CLASSES],
-    high: [u16; CLASSES],
+    lists: [List; CLASSES],
+    before: [Before; CLASSES],
     ready: bool,
     tally: Tally,
     blocks: [u32; START[CLASSES]],
 }
+
+const_assert!(size_of::<Pcp>() <= 2048 - 8);
 
 // SAFETY: integers and a `bool` of value zero; it owns nothing.
 unsafe impl ZeroInit for Pcp {}
@@ -147,17 +259,30 @@ impl Pcp {
         self.ready
     }
 
-    /// Lets the lists grow up to `heights`.
+    /// Lets the lists grow up to their least heights in `heights`, and further by themselves.
     #[cold]
-    pub(crate) fn set_up(&mut self, heights: Heights) {
-        self.high = heights.0;
+    pub(crate) fn set_up(&mut self, heights: &Heights) {
+        for class in Class::all() {
+            self.lists[class.index()].high = heights.min[class.index()];
+        }
         self.ready = true;
+    }
+
+    /// Lets the lists, which are empty, take nothing until they are set up again.
+    #[cold]
+    pub(crate) fn close(&mut self) {
+        debug_assert!(self.lists.iter().all(|list| list.len == 0), "I1");
+        for list in &mut self.lists {
+            list.high = 0;
+        }
+        self.ready = false;
     }
 
     /// Notes that `blocks` that were pushed came from the zone.
     pub(crate) fn note_refill(&mut self, class: Class, blocks: usize) {
         if blocks > 0 {
-            self.tally.refilled[class.index()] += blocks as u64;
+            self.tally.gone(class, 0_u64.wrapping_sub(blocks as u64));
+            self.tally.refilled += blocks as u64;
             self.tally.refills += 1;
         }
     }
@@ -165,18 +290,20 @@ impl Pcp {
     pub(crate) fn stats(&self) -> SlotStats {
         let mut stats = SlotStats {
             refills: self.tally.refills,
+            refilled: self.tally.refilled,
             drains: self.tally.drains,
+            drained: self.tally.drained,
             ..SlotStats::default()
         };
         for class in Class::all() {
-            let (c, order) = (class.index(), class.order().get());
-            let (len, hits) = (self.len[c], self.tally.hits[c]);
-            let (refilled, drained) = (self.tally.refilled[c], self.tally.drained[c]);
-            stats.blocks[order] = len as usize;
-            stats.hits[order] = hits;
-            stats.frees[order] = (u64::from(len) + hits + drained).wrapping_sub(refilled);
-            stats.refilled += refilled;
-            stats.drained += drained;
+            let (list, order) = (&self.lists[class.index()], class.order().get());
+            stats.blocks[order] += list.len as usize;
+            stats.hits[order] += list.hits;
+            stats.frees[order] += u64::from(list.len) + list.hits;
+        }
+        for (order, gone) in ORDER.iter().zip(self.tally.gone) {
+            let frees = &mut stats.frees[order.get()];
+            *frees = frees.wrapping_add(gone);
         }
         stats
     }
@@ -184,12 +311,13 @@ impl Pcp {
     /// Takes the block freed last.
     #[inline(always)]
     pub(crate) fn pop(&mut self, class: Class) -> Option<u32> {
-        let len = self.len[class.index()];
+        let list = &mut self.lists[class.index()];
+        let len = list.len;
         if len == 0 {
             return None;
         }
-        self.len[class.index()] = len - 1;
-        self.tally.hits[class.index()] += 1;
+        list.len = len - 1;
+        list.hits += 1;
         let top = START[class.index()] + len as usize - 1;
         debug_assert!(top < START[class.index() + 1], "I1");
         // SAFETY: the class's part of the array has `CAPACITY` places, at least `len` (I1).
@@ -200,24 +328,132 @@ impl Pcp {
     #[inline(always)]
     #[must_use]
     pub(crate) fn push(&mut self, class: Class, block: u32) -> bool {
-        let len = self.len[class.index()];
-        if len >= self.high[class.index()] {
+        let list = &mut self.lists[class.index()];
+        let len = list.len;
+        if len >= list.high {
             return false;
         }
         let top = START[class.index()] + len as usize;
         debug_assert!(top < START[class.index() + 1], "I1");
         // SAFETY: the class's part of the array has `CAPACITY` places, at least `high` (I1), above `len`.
         *unsafe { self.blocks.get_unchecked_mut(top) } = block;
-        self.len[class.index()] = len + 1;
+        list.len = len + 1;
         true
     }
 
-    /// How many blocks a refill or a drain of `class` should move: half of what fits, at most a batch.
-    #[doc(alias = "zone_batchsize")]
-    pub(crate) fn batch(&self, class: Class) -> usize {
-        (self.high[class.index()] as usize)
-            .div_ceil(2)
-            .min(BATCH[class.index()])
+    /// Whether the list takes blocks at all.
+    pub(crate) const fn takes(&self, class: Class) -> bool {
+        self.lists[class.index()].high > 0
+    }
+
+    /// Brings the two counters up to date with what happened since the last time.
+    fn look_back(&mut self, class: Class, heights: &Heights) {
+        let before = self.before[class.index()];
+        let list = &mut self.lists[class.index()];
+        let pops = u64::from((list.hits as u32).wrapping_sub(before.hits));
+        let pushes = (pops + u64::from(list.len)).saturating_sub(u64::from(before.len));
+        list.factor >>= pushes.min(7);
+        let most = heights.least_batch(class) << SCALE_MAX;
+        let left = u64::from(list.freed >> pops.min(15)) + pushes.saturating_sub(pops);
+        list.freed = left.min(u64::from(most)) as u16;
+        self.settle(class);
+    }
+
+    /// What happens to the list from here on is what [`Self::look_back`] sees next.
+    pub(crate) const fn settle(&mut self, class: Class) {
+        let list = &self.lists[class.index()];
+        self.before[class.index()] = Before {
+            hits: list.hits as u32,
+            len: list.len,
+        };
+    }
+
+    /// How many blocks the list, which has run dry, should get; 0 if it takes none.
+    #[doc(alias = "nr_pcp_alloc")]
+    pub(crate) fn refill_size(
+        &mut self,
+        class: Class,
+        heights: &Heights,
+        weather: Weather,
+    ) -> usize {
+        if !self.takes(class) {
+            return 0;
+        }
+        self.look_back(class, heights);
+        let least = heights.least_batch(class);
+        let list = &mut self.lists[class.index()];
+        if weather == Weather::Fair {
+            list.high = (list.high + least).min(heights.max[class.index()]);
+        }
+        let room = list.high.saturating_sub(list.len + least).max(least);
+        let batch = heights.batch(class, list.factor);
+        if batch <= room && list.factor < SCALE_MAX {
+            list.factor += 1;
+        }
+        batch.min(room).min(list.high - list.len).into()
+    }
+
+    /// Lets the list, which is full, grow if what was freed lately says so; whether it takes one more block now.
+    #[doc(alias = "nr_pcp_high")]
+    pub(crate) fn makes_room(&mut self, class: Class, heights: &Heights, weather: Weather) -> bool {
+        self.look_back(class, heights);
+        let list = &mut self.lists[class.index()];
+        let need = list.freed + heights.least_batch(class);
+        if weather == Weather::Fair && list.high < need {
+            list.high = need.min(heights.max[class.index()]).max(list.high);
+        }
+        list.len < list.high
+    }
+
+    /// How many of its oldest blocks the list, which is full and made no room, has to let go of now. At most a [`CHUNK`].
+    #[doc(alias = "nr_pcp_free")]
+    pub(crate) fn overflow_size(
+        &mut self,
+        class: Class,
+        heights: &Heights,
+        weather: Weather,
+    ) -> usize {
+        let least = heights.least_batch(class);
+        let list = &mut self.lists[class.index()];
+        let mut aim = list.high;
+        if weather > Weather::Fair {
+            aim = aim
+                .saturating_sub(list.freed.max(least))
+                .max(heights.min[class.index()]);
+        }
+        if weather == Weather::Relieving {
+            aim = aim.min(4 * least);
+        }
+        let most = list.high.saturating_sub(least).max(least);
+        let n = list
+            .freed
+            .clamp(least, most)
+            .max((list.len + 1).saturating_sub(aim))
+            .min(BATCH[class.kind()] as u16)
+            .min(list.len);
+        // I1: as far down as those that leave make room for, one more block included.
+        list.high = aim.max(list.len - n + 1).min(list.high);
+        n.into()
+    }
+
+    /// Lets the height fall by an eighth, and says how many blocks are above it now. The caller takes them, then calls
+    /// [`Self::lower`].
+    #[doc(alias = "decay_pcp_high")]
+    pub(crate) fn decayed(&self, class: Class, heights: &Heights) -> (u16, usize) {
+        let list = &self.lists[class.index()];
+        let most = heights.least_batch(class) << SCALE_MAX;
+        let high = (list.high - list.high / 8)
+            .max(list.len.saturating_sub(most))
+            .max(heights.min[class.index()])
+            .min(list.high);
+        (high, list.len.saturating_sub(high).into())
+    }
+
+    /// The second half of a decay.
+    pub(crate) fn lower(&mut self, class: Class, high: u16) {
+        let list = &mut self.lists[class.index()];
+        debug_assert!(list.len <= high && high <= list.high, "I1");
+        list.high = high;
     }
 
     /// Takes up to `n` of the oldest blocks (P11), as a slice that `leave` sees before they are gone.
@@ -228,69 +464,21 @@ impl Pcp {
         leave: impl FnOnce(&[u32]),
     ) -> usize {
         let start = START[class.index()];
-        let len = self.len[class.index()] as usize;
+        let len = self.lists[class.index()].len as usize;
         let n = n.min(len);
         let list = &mut self.blocks[start..start + len];
         leave(&list[..n]);
         list.copy_within(n.., 0);
-        self.tally.drained[class.index()] += n as u64;
+        self.tally.gone(class, n as u64);
+        self.tally.drained += n as u64;
         self.tally.drains += u64::from(n > 0);
-        self.len[class.index()] = (len - n) as u16;
+        self.lists[class.index()].len = (len - n) as u16;
+        // They were not allocated, so what was pushed since must not seem to be fewer.
+        let before = &mut self.before[class.index()];
+        before.len = before.len.saturating_sub(n as u16);
         n
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pcp(pages: usize) -> Pcp {
-        let mut pcp = Pcp {
-            len: [0; CLASSES],
-            high: [0; CLASSES],
-            ready: false,
-            tally: Tally::default(),
-            blocks: [0; START[CLASSES]],
-        };
-        pcp.set_up(Heights::for_span(pages));
-        pcp
-    }
-
-    #[test]
-    fn p8_heights_follow_the_zone() {
-        assert_eq!(Heights::for_span(1).0, [4, 0, 0, 0, 0]);
-        assert_eq!(Heights::for_span(1024).0, [4, 2, 0, 0, 0]);
-        assert_eq!(Heights::for_span(16384).0, [64, 32, 16, 8, 0]);
-        assert_eq!(Heights::for_span(1 << 24).0, [126, 62, 30, 14, 2]);
-    }
-
-    #[test]
-    fn p7_p11_last_in_first_out_and_oldest_first_to_the_zone() {
-        let mut pcp = pcp(1 << 24);
-        for class in Class::all() {
-            let mut n = 0;
-            while pcp.push(class, n) {
-                n += 1;
-            }
-            assert_eq!(n as usize, CAPACITY[class.index()]);
-            let batch = pcp.batch(class);
-            assert_eq!(batch, BATCH[class.index()]);
-            let taken = pcp.take_oldest(class, batch, |oldest| {
-                assert_eq!(oldest, (0..batch as u32).collect::<Vec<_>>());
-            });
-            assert_eq!(taken, batch);
-            for left in (batch as u32..n).rev() {
-                assert_eq!(pcp.pop(class), Some(left));
-            }
-            assert_eq!(pcp.pop(class), None);
-        }
-        assert_eq!(pcp.stats().pages(), 0);
-    }
-
-    #[test]
-    fn a_list_that_is_not_set_up_takes_nothing() {
-        let mut pcp = pcp(1 << 24);
-        pcp.high = [0; CLASSES];
-        assert!(Class::all().all(|class| !pcp.push(class, 7)));
-    }
-}
+mod tests;

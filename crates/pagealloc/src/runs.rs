@@ -6,25 +6,87 @@
 
 #![deny(unsafe_code)]
 
-use crate::api::Order;
+use crate::api::{Mobility, Order};
 use crate::broken::broken;
 use crate::frames::Metas;
 use crate::meta::State;
 use crate::pcp::CHUNK;
 use arrayvec::ArrayVec;
+use core::ops::{Deref, DerefMut};
 
 /// Neighbouring free pages in nobody's list, cut in blocks of one order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Run {
-    pub(crate) first: u32,
+pub struct Run {
+    /// The first page's number, counted from the start of the zone's span.
+    pub first: u32,
     /// One past the last page.
-    pub(crate) end: u32,
+    pub end: u32,
     /// They read as zeroes.
-    pub(crate) zero: bool,
+    pub zero: bool,
 }
 
-/// At most one run a block of a chunk.
-pub(crate) type Runs = ArrayVec<Run, CHUNK>;
+/// Runs of neighbours: at most one a block of a batch.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Runs(ArrayVec<Run, CHUNK>);
+
+impl Runs {
+    /// The most blocks that move at once, and so the most runs.
+    pub const CAPACITY: usize = CHUNK;
+
+    /// No runs.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether no more fit.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.0.is_full()
+    }
+
+    /// Adds a run.
+    ///
+    /// # Panics
+    /// If there are [`Self::CAPACITY`] already.
+    pub fn push(&mut self, run: Run) {
+        self.0.push(run);
+    }
+
+    /// Adds a run, to the last one if that ends where it starts and is as zero.
+    ///
+    /// # Panics
+    /// As [`Self::push`].
+    pub fn join(&mut self, run: Run) {
+        match self.last_mut() {
+            Some(last) if last.end == run.first && last.zero == run.zero => last.end = run.end,
+            _ => self.push(run),
+        }
+    }
+}
+
+impl Deref for Runs {
+    type Target = [Run];
+
+    fn deref(&self) -> &[Run] {
+        &self.0
+    }
+}
+
+impl DerefMut for Runs {
+    fn deref_mut(&mut self) -> &mut [Run] {
+        &mut self.0
+    }
+}
+
+impl<'a> IntoIterator for &'a Runs {
+    type Item = &'a Run;
+    type IntoIter = core::slice::Iter<'a, Run>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
 
 /// The blocks of the runs, in ascending or descending order within each.
 pub(crate) fn blocks(runs: &Runs, order: Order) -> impl DoubleEndedIterator<Item = u32> + use<'_> {
@@ -35,10 +97,10 @@ pub(crate) fn blocks(runs: &Runs, order: Order) -> impl DoubleEndedIterator<Item
     })
 }
 
-/// Marks each block of the runs as being on a slot's list. They have no other user.
-pub(crate) fn cut(runs: &Runs, metas: Metas, order: Order) {
+/// Marks each block of the runs as being on a slot's list of `mobility`. They have no other user.
+pub(crate) fn cut(runs: &Runs, metas: Metas, order: Order, mobility: Mobility) {
     for run in runs {
-        let listed = State::listed(order, run.zero);
+        let listed = State::listed(order, run.zero).with(mobility);
         for page in (run.first..run.end).step_by(order.pages()) {
             metas.at(page).set_state(listed);
         }
@@ -117,9 +179,11 @@ mod tests {
             assert_eq!(got, expected, "{blocks:?}");
             assert!(blocks.iter().all(|&b| metas.at(b).state() == State::INSIDE));
 
-            cut(&runs, metas, order);
+            cut(&runs, metas, order, Mobility::Movable);
             let mut cut: Vec<u32> = super::blocks(&runs, order).collect();
-            assert!(cut.iter().all(|&b| metas.at(b).state().order() == order));
+            let states = || cut.iter().map(|&b| metas.at(b).state());
+            assert!(states().all(|state| state.order() == order));
+            assert!(states().all(|state| state.mobility() == Mobility::Movable));
             cut.sort_unstable();
             let mut blocks = blocks.to_vec();
             blocks.sort_unstable();

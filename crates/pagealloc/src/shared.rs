@@ -1,60 +1,68 @@
-//! What the slots of a zone share: the zone lock with the buddy system under it, the stash, and the
-//! slots' lists with the ways between them.
+//! What the slots of a zone share: the lower level, and the slots' lists with the ways between them.
 //!
 //! Source: Linux `mm/page_alloc.c` (`rmqueue_bulk`, `free_pcppages_bulk`, `drain_pages_zone`, 6.12 to 7.x), the no-lock
 //! paths of 2020 and 2025. Why it lies in the source's metadata and not in the zone: the offline hook must not move,
 //! the zone may.
 //!
+//! What concerns whole pieces of memory, regions among them, is in [`memory`].
+//!
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `free` | the buddy system, and the part of the stash that is being worked off | the zone-lock holder |
+//! | `lower` | the free pages | see [`crate::lower`] and the one in use |
 //! | a slot's cell | the slot's lists | its owner, or one visitor, by the local lock |
-//! | `stash` | freed blocks that wait | see [`crate::stash`] |
-//! | `isolated` | free pages kept for a region's removal: a counter | the holder of `growing` |
-//! | `extent` | one past the last page that the zone ever had: a bound for pictures; only rises | the holder of `growing` |
-//! | `slots_used` | one more than the highest slot that ever set its lists up; only rises | the slot's owner, before its first push |
+//! | `gate` | which slots may have lists, and whether any may | see [`crate::gate`] |
+//! | `marks` | the watermarks, and whether the zone is pressed | see [`crate::watermark`] |
+//! | `growing` | the zone's regions | its holder: who grows the zone, adds a region or removes one |
+//! | `total_pages` | pages of the zone | holders of `growing` |
+//! | `isolated` | free pages kept for a region's removal | holders of `growing` |
+//! | `extent` | one past the last page that the zone ever had | holders of `growing`, which only raise it |
 //!
 //! # Life
-//! A block: `FREE` in the buddy system → (refill, a batch under one hold) `LISTED` → (pop) `ALLOCATED` → (push)
-//! `LISTED` → (drain, a batch under one hold) `FREE`; or `ALLOCATED` → `STASHED` → `FREE` where nobody may wait.
+//! A block: free in the lower level → (refill, a batch at once) `LISTED` → (pop) `ALLOCATED` → (push) `LISTED` → (drain, a
+//! batch at once) free; or `ALLOCATED` → free at once where the list is full and nobody may wait.
 //!
 //! # Invariants
-//! - I1. A page is in exactly one place: out, on one list, in the stash, in the buddy system, or kept by the holder of `growing`.
-//! - I2. `slots_used` is above every slot whose lists hold anything.
-//! - I3. Lock order: slot, then zone. A visitor waits for the owner before it takes the zone lock, so an owner that waits
-//!   for the zone lock inside its cell waits for nobody who waits for it.
-//! - I4. At most [`CHUNK`] blocks move between a list and the zone, and another [`CHUNK`] leave the stash, under one hold (T27).
+//! - I1. A page is in exactly one place: out, on one list, in the lower level, or isolated for a region's removal.
+//! - I2. The gate's `used` is above every slot whose lists hold anything.
+//! - I3. Lock order: slot, then zone (the locks inside the lower level). A visitor waits for the owner before it calls the lower
+//!   level, so an owner that waits for a zone lock inside its cell waits for nobody who waits for it.
+//! - I4. At most [`CHUNK`] blocks move between a list and the lower level at once (T27).
+//! - I5. While a [`ListsDisabled`] lives, every list is empty (`gate` I2): heights are raised in `set_up` alone, inside the
+//!   owner's cell, and a height of 0 takes no block.
+//! - I6. With watermarks set, a take is admitted by the free pages just before it, as in Linux outside of the lower level's locks: takes
+//!   that are under way together may go below a mark by what they take, never one alone.
 //!
 //! # Orderings
-//! - P7. Whoever frees a block puts it somewhere by a Release (zone lock, local lock, stash); whoever hands it out took it
+//! - P7. Whoever frees a block puts it somewhere by a Release (lower level, local lock); whoever hands it out took it
 //!   from there by an Acquire. Forbids that the new owner's accesses race with the old one's.
 //!
 //! # Progress and contexts
-//! A hit and any attempt up to `TryLock` wait for nobody. `NoWait` spins on the zone lock, whose holds are bounded
-//! (I4); not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or the zone's lock;
-//! the source runs under `growing`, for which only growers wait, and who adds or removes a region.
+//! A hit and any attempt up to `TryLock` wait for nobody. `NoWait` waits as the lower level does, for bounded holds at most;
+//! not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or a zone's lock:
+//! the source runs under `growing`, for which only growers wait, and pressure hooks run where no lock is held.
 
 mod memory;
 
-use crate::api::{AllocError, Attempt, Order, PageTag};
+use crate::api::{AllocError, Attempt, Order, PageReq};
 use crate::broken::broken;
-use crate::buddy::Buddy;
 use crate::frames::Frames;
-use crate::index::{self, NONE};
-use crate::pcp::{CHUNK, Class, Heights, Pcp};
+use crate::gate::{Gate, ListsDisabled};
+use crate::lower::{Lower, Wanted};
+use crate::meta::State;
+use crate::pcp::{CHUNK, Class, Heights, Pcp, Weather};
+use crate::pressure::PressureHooks;
 use crate::regions::{RegionError, Regions};
 use crate::runs::{self, Run, Runs};
 use crate::source::{Range, SourceError, Span};
-use crate::stash::Stash;
 use crate::stats::{Counters, SlotStats};
+use crate::watermark::Marks;
 use core::ops::DerefMut;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use rcu_core::cpu::{
-    LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinGuard, SpinMutex, ZeroInit,
-    in_register,
+    LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinMutex, ZeroInit, in_register,
 };
-use rcu_core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// A slot's lists and their lock, in lines of their own (two, for the prefetcher fetches pairs).
 #[repr(align(128))]
@@ -62,6 +70,10 @@ pub(crate) struct SlotCell<L>(LocalCell<L, Pcp>);
 
 // SAFETY: transparent around a zeroable cell.
 unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
+
+// A power of two, for the arithmetic of a hit.
+#[cfg(not(loom))]
+static_assertions::const_assert!(size_of::<SlotCell<rcu_core::cpu::BiasedLock>>() == 2048);
 
 #[cfg(loom)]
 impl<L: LocalLock> SlotCell<L> {
@@ -132,95 +144,55 @@ impl<L: LocalLock> Slots<L> {
     }
 }
 
-/// What the zone lock guards.
-#[derive(Debug)]
-pub(crate) struct Free {
-    pub(crate) buddy: Buddy,
-    /// A chain taken from the stash and not worked off yet.
-    pending: u32,
-    /// Pages that the source gave.
-    pub(crate) total_pages: usize,
-}
-
-/// The zone lock, in lines of its own.
-#[repr(align(128))]
-struct ZoneLock {
-    free: SpinMutex<Free>,
-    /// Whoever touches the lock panics: for tests which show that somebody does not.
-    #[cfg(debug_assertions)]
-    forbidden: core::sync::atomic::AtomicBool,
-}
-
-impl ZoneLock {
-    #[inline]
-    fn touched(&self) {
-        #[cfg(debug_assertions)]
-        assert!(
-            // ORDERING: Relaxed: set before the threads that it is about start.
-            !self.forbidden.load(Ordering::Relaxed),
-            "the zone lock is touched"
-        );
-    }
-
-    fn lock(&self) -> SpinGuard<'_, Free> {
-        self.touched();
-        self.free.lock()
-    }
-
-    fn try_lock(&self) -> Option<SpinGuard<'_, Free>> {
-        self.touched();
-        self.free.try_lock()
-    }
-}
-
 /// What all slots share. Lies in the source's metadata.
-pub(crate) struct Shared<L> {
+pub(crate) struct Shared<L, B> {
     frames: Frames,
     slots: Slots<L>,
     heights: Heights,
-    free: ZoneLock,
-    pub(crate) stash: Stash,
+    pub(crate) lower: B,
+    total_pages: AtomicUsize,
     pub(crate) counters: Counters,
     /// The zone's regions; held by whoever asks the source for more, adds a region or removes one.
     pub(crate) growing: SpinMutex<Regions>,
     /// Free pages kept for a region's removal.
     isolated: AtomicUsize,
-    slots_used: AtomicU32,
     /// One past the last page that the zone ever had; only rises.
     extent: AtomicU32,
+    gate: Gate,
+    pub(crate) marks: Marks,
+    pub(crate) pressure: PressureHooks,
     hook: OfflineHook,
 }
 
 // SAFETY: every part is `Sync`, the cells too (`Pcp` is `Send`); `slots` points to memory that lives as long.
-unsafe impl<L: LocalLock> Sync for Shared<L> {}
+unsafe impl<L: LocalLock, B: Lower> Sync for Shared<L, B> {}
 // SAFETY: as above.
-unsafe impl<L: LocalLock> Send for Shared<L> {}
+unsafe impl<L: LocalLock, B: Lower> Send for Shared<L, B> {}
 
-impl<L: LocalLock> Shared<L> {
-    /// An empty zone, to be written to `place`.
-    pub(crate) fn new(place: NonNull<Self>, frames: Frames, slots: Slots<L>, span: Span) -> Self {
-        let bias = index::bias(span.base.as_ptr().addr());
+impl<L: LocalLock, B: Lower> Shared<L, B> {
+    /// An empty zone over an empty `lower`, to be written to `place`.
+    pub(crate) fn new(
+        place: NonNull<Self>,
+        frames: Frames,
+        slots: Slots<L>,
+        span: Span,
+        lower: B,
+    ) -> Self {
         // SAFETY: `place` holds the value while the hook is listed, and draining may come from any thread.
         let hook = unsafe { OfflineHook::new(Self::offline, place.as_ptr().cast_const().cast()) };
         Self {
             frames,
             slots,
             heights: Heights::for_span(span.pages),
-            free: ZoneLock {
-                free: SpinMutex::new(Free {
-                    buddy: Buddy::new(bias),
-                    pending: NONE,
-                    total_pages: 0,
-                }),
-                #[cfg(debug_assertions)]
-                forbidden: core::sync::atomic::AtomicBool::new(false),
-            },
-            stash: Stash::new(),
+            lower,
+            total_pages: AtomicUsize::new(0),
             counters: Counters::new(),
             growing: SpinMutex::new(Regions::new()),
             isolated: AtomicUsize::new(0),
-            slots_used: AtomicU32::new(0),
             extent: AtomicU32::new(0),
+            gate: Gate::new(),
+            marks: Marks::new(),
+            pressure: PressureHooks::new(),
             hook,
         }
     }
@@ -236,90 +208,29 @@ impl<L: LocalLock> Shared<L> {
         // SAFETY: debt 1.
         let shared = unsafe { &*data.cast::<Self>() };
         shared.drain_slot(slot);
+        shared.lower.leave(slot);
         true
     }
 
-    /// Waits for the zone lock and works off a chunk of the stash.
-    pub(crate) fn lock(&self) -> SpinGuard<'_, Free> {
-        let mut free = match self.free.try_lock() {
-            Some(free) => free,
-            None => {
-                self.counters.waited();
-                self.free.lock()
-            }
-        };
-        self.work_off(&mut free);
-        free
+    /// Pages free in the lower level, those that wait to be merged included: a take finds them too.
+    pub(crate) fn free_pages(&self) -> usize {
+        self.lower.free_pages() + self.lower.waiting().pages
     }
 
-    /// The zone lock as far as `attempt` goes.
-    fn lock_at(&self, attempt: Attempt) -> Option<SpinGuard<'_, Free>> {
-        match attempt {
-            Attempt::PcpOnly => None,
-            Attempt::TryLock => {
-                let mut free = self.free.try_lock()?;
-                self.work_off(&mut free);
-                Some(free)
-            }
-            Attempt::NoWait | Attempt::MayGrow => Some(self.lock()),
-        }
+    /// Compares the free pages with the watermarks, if there are any.
+    pub(crate) fn look(&self) {
+        self.marks.saw(|| self.free_pages());
     }
 
-    /// The zone lock and nothing done, for tests.
-    pub(crate) fn lock_only(&self) -> SpinGuard<'_, Free> {
-        self.free.lock()
-    }
-
-    /// From now on (or no longer) whoever touches the zone lock panics.
-    #[cfg(debug_assertions)]
-    pub(crate) fn forbid_zone_lock(&self, forbid: bool) {
-        // ORDERING: Relaxed, as in `ZoneLock::touched`.
-        self.free.forbidden.store(forbid, Ordering::Relaxed);
-    }
-
-    /// Merges up to a chunk of the stash (T31).
-    #[inline]
-    fn work_off(&self, free: &mut Free) {
-        if free.pending != NONE || !self.stash.is_empty() {
-            self.work_off_slow(free);
-        }
-    }
-
-    #[cold]
-    fn work_off_slow(&self, free: &mut Free) {
-        let metas = self.frames.metas;
-        let mut pages = 0;
-        for _ in 0..CHUNK {
-            if free.pending == NONE {
-                free.pending = self.stash.take_all();
-            }
-            let block = free.pending;
-            if block == NONE {
-                break;
-            }
-            let meta = metas.at(block);
-            let state = meta.state();
-            if !state.is_stashed() {
-                runs::listed_twice(block, state);
-            }
-            let order = state.order();
-            free.pending = meta.next();
-            meta.set_note(PageTag::NONE);
-            free.buddy.put(metas, block, order, false);
-            pages += order.pages();
-        }
-        self.stash.worked_off(pages);
-    }
-
-    /// Whether another hold could find more in the stash.
-    fn more_is_stashed(&self, free: &Free) -> bool {
-        free.pending != NONE || !self.stash.is_empty()
-    }
-
-    /// Makes the source's `range` free pages of the zone.
-    pub(crate) fn add(&self, regions: &mut Regions, range: Range) -> Result<(), SourceError> {
-        let len = self.frames.metas.len() as usize;
+    /// Makes the source's `range` free pages of the zone, for `slot` to begin with.
+    pub(crate) fn add(
+        &self,
+        regions: &mut Regions,
+        slot: Option<Slot>,
+        range: Range,
+    ) -> Result<(), SourceError> {
         let end = range.first.checked_add(range.pages);
+        let len = self.frames.metas.len() as usize;
         let Some(end) = end.filter(|&end| end <= len) else {
             broken(format_args!(
                 "the source gave {range:?} of a span of {len} pages"
@@ -329,46 +240,39 @@ impl<L: LocalLock> Shared<L> {
             return Ok(());
         }
         match regions.add((range.first as u32, end as u32)) {
-            Ok(()) => self.add_pages(range),
+            Ok(()) => self.add_pages(slot, range),
             Err(RegionError::TooMany) => return Err(SourceError::TooManyRegions),
             Err(error) => broken(format_args!("the source gave {range:?}, but {error}")),
         }
         Ok(())
     }
 
-    /// Makes pages free that are noted as the zone's.
-    pub(crate) fn add_pages(&self, range: Range) {
-        let (mut at, end) = (range.first, range.first + range.pages);
+    /// Makes pages free that are noted as the zone's, for `slot` to begin with.
+    pub(crate) fn add_pages(&self, slot: Option<Slot>, range: Range) {
+        let end = range.first + range.pages;
         // ORDERING: Relaxed: a bound for pictures.
         self.extent.fetch_max(end as u32, Ordering::Relaxed);
-        while at < end {
-            // I4, counted in the largest blocks.
-            let next = end.min(at + CHUNK * Order::MAX.pages());
-            let mut free = self.lock();
-            let run = Run {
-                first: at as u32,
-                end: next as u32,
-                zero: range.zeroed,
-            };
-            free.buddy.put_run(self.frames.metas, run);
-            free.total_pages += next - at;
-            at = next;
-        }
+        // Before they can be out, so that there are never more out than there are.
+        // ORDERING: Relaxed: a counter.
+        self.total_pages.fetch_add(range.pages, Ordering::Relaxed);
+        let run = Run {
+            first: range.first as u32,
+            end: end as u32,
+            zero: range.zeroed,
+        };
+        self.lower.add(slot, run);
+        self.look();
     }
 
-    /// Takes one block, going as far as `attempt`, but never to the source.
+    /// Takes one block, going as far as the request's attempt, but never to the source.
     ///
     /// # Safety
     /// 1. As for [`Slots::enter`], if there is a slot.
-    pub(crate) unsafe fn take(
-        &self,
-        slot: Option<Slot>,
-        order: Order,
-        attempt: Attempt,
-    ) -> Result<u32, AllocError> {
+    pub(crate) unsafe fn take(&self, slot: Option<Slot>, req: PageReq) -> Result<u32, AllocError> {
         // SAFETY: debt 1.
         let mut inside = slot.and_then(|slot| unsafe { self.slots.enter(slot) });
-        let class = Class::of(order);
+        let (order, attempt) = (req.order, req.attempt);
+        let class = Class::of(order, req.mobility);
         if let (Some(pcp), Some(slot), Some(class)) = (inside.as_deref_mut(), slot, class) {
             self.set_up(pcp, slot);
             if let Some(page) = pcp.pop(class) {
@@ -383,44 +287,48 @@ impl<L: LocalLock> Shared<L> {
                 AllocError::Empty
             });
         }
-        loop {
-            let free = self.lock_at(attempt).ok_or(AllocError::Contended)?;
-            let more = self.more_is_stashed(&free);
-            if let Some(page) = self.refill(free, inside.as_deref_mut(), order) {
-                return Ok(page);
-            }
-            if !more {
-                break;
-            }
+        let refilled = self.refill(slot, req, attempt, inside.as_deref_mut());
+        if !matches!(refilled, Err(AllocError::Exhausted | AllocError::Reserved)) {
+            return refilled;
         }
         // The slot's own lists may hold what merges to a block of this order.
         if attempt >= Attempt::NoWait
             && let Some(mut pcp) = inside
-            && self.drain(&mut pcp) > 0
-            && let Some(page) = self.refill(self.lock(), None, order)
+            && self.drain(&mut pcp, slot) > 0
         {
-            return Ok(page);
+            return self.refill(slot, req, attempt, None);
         }
-        Err(AllocError::Exhausted)
+        refilled
     }
 
-    /// Takes one block out of the zone, and a batch for the slot's list with it.
+    /// Takes one block out of the lower level, which is asked at `attempt`, for a caller who is inside no list.
+    pub(crate) fn take_one(
+        &self,
+        slot: Option<Slot>,
+        req: PageReq,
+        attempt: Attempt,
+    ) -> Result<u32, AllocError> {
+        self.refill(slot, req, attempt, None)
+    }
+
+    /// Takes one block out of the lower level, and a batch for the slot's list with it.
     #[doc(alias = "rmqueue_bulk")]
     fn refill(
         &self,
-        mut free: SpinGuard<'_, Free>,
+        slot: Option<Slot>,
+        req: PageReq,
+        attempt: Attempt,
         pcp: Option<&mut Pcp>,
-        order: Order,
-    ) -> Option<u32> {
-        let metas = self.frames.metas;
-        let list = pcp.zip(Class::of(order));
-        let want = list.as_ref().map_or(0, |(pcp, class)| pcp.batch(*class));
+    ) -> Result<u32, AllocError> {
+        let order = req.order;
+        let mut list = pcp.zip(Class::of(order, req.mobility));
+        let want = list.as_mut().map_or(0, |(pcp, class)| {
+            pcp.refill_size(*class, &self.heights, self.weather())
+        });
         let mut runs = Runs::new();
-        free.buddy.take(metas, order, want.max(1), &mut runs);
-        drop(free);
-        runs::cut(&runs, metas, order);
+        self.take_runs(slot, req, attempt, want.max(1), &mut runs)?;
         let mut blocks = runs::blocks(&runs, order);
-        let mine = blocks.next()?;
+        let mine = blocks.next().ok_or(AllocError::Exhausted)?;
         self.counters.allocated(order, 1);
         if let Some((pcp, class)) = list {
             let mut listed = 0;
@@ -431,112 +339,151 @@ impl<L: LocalLock> Shared<L> {
                 listed += 1;
             }
             pcp.note_refill(class, listed);
+            pcp.settle(class);
         }
-        Some(mine)
+        Ok(mine)
     }
 
-    /// Takes up to a chunk of blocks straight out of the zone, if its lock can be had at `attempt`.
-    pub(crate) fn take_chunk(&self, order: Order, want: usize, attempt: Attempt, runs: &mut Runs) {
-        let metas = self.frames.metas;
-        if let Some(mut free) = self.lock_at(attempt) {
-            free.buddy.take(metas, order, want.min(CHUNK), runs);
-            drop(free);
-            runs::cut(runs, metas, order);
-            let pages: u32 = runs.iter().map(|run| run.end - run.first).sum();
-            self.counters
-                .allocated(order, pages as usize >> order.get());
+    /// Takes as many of the blocks wanted as there are and the watermarks allow (I6), each head marked.
+    fn take_runs(
+        &self,
+        slot: Option<Slot>,
+        req: PageReq,
+        attempt: Attempt,
+        want: usize,
+        runs: &mut Runs,
+    ) -> Result<(), AllocError> {
+        let nr = self.marks.admit(req, want, || self.free_pages());
+        let nr = match nr {
+            Ok(nr) => nr,
+            Err(error) => {
+                self.look();
+                return Err(error);
+            }
+        };
+        let wanted = Wanted::new(req.order, nr, attempt)
+            .mobility(req.mobility)
+            .on(slot);
+        let taken = self.lower.take(wanted, runs);
+        self.look();
+        runs::cut(runs, self.frames.metas, req.order, req.mobility);
+        taken
+    }
+
+    /// Takes up to a chunk of blocks straight out of the lower level, as far as the request's attempt goes.
+    pub(crate) fn take_chunk(
+        &self,
+        slot: Option<Slot>,
+        req: PageReq,
+        want: usize,
+        runs: &mut Runs,
+    ) {
+        // What could not be taken is asked for one by one.
+        let _ = self.take_runs(slot, req, req.attempt, want.min(CHUNK), runs);
+        let pages: u32 = runs.iter().map(|run| run.end - run.first).sum();
+        let blocks = pages as usize >> req.order.get();
+        self.counters.allocated(req.order, blocks);
+    }
+
+    fn weather(&self) -> Weather {
+        if self.pressure.are_running() {
+            Weather::Relieving
+        } else if self.marks.is_below_high() {
+            Weather::Low
+        } else {
+            Weather::Fair
         }
     }
 
-    /// Takes a block that its owner gave back where it was not put on the slot's list.
+    /// Takes a block that its owner gave back where it was not put on the slot's list. Its order and the type whose list it goes to
+    /// come in one word, so that a hit needs no stack for the case that it is none.
     ///
     /// # Safety
     /// 1. As for [`Slots::enter`], if there is a slot.
     #[cold]
     #[inline(never)]
-    pub(crate) unsafe fn put(&self, slot: Option<Slot>, page: u32, order: Order, attempt: Attempt) {
+    pub(crate) unsafe fn put(&self, slot: Option<Slot>, page: u32, state: State, attempt: Attempt) {
+        let (order, mobility) = (state.order(), state.mobility());
         // SAFETY: debt 1.
         let mut inside = slot.and_then(|slot| unsafe { self.slots.enter(slot) });
-        let class = Class::of(order);
+        let class = Class::of(order, mobility);
         if let (Some(pcp), Some(slot), Some(class)) = (inside.as_deref_mut(), slot, class) {
             self.set_up(pcp, slot);
             if pcp.push(class, page) {
                 return;
             }
         }
-        // Where waiting is allowed the lock is taken later, for a shorter hold.
-        let locked = (attempt <= Attempt::TryLock).then(|| self.lock_at(attempt));
-        if let Some(None) = locked {
-            self.counters.freed(order, 1);
-            self.stash.push(self.frames.metas, page, order);
-            return;
-        }
         let mut list = inside
             .as_deref_mut()
             .zip(class)
-            .filter(|(pcp, class)| pcp.batch(*class) > 0);
+            .filter(|(pcp, class)| pcp.takes(*class));
+        if let Some((pcp, class)) = &mut list
+            && pcp.makes_room(*class, &self.heights, self.weather())
+            && pcp.push(*class, page)
+        {
+            return;
+        }
+        // At `PcpOnly` the list stays as it is: what the caller pays for is its own block (P16).
+        let mut list = list.filter(|_| attempt > Attempt::PcpOnly);
         let mut runs = Runs::new();
         let mut join = |blocks: &[u32]| runs::join(blocks, self.frames.metas, order, &mut runs);
         match &mut list {
             Some((pcp, class)) => {
-                pcp.take_oldest(*class, pcp.batch(*class), join);
+                let n = pcp.overflow_size(*class, &self.heights, self.weather());
+                pcp.take_oldest(*class, n, join);
             }
             None => {
                 self.counters.freed(order, 1);
                 join(&[page]);
             }
         }
-        self.put_runs(locked.flatten().unwrap_or_else(|| self.lock()), &runs);
+        if !runs.is_empty() {
+            self.give_runs(slot, &runs, attempt);
+        }
         if let Some((pcp, class)) = list {
             let fits = pcp.push(class, page);
-            debug_assert!(fits, "a batch has just left the list");
+            debug_assert!(fits, "as many as had to have left the list");
+            pcp.settle(class);
         }
     }
 
     /// Gives blocks of one order that are the caller's to the zone; at most [`CHUNK`] of them.
     #[doc(alias = "free_pcppages_bulk")]
-    pub(crate) fn give(&self, blocks: &[u32], order: Order) {
+    pub(crate) fn give(&self, slot: Option<Slot>, blocks: &[u32], order: Order) {
         let mut runs = Runs::new();
         runs::join(blocks, self.frames.metas, order, &mut runs);
-        self.put_runs(self.lock(), &runs);
+        self.give_runs(slot, &runs, Attempt::NoWait);
     }
 
-    fn put_runs(&self, mut free: SpinGuard<'_, Free>, runs: &Runs) {
-        for run in runs {
-            free.buddy.put_run(self.frames.metas, *run);
-        }
+    fn give_runs(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
+        self.lower.give(slot, runs, attempt);
+        self.look();
     }
 
-    /// Lets a slot's lists grow, at its first use.
+    /// Lets a slot's lists grow, at its first use, and again after they were disabled.
     #[inline]
     fn set_up(&self, pcp: &mut Pcp, slot: Slot) {
-        if !pcp.is_ready() {
-            // ORDERING: Release / Acquire in `used_slots`: who sees the slot's first block elsewhere sees this (I2).
-            self.slots_used
-                .fetch_max(slot.index() as u32 + 1, Ordering::Release);
-            pcp.set_up(self.heights);
+        if !pcp.is_ready() && self.gate.may_list(slot) {
+            pcp.set_up(&self.heights);
         }
     }
 
     /// Every slot that may hold blocks.
-    fn used_slots(&self) -> impl Iterator<Item = (Slot, &LocalCell<L, Pcp>)> {
-        // ORDERING: Acquire, as in `set_up`. A slot that is missed pushed nothing before the caller's last
-        // synchronisation with it; counts of blocks are never read outside the slot's lock (T25).
-        let used = self.slots_used.load(Ordering::Acquire);
-        (0..used)
+    fn used_slots(&self) -> impl Iterator<Item = &LocalCell<L, Pcp>> {
+        (0..self.gate.used())
             .map(Slot::new)
-            .filter_map(|slot| Some((slot, self.slots.get(slot)?)))
+            .filter_map(|slot| self.slots.get(slot))
     }
 
     /// Empties the lists of the cell that the caller is inside of; returns the pages moved.
-    fn drain(&self, pcp: &mut Pcp) -> usize {
+    fn drain(&self, pcp: &mut Pcp, slot: Option<Slot>) -> usize {
         let mut pages = 0;
         for class in Class::all() {
             let order = class.order();
             loop {
                 let taken = pcp.take_oldest(class, CHUNK, |blocks| {
                     if !blocks.is_empty() {
-                        self.give(blocks, order);
+                        self.give(slot, blocks, order);
                     }
                 });
                 if taken == 0 {
@@ -551,32 +498,64 @@ impl<L: LocalLock> Shared<L> {
     /// Empties a slot's lists, waiting for its owner.
     #[doc(alias = "drain_pages")]
     pub(crate) fn drain_slot(&self, slot: Slot) -> usize {
-        // ORDERING: Acquire, as in `used_slots`.
-        if slot.index() >= self.slots_used.load(Ordering::Acquire) as usize {
+        if slot.index() >= self.gate.used() as usize {
             return 0;
         }
         self.slots
             .get(slot)
-            .map_or(0, |cell| self.drain(cell.visit().deref_mut()))
+            .map_or(0, |cell| self.drain(cell.visit().deref_mut(), None))
     }
 
-    /// Empties every slot's lists and the stash.
+    /// Empties every slot's lists, and merges what waits in the lower level.
     #[doc(alias = "drain_all_pages")]
     pub(crate) fn drain_all(&self) -> usize {
         let mut pages = 0;
-        for (_, cell) in self.used_slots() {
-            pages += self.drain(cell.visit().deref_mut());
+        for cell in self.used_slots() {
+            pages += self.drain(cell.visit().deref_mut(), None);
         }
-        let stashed = self.stash.pages();
-        // As many chunks as were there at the start, or others could keep this going.
-        for _ in 0..=stashed / CHUNK {
-            let free = self.lock();
-            if !self.more_is_stashed(&free) {
-                break;
+        pages + self.settle()
+    }
+
+    /// Merges what waits in the lower level.
+    fn settle(&self) -> usize {
+        let waiting = self.lower.waiting().pages;
+        self.lower.settle();
+        self.look();
+        waiting
+    }
+
+    /// Empties every slot's lists, merges what waits, and keeps the lists empty while the value lives (I5).
+    #[doc(alias = "zone_pcp_disable")]
+    pub(crate) fn disable_lists(&self) -> ListsDisabled<'_> {
+        let disabled = self.gate.close();
+        for cell in self.used_slots() {
+            let mut pcp = cell.visit();
+            self.drain(&mut pcp, None);
+            pcp.close();
+        }
+        self.settle();
+        disabled
+    }
+
+    /// Lowers every list by an eighth, empties them down to that, merges what waits; returns the pages moved.
+    #[doc(alias = "decay_pcp_high")]
+    pub(crate) fn decay(&self) -> usize {
+        let mut pages = 0;
+        for cell in self.used_slots() {
+            let mut pcp = cell.visit();
+            for class in Class::all() {
+                let (high, mut above) = pcp.decayed(class, &self.heights);
+                while above > 0 {
+                    let taken = pcp.take_oldest(class, above.min(CHUNK), |blocks| {
+                        self.give(None, blocks, class.order());
+                    });
+                    above -= taken;
+                    pages += taken << class.order().get();
+                }
+                pcp.lower(class, high);
             }
         }
-        pages += stashed;
-        pages
+        pages + self.settle()
     }
 
     /// What one slot's lists hold and did, waiting for its owner; `None` past the last slot.
@@ -587,7 +566,7 @@ impl<L: LocalLock> Shared<L> {
     /// What all slots' lists hold and did. Visits every slot that was ever used.
     pub(crate) fn list_stats(&self) -> SlotStats {
         self.used_slots()
-            .fold(SlotStats::default(), |mut sum, (_, cell)| {
+            .fold(SlotStats::default(), |mut sum, cell| {
                 sum.add(&cell.visit().stats());
                 sum
             })

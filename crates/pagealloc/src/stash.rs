@@ -7,7 +7,7 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `head` | the block pushed last, or `NONE` | anyone, by compare-exchange; the zone-lock holder, by swap |
+//! | `head` | the block pushed last, or `NONE` | anyone, by compare-exchange; the holder of the arena's lock, by swap |
 //! | a stashed head's `next` | the block pushed before it, or `NONE` | the pusher, before its push |
 //! | `peak` | the most that `pages` ever was | pushers |
 //! | `pages` | pages pushed and not yet merged | pushers (+) before their push, the zone-lock holder (−) |

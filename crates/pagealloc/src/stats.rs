@@ -7,7 +7,7 @@
 #![deny(unsafe_code)]
 
 use crate::api::{AllocError, Attempt, Order};
-use crate::buddy::ORDERS;
+use crate::lower::{Changes, ORDERS};
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -21,7 +21,6 @@ pub(crate) struct Counters {
     contended: [AtomicUsize; ATTEMPTS],
     failed: [AtomicUsize; ATTEMPTS],
     grows: AtomicUsize,
-    waits: AtomicUsize,
     allocs: [AtomicUsize; ORDERS],
     frees: [AtomicUsize; ORDERS],
 }
@@ -33,7 +32,6 @@ impl Counters {
             contended: [const { AtomicUsize::new(0) }; ATTEMPTS],
             failed: [const { AtomicUsize::new(0) }; ATTEMPTS],
             grows: AtomicUsize::new(0),
-            waits: AtomicUsize::new(0),
             allocs: [const { AtomicUsize::new(0) }; ORDERS],
             frees: [const { AtomicUsize::new(0) }; ORDERS],
         }
@@ -59,11 +57,6 @@ impl Counters {
         Self::count(&self.grows);
     }
 
-    /// Notes that the zone lock was taken when somebody wanted it who may wait.
-    pub(crate) fn waited(&self) {
-        Self::count(&self.waits);
-    }
-
     /// Notes that blocks went from the zone to a caller, around the lists.
     pub(crate) fn allocated(&self, order: Order, blocks: usize) {
         // ORDERING: Relaxed: a counter.
@@ -87,7 +80,6 @@ impl Counters {
             };
         }
         stats.grows = read(&self.grows);
-        stats.lock_waits = read(&self.waits);
         for (i, order) in stats.orders.iter_mut().enumerate() {
             order.allocs += read(&self.allocs[i]) as u64;
             order.frees += read(&self.frees[i]) as u64;
@@ -310,10 +302,11 @@ impl ZoneStats {
         }
     }
 
-    pub(crate) fn add_changes(&mut self, (splits, merges): ([u64; ORDERS], [u64; ORDERS])) {
+    pub(crate) fn add_changes(&mut self, changes: &Changes) {
+        self.lock_waits = changes.waits;
         for (i, order) in self.orders.iter_mut().enumerate() {
-            order.splits = splits[i];
-            order.merges = merges[i];
+            order.splits = changes.splits[i];
+            order.merges = changes.merges[i];
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The zone: pages of one source, behind lists of every slot.
 //!
-//! The concurrent parts are in [`crate::shared`] and [`crate::stash`]; here are the paths of a hit and the order in which
+//! The concurrent parts are in [`crate::shared`] and [`crate::lower`]; here are the paths of a hit and the order in which
 //! the others are tried. The [`Attempt`] is looked at only after the slot's list came up empty (or full), as the 2020 discussion of
 //! the no-lock allocation concluded, so that every level's hit is the same code.
 //!
@@ -12,34 +12,36 @@
 //! | `free` | 12: span (3), state, thread's slot, cells, busy, fence mode (2), revoked, length, height | 5: state, busy, block, length, busy | 8 | none |
 //!
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
-//! the request taken apart for the slow path (as a whole it does not fit a register and would be stored first),
 //! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
 
 mod decommit;
 mod exact;
 #[cfg(feature = "guard")]
 pub(crate) mod guard;
+mod look;
+mod policy;
 mod region;
 
-pub use exact::SplitError;
-
-use crate::api::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
+use crate::api::{AllocError, Attempt, Mobility, Order, PageAlloc, PageReq, PageTag, SmallReq};
 use crate::frames::{Extras, Frames, Metas};
-use crate::heatmap;
 use crate::history::Who;
-use crate::index::MAX_PAGES;
-use crate::meta::PageMeta;
+use crate::index::{self, MAX_PAGES};
+use crate::lower::{Buddies, Extent, Ground, Lower};
+use crate::meta::{PageMeta, State};
+use crate::mobility::TYPES;
 use crate::pcp::{Batch, CHUNK, Class};
 use crate::regions::Regions;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
 use crate::source::{Source, SourceError, Span};
-use crate::stats::{SlotStats, ZoneStats};
 use core::alloc::{Layout, LayoutError};
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use rcu_core::cpu::{Cpus, Slot};
+
+pub use decommit::Ticked;
+pub use exact::SplitError;
 
 /// Why a zone could not be made. Nothing has changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,12 +90,14 @@ impl core::error::Error for ZoneError {}
 /// # unsafe { zone.free(page, Order::ZERO) };
 /// # }
 /// ```
+///
+/// `B` keeps the pages that no slot has: [`Buddies`], or [`BitTree`](crate::BitTree) in a zone made by [`Self::with_lower`].
 #[doc(alias = "struct zone")]
-pub struct Zone<C: Cpus, S: Source> {
+pub struct Zone<C: Cpus, S: Source, B: Lower = Buddies> {
     // What a hit needs, without a detour through `shared`.
     frames: Frames,
     slots: Slots<C::Lock>,
-    shared: NonNull<Shared<C::Lock>>,
+    shared: NonNull<Shared<C::Lock, B>>,
     cpus: C,
     #[cfg(feature = "guard")]
     guards: Option<guard::Guards>,
@@ -101,48 +105,74 @@ pub struct Zone<C: Cpus, S: Source> {
 }
 
 // SAFETY: `shared` and `slots` point to `Sync` data in memory that the source keeps until it is dropped.
-unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Send for Zone<C, S> {}
+unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Send for Zone<C, S, B> {}
 // SAFETY: as above.
-unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Sync for Zone<C, S> {}
+unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Sync for Zone<C, S, B> {}
 
 /// Where the zone's structures lie in the source's metadata.
 struct Place {
     layout: Layout,
     slots: usize,
     metas: usize,
+    lower: usize,
     extras: usize,
 }
 
 impl Place {
-    fn new<C: Cpus>(nr_slots: usize, pages: usize) -> Result<Self, LayoutError> {
-        let shared = Layout::new::<Shared<C::Lock>>();
+    fn new<C: Cpus, B: Lower>(extent: Extent) -> Result<Self, LayoutError> {
+        let (nr_slots, pages) = (extent.slots() as usize, extent.pages() as usize);
+        let shared = Layout::new::<Shared<C::Lock, B>>();
         let (layout, slots) = shared.extend(Layout::array::<SlotCell<C::Lock>>(nr_slots)?)?;
+        let (layout, lower) = layout.extend(B::layout(extent)?)?;
         let (layout, metas) = layout.extend(Layout::array::<PageMeta>(pages)?)?;
         let (layout, extras) = layout.extend(Extras::layout(pages)?)?;
         Ok(Self {
             layout,
             slots,
             metas,
+            lower,
             extras,
         })
     }
 }
 
 impl<C: Cpus, S: Source> Zone<C, S> {
-    /// A zone over the memory of `source`, with a list for each slot of `cpus`.
+    /// A zone over the memory of `source`, with a list for each slot of `cpus`, over buddy systems.
     ///
     /// # Errors
     /// [`ZoneError`]; the source is dropped then.
     pub fn new(cpus: C, source: S) -> Result<Self, ZoneError> {
+        Self::with_lower(cpus, source)
+    }
+}
+
+impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
+    /// The same over the lower level that the type names.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux", target_has_atomic = "64"))] {
+    /// use pagealloc::{BitTree, Mmap, Zone};
+    /// use rcu_core::cpu::Threads;
+    ///
+    /// let zone = Zone::<_, _, BitTree>::with_lower(Threads, Mmap::new().unwrap()).unwrap();
+    /// # assert_eq!(zone.nr_allocated(), 0);
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ZoneError`]; the source is dropped then.
+    pub fn with_lower(cpus: C, source: S) -> Result<Self, ZoneError> {
         let span = source.span();
         if span.pages == 0 || span.pages > MAX_PAGES {
             return Err(ZoneError::Pages(span.pages));
         }
         let nr_slots = cpus.nr_slots();
-        let place = Place::new::<C>(nr_slots, span.pages);
+        let bias = index::bias(span.base.as_ptr().addr());
+        let extent = Extent::new(span.pages as u32, bias, nr_slots as u32);
+        let place = Place::new::<C, B>(extent);
         let place = place.map_err(|_| ZoneError::Pages(span.pages))?;
         let start = source.metadata(place.layout)?;
-        let shared = start.cast::<Shared<C::Lock>>();
+        let shared = start.cast::<Shared<C::Lock, B>>();
         // SAFETY: the offset is inside the memory just given (`Source` 2).
         let slots = unsafe { start.add(place.slots) }.cast();
         // SAFETY: as above.
@@ -159,7 +189,11 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let extras = extras.map_err(|_| ZoneError::Pages(span.pages))?;
         // SAFETY: the span is one allocation of that many pages (`Source` 1), valid as above.
         let frames = unsafe { Frames::new(span.base, metas, extras) };
-        let value = Shared::new(shared, frames, slots, span);
+        // SAFETY: as above.
+        let lower = unsafe { start.add(place.lower) };
+        // SAFETY: zeroed memory of the layout it asked for, valid as above, its own.
+        let lower = unsafe { B::new(Ground::new(extent, lower, metas)) };
+        let value = Shared::new(shared, frames, slots, span, lower);
         // SAFETY: the memory was laid out for it, and nobody else has it.
         unsafe { shared.write(value) };
         let zone = Self {
@@ -182,9 +216,14 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     }
 
     #[inline(always)]
-    fn shared(&self) -> &Shared<C::Lock> {
+    fn shared(&self) -> &Shared<C::Lock, B> {
         // SAFETY: written in `new`, in memory that lives as long as the source.
         unsafe { self.shared.as_ref() }
+    }
+
+    /// What keeps the pages that no slot has.
+    pub fn lower(&self) -> &B {
+        &self.shared().lower
     }
 
     /// The zone's source.
@@ -213,144 +252,93 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         pages
     }
 
-    /// What the zone holds and how it went. Visits every slot.
-    pub fn stats(&self) -> ZoneStats {
-        let mut stats = ZoneStats::default();
-        let shared = self.shared();
-        shared.counters.report(&mut stats);
-        stats.add_lists(&shared.list_stats());
-        stats.stashed_blocks = shared.stash.pushes();
-        stats.stash_peak_pages = shared.stash.peak();
-        let free = shared.lock();
-        stats.total_pages = free.total_pages;
-        stats.free_pages = free.buddy.free_pages() + shared.isolated_pages();
-        stats.free_blocks = free.buddy.free_blocks();
-        stats.add_changes(free.buddy.changes());
-        stats.stash_pages = shared.stash.pages();
-        stats
-    }
-
-    /// What one slot's lists hold and did; `None` past the zone's slots. Waits for the slot's owner, a few instructions.
-    #[doc(alias = "zoneinfo pagesets")]
-    pub fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
-        self.shared().slot_stats(slot)
-    }
-
-    /// Draws the zone as a picture, in SVG: a grid in which each cell is a number of pages, coloured by what they are, and
-    /// darker where free blocks are larger.
-    ///
-    /// Reads every page's state without a lock: exact if nobody else uses the zone. At most 4096 cells, whatever the zone's size,
-    /// so at most a MiB of text; needs no memory, and linear time. Only as far as the source gave memory.
-    ///
-    /// # Errors
-    /// Those of `out`.
-    pub fn heatmap(&self, out: &mut impl fmt::Write) -> fmt::Result {
-        let shared = self.shared();
-        heatmap::draw(out, self.frames.metas, shared.extent(), &self.stats())
-    }
-
-    /// Pages that the source has given so far.
-    #[doc(alias = "zone_managed_pages")]
-    pub fn total_pages(&self) -> usize {
-        self.shared().lock().total_pages
-    }
-
-    /// Pages free in the zone, those on lists not counted.
-    #[doc(alias = "nr_free_pages")]
-    pub fn free_pages(&self) -> usize {
-        self.shared().lock().buddy.free_pages()
-    }
-
-    /// Pages that are out. Visits every slot; exact if nobody else uses the zone, and then 0 means that every page is back.
-    pub fn nr_allocated(&self) -> usize {
-        self.stats().nr_allocated()
-    }
-
-    /// Holds the zone lock until the value is dropped: for tests which show that somebody does not need it.
-    #[doc(hidden)]
-    pub fn hold_zone_lock(&self) -> impl Sized {
-        self.shared().lock_only()
-    }
-
-    /// Makes whoever touches the zone lock panic: for tests which show that somebody does not.
-    #[cfg(debug_assertions)]
-    #[doc(hidden)]
-    pub fn forbid_zone_lock(&self, forbid: bool) {
-        self.shared().forbid_zone_lock(forbid);
-    }
-
     /// The next range from the source.
     fn grow(&self, regions: &mut Regions, min_pages: usize) -> Result<(), SourceError> {
         let range = self.source.grow(min_pages)?;
-        self.shared().add(regions, range)?;
+        self.shared().add(regions, self.cpus.current(), range)?;
         self.shared().counters.grew();
         Ok(())
     }
 
-    /// Allocates where the slot's list had nothing. Takes the request apart: a whole one would be put together in memory, on the path of a hit.
+    /// Allocates where the slot's list had nothing. The request comes in a word: a whole one would be put together in memory, on
+    /// the path of a hit.
     #[cold]
     #[inline(never)]
-    fn alloc_slow(
-        &self,
-        order: Order,
-        zero: bool,
-        attempt: Attempt,
-        who: Who,
-    ) -> Result<NonNull<u8>, AllocError> {
-        let page = self.take_slow(order, attempt)?;
-        Ok(self.frames.hand_out(page, order, zero, who))
+    fn alloc_slow(&self, req: SmallReq, who: Who) -> Result<NonNull<u8>, AllocError> {
+        let req = req.with(0);
+        let page = self.take_slow(req)?;
+        Ok(self
+            .frames
+            .hand_out(page, req.order, req.mobility, req.zero, who))
     }
 
     /// Takes a block, which is marked as if it were on a list.
-    fn take_slow(&self, order: Order, attempt: Attempt) -> Result<u32, AllocError> {
+    fn take_slow(&self, req: PageReq) -> Result<u32, AllocError> {
         // SAFETY: the slot is the caller's, just now.
-        let taken = unsafe { self.shared().take(self.cpus.current(), order, attempt) };
+        let taken = unsafe { self.shared().take(self.cpus.current(), req) };
         let taken = match taken {
-            Err(AllocError::Exhausted) if attempt == Attempt::MayGrow => self.grow_for(order),
+            Err(AllocError::Exhausted | AllocError::Reserved)
+                if req.attempt == Attempt::MayGrow =>
+            {
+                self.grow_for(req)
+            }
             other => other,
         };
-        self.shared().counters.missed(attempt, &taken);
+        self.shared().counters.missed(req.attempt, &taken);
+        if req.attempt == Attempt::MayGrow {
+            self.relieve_if_noted();
+        }
         taken
     }
 
-    /// Frees where the slot's list was full, or there is none.
+    /// Frees where the slot's list was full, or there is none. The block's order and type come as a state.
     ///
     /// # Safety
     /// 1. As for [`Slots::enter`], if there is a slot.
     #[cold]
     #[inline(never)]
-    unsafe fn free_slow(&self, slot: Option<Slot>, page: u32, order: Order, attempt: Attempt) {
+    unsafe fn free_slow(&self, slot: Option<Slot>, page: u32, state: State, attempt: Attempt) {
         // SAFETY: debt 1.
-        unsafe { self.shared().put(slot, page, order, attempt) };
+        unsafe { self.shared().put(slot, page, state, attempt) };
         self.after_free(attempt);
     }
 
-    /// Takes a block after growing the zone; if there is nothing to grow by, after draining all lists.
-    fn grow_for(&self, order: Order) -> Result<u32, AllocError> {
-        let take = || {
-            // SAFETY: without a slot there is no debt.
-            unsafe { self.shared().take(None, order, Attempt::NoWait) }
-        };
+    /// Takes a block after growing the zone; if there is nothing to grow by, after draining all lists, and then after
+    /// asking the pressure hooks.
+    fn grow_for(&self, req: PageReq) -> Result<u32, AllocError> {
+        // Inside no list: a visitor may wait for one meanwhile.
+        let take = |attempt| self.shared().take_one(self.cpus.current(), req, attempt);
         {
             let mut regions = self.shared().growing.lock();
             loop {
                 // First, for somebody else may have grown the zone while this one waited.
-                if let Ok(page) = take() {
+                if let Ok(page) = take(Attempt::MayGrow) {
                     return Ok(page);
                 }
-                if self.grow(&mut regions, order.pages()).is_err() {
+                if self.grow(&mut regions, req.order.pages()).is_err() {
                     break;
                 }
             }
         }
+        if let Ok(page) = take(Attempt::NoWait) {
+            return Ok(page);
+        }
         self.drain_all();
-        take().map_err(|_| AllocError::OutOfMemory)
+        take(Attempt::NoWait)
+            .or_else(|_| {
+                if self.relieve(req.order.pages()) > 0 {
+                    self.drain_all();
+                }
+                // In any case: somebody else's hooks may have been running.
+                take(Attempt::NoWait)
+            })
+            .map_err(|_| AllocError::OutOfMemory)
     }
 
     /// Takes up to a chunk of blocks off the slot's list.
-    fn bulk_from_list(&self, order: Order, want: usize) -> Batch {
+    fn bulk_from_list(&self, req: PageReq, want: usize) -> Batch {
         let mut batch = Batch::new();
-        if let (Some(class), Some(slot)) = (Class::of(order), self.cpus.current())
+        if let (Some(class), Some(slot)) = (Class::of(req.order, req.mobility), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
         {
@@ -364,8 +352,8 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     }
 
     /// Puts blocks that the caller owns on the slot's list, as far as that goes, and says how many.
-    fn bulk_to_list(&self, order: Order, pages: &[u32]) -> usize {
-        let (Some(class), Some(slot)) = (Class::of(order), self.cpus.current()) else {
+    fn bulk_to_list(&self, order: Order, mobility: Mobility, pages: &[u32]) -> usize {
+        let (Some(class), Some(slot)) = (Class::of(order, mobility), self.cpus.current()) else {
             return 0;
         };
         // SAFETY: the slot is the caller's, just now.
@@ -380,7 +368,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
 // SAFETY: 1: a block is in one place at a time (`shared` I1), and what comes off a list is the caller's; blocks are
 // aligned by address (`index`), addressed by a pointer to the whole span, and ranges are usable memory (`Source` 3).
 // 2 and 3: the paths of `Shared::take` and `Shared::put`. 4: `meta` I2.
-unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C, S> {
+unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc for Zone<C, S, B> {
     #[inline(always)]
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
         let who = Who::now(&self.cpus, req.attempt);
@@ -392,35 +380,42 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
         if let Some(guarded) = self.guarded(req.order) {
             return self.alloc_guarded(req, guarded, who);
         }
-        if let (Some(class), Some(slot)) = (Class::of(req.order), self.cpus.current())
+        if let (Some(class), Some(slot)) =
+            (Class::of(req.order, req.mobility), self.cpus.current())
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && let Some(page) = pcp.pop(class)
         {
             drop(pcp);
-            return Ok(self.frames.hand_out(page, req.order, req.zero, who));
+            return Ok(self
+                .frames
+                .hand_out(page, req.order, req.mobility, req.zero, who));
         }
-        self.alloc_slow(req.order, req.zero, req.attempt, who)
+        self.alloc_slow(SmallReq::of(req), who)
     }
 
     #[inline(always)]
     unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
         let who = Who::now(&self.cpus, attempt);
-        let page = self.frames.take_back(block, order, who);
+        let Some(page) = self.frames.take_back(block, order, who) else {
+            return self.free_other(block, order, attempt, who);
+        };
         #[cfg(feature = "guard")]
         if let Some(guarded) = self.guarded_at(page, order) {
-            return self.free_guarded(page, order, guarded, attempt);
+            let state = State::listed(order, false);
+            return self.free_guarded(page, state, guarded, attempt);
         }
         let slot = self.cpus.current();
-        if let (Some(class), Some(slot)) = (Class::of(order), slot)
+        if let (Some(class), Some(slot)) = (Class::of(order, Mobility::Unmovable), slot)
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && pcp.push(class, page)
         {
             return;
         }
+        let state = State::listed(order, false);
         // SAFETY: the slot is the caller's, just now.
-        unsafe { self.free_slow(slot, page, order, attempt) };
+        unsafe { self.free_slow(slot, page, state, attempt) };
     }
 
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
@@ -443,23 +438,26 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
             let want = out.len() - got;
             let before = got;
             let mut hand_out = |page| {
-                out[got].write(self.frames.hand_out(page, order, req.zero, who));
+                let block = self
+                    .frames
+                    .hand_out(page, order, req.mobility, req.zero, who);
+                out[got].write(block);
                 got += 1;
             };
             if lists {
-                let batch = self.bulk_from_list(order, want);
+                let batch = self.bulk_from_list(req, want);
                 lists = !batch.is_empty();
                 batch.into_iter().for_each(&mut hand_out);
             } else if req.attempt > Attempt::PcpOnly && req.is_plain() {
                 let mut runs = Runs::new();
-                self.shared()
-                    .take_chunk(order, want, req.attempt, &mut runs);
+                let slot = self.cpus.current();
+                self.shared().take_chunk(slot, req, want, &mut runs);
                 runs::blocks(&runs, order).for_each(&mut hand_out);
             }
             if got == before && !lists {
                 // One at a time, with all that a single allocation tries.
                 let one = if req.is_plain() {
-                    self.alloc_slow(order, req.zero, req.attempt, who)
+                    self.alloc_slow(SmallReq::of(req), who)
                 } else {
                     self.alloc_aligned(req, who)
                 };
@@ -470,27 +468,37 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
                 got += 1;
             }
         }
+        if req.attempt == Attempt::MayGrow {
+            self.relieve_if_noted();
+        }
         got
     }
 
     unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
         let who = Who::now(&self.cpus, Attempt::NoWait);
         for chunk in blocks.chunks(CHUNK) {
-            let mut batch = Batch::new();
+            let mut batches: [Batch; TYPES] = Default::default();
             for &block in chunk {
-                let page = self.frames.take_back(block, order, who);
+                let (page, mobility) = match self.frames.take_back(block, order, who) {
+                    Some(page) => (page, Mobility::Unmovable),
+                    None => self.take_back_other(block, order, who),
+                };
                 #[cfg(feature = "guard")]
                 if let Some(guarded) = self.guarded_at(page, order) {
-                    self.free_guarded(page, order, guarded, Attempt::NoWait);
+                    let state = State::listed(order, false).with(mobility);
+                    self.free_guarded(page, state, guarded, Attempt::NoWait);
                     continue;
                 }
-                batch.push(page);
+                batches[mobility.get()].push(page);
             }
-            let listed = self.bulk_to_list(order, &batch);
-            if listed < batch.len() {
-                self.shared().counters.freed(order, batch.len() - listed);
-                self.shared().give(&batch[listed..], order);
-                self.after_free(Attempt::NoWait);
+            for (batch, mobility) in batches.iter().zip(Mobility::ALL) {
+                let listed = self.bulk_to_list(order, mobility, batch);
+                if listed < batch.len() {
+                    let slot = self.cpus.current();
+                    self.shared().counters.freed(order, batch.len() - listed);
+                    self.shared().give(slot, &batch[listed..], order);
+                    self.after_free(Attempt::NoWait);
+                }
             }
         }
     }
@@ -509,7 +517,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync> PageAlloc for Zone<C
     }
 }
 
-impl<C: Cpus, S: Source> Drop for Zone<C, S> {
+impl<C: Cpus, S: Source, B: Lower> Drop for Zone<C, S, B> {
     fn drop(&mut self) {
         // From here on no hook runs, and nobody else refers to the zone: the source may take the memory back.
         // SAFETY: the zone's hook, which is about to go.
@@ -517,7 +525,7 @@ impl<C: Cpus, S: Source> Drop for Zone<C, S> {
     }
 }
 
-impl<C: Cpus, S: Source> fmt::Debug for Zone<C, S> {
+impl<C: Cpus, S: Source, B: Lower> fmt::Debug for Zone<C, S, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Zone")
             .field("frames", &self.frames)

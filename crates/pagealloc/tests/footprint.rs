@@ -93,7 +93,7 @@ fn kept_memory_stays_until_it_is_trimmed() {
     let blocks = used(&zone);
     let before = resident_or_return!();
     free(&zone, blocks, Attempt::NoWait);
-    assert_eq!((zone.tick(), zone.tick()), (0, 0));
+    assert_eq!((zone.tick().trimmed, zone.tick().trimmed), (0, 0));
     assert!(resident_or_return!() > before - NOISE);
     // Half first.
     assert_eq!(zone.trim_to(USED / PAGE_SIZE / 2), USED / PAGE_SIZE / 2);
@@ -112,17 +112,17 @@ fn lazily_given_memory_goes_after_a_tick_without_use() {
     let blocks = used(&zone);
     let before = resident_or_return!();
     free(&zone, blocks, Attempt::NoWait);
-    assert_eq!(zone.tick(), 0, "needed a moment ago");
+    assert_eq!(zone.tick().trimmed, 0, "needed a moment ago");
     assert!(resident_or_return!() > before - NOISE);
     // Half of it is needed between the ticks, and is used again rather than fresh memory.
     let half: Vec<_> = used(&zone).split_off(USED / Order::MAX.bytes() / 2);
     assert!(resident_or_return!() < before + NOISE);
     free(&zone, half, Attempt::NoWait);
-    assert_eq!(zone.tick(), 0, "all of it was");
+    assert_eq!(zone.tick().trimmed, 0, "all of it was");
     let half = USED / PAGE_SIZE / 2;
-    assert_eq!(zone.tick(), half);
+    assert_eq!(zone.tick().trimmed, half);
     assert!(resident_or_return!() < before - USED / 2 + NOISE);
-    assert_eq!(zone.tick(), 0);
+    assert_eq!(zone.tick().trimmed, 0);
     reads_as_zeroes(&zone);
 }
 
@@ -140,7 +140,7 @@ fn memory_that_is_given_at_once_goes_with_the_free() {
     let blocks = used(&zone);
     free(&zone, blocks, Attempt::TryLock);
     assert!(resident_or_return!() > before - NOISE);
-    assert_eq!(zone.tick(), USED / PAGE_SIZE);
+    assert_eq!(zone.tick().trimmed, USED / PAGE_SIZE);
     assert!(resident_or_return!() < before - USED + NOISE);
     // Page by page: what merges to 2 MiB goes, too.
     let order = Order::ZERO;

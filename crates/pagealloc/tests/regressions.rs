@@ -213,6 +213,8 @@ fn t27_one_hold_works_off_a_bounded_part_of_the_stash() {
 #[test]
 fn t28_a_block_is_the_same_from_every_level() {
     let zone = zone();
+    // So that the lists have some for the last of the levels.
+    free(&zone, take(&zone, 40), Attempt::NoWait);
     let mut out = Vec::new();
     for attempt in [
         Attempt::MayGrow,
@@ -237,7 +239,7 @@ fn p15_t29_pcp_only_takes_no_lock() {
     with_the_zone_lock_held(&zone, || {
         let got: Vec<_> =
             core::iter::from_fn(|| zone.alloc(PAGE.attempt(Attempt::PcpOnly)).ok()).collect();
-        assert!(got.len() >= 63, "the list had {}", got.len());
+        assert!(got.len() >= 28, "the list had {}", got.len());
         assert_eq!(
             zone.alloc(PAGE.attempt(Attempt::PcpOnly)),
             Err(AllocError::Empty)

@@ -24,9 +24,30 @@ const fn run(first: u32, end: u32) -> Run {
     }
 }
 
+/// Types for tests; the memory must outlive them.
+fn types(memory: &mut Vec<u8>, pages: usize, bias: u32) -> PageBlocks {
+    let bytes = PageBlocks::nr_bytes(pages);
+    memory.resize(bytes, 0);
+    let first = NonNull::new(memory.as_mut_ptr()).unwrap();
+    // SAFETY: zeroed memory of that many bytes, kept by the caller.
+    #[expect(unsafe_code, reason = "types have to lie somewhere")]
+    unsafe {
+        PageBlocks::from_zeroed(first, bytes, bias)
+    }
+}
+
 fn take_one(buddy: &mut Buddy, metas: Metas, order: Order) -> Option<(u32, bool)> {
+    take_of(buddy, metas, order, Mobility::Unmovable)
+}
+
+fn take_of(
+    buddy: &mut Buddy,
+    metas: Metas,
+    order: Order,
+    mobility: Mobility,
+) -> Option<(u32, bool)> {
     let mut runs = Runs::new();
-    buddy.take(metas, order, 1, &mut runs);
+    buddy.take(metas, order, mobility, 1, &mut runs);
     runs.first().map(|run| (run.first, run.zero))
 }
 
@@ -34,8 +55,11 @@ fn take_one(buddy: &mut Buddy, metas: Metas, order: Order) -> Option<(u32, bool)
 fn check(buddy: &Buddy, metas: Metas) {
     let mut owner = vec![None; metas.len() as usize];
     let (mut pages, mut dirty) = (0, 0);
-    for order in (0..ORDERS).map(Order::at) {
-        let area = buddy.areas[order.get()];
+    let lists = Mobility::ALL
+        .into_iter()
+        .flat_map(|m| (0..ORDERS).map(move |o| (m, Order::at(o))));
+    for (mobility, order) in lists {
+        let area = buddy.areas[mobility.get()][order.get()];
         let (mut at, mut before, mut nr) = (area.first, NONE, 0);
         let mut zeroes = false;
         while at != NONE {
@@ -54,6 +78,7 @@ fn check(buddy: &Buddy, metas: Metas) {
             assert_eq!((at + buddy.bias) % order.pages() as u32, 0, "aligned");
             for page in at..at + order.pages() as u32 {
                 assert_eq!(owner[page as usize].replace(at), None, "disjoint");
+                assert_eq!(buddy.blocks.of(page), mobility, "I4");
                 assert!(page == at || metas.at(page).state() == State::INSIDE);
             }
             if order < Order::MAX {
@@ -75,7 +100,8 @@ fn p1_p2_splits_and_merges_back_whatever_the_bias() {
     for bias in [0, 1, 300, 1023] {
         let (mut memory, pages) = (Vec::new(), 5000);
         let metas = metas(&mut memory, pages);
-        let mut buddy = Buddy::new(bias);
+        let mut bytes = Vec::new();
+        let mut buddy = Buddy::new(bias, types(&mut bytes, pages, bias));
         buddy.put_run(metas, run(3, pages as u32));
         check(&buddy, metas);
         let whole = buddy.free_blocks();
@@ -83,8 +109,8 @@ fn p1_p2_splits_and_merges_back_whatever_the_bias() {
         for round in 0..60 {
             let order = Order::at((round * 7) % 5);
             let mut runs = Runs::new();
-            buddy.take(metas, order, round, &mut runs);
-            for run in runs {
+            buddy.take(metas, order, Mobility::Unmovable, round, &mut runs);
+            for run in &runs {
                 assert!(run.zero);
                 let blocks = (run.first..run.end).step_by(order.pages());
                 out.extend(blocks.map(|page| (page, order)));
@@ -109,7 +135,8 @@ fn p1_p2_splits_and_merges_back_whatever_the_bias() {
 fn p2_the_smallest_sufficient_block_is_cut() {
     let mut memory = Vec::new();
     let metas = metas(&mut memory, 64);
-    let mut buddy = Buddy::new(0);
+    let mut bytes = Vec::new();
+    let mut buddy = Buddy::new(0, types(&mut bytes, 64, 0));
     buddy.put(metas, 8, Order::at(3), false);
     buddy.put(metas, 32, Order::at(5), false);
     let got = take_one(&mut buddy, metas, Order::at(1));
@@ -126,7 +153,8 @@ fn p2_the_smallest_sufficient_block_is_cut() {
 fn p3_a_block_that_will_merge_soon_is_kept_out_of_circulation() {
     let mut memory = Vec::new();
     let metas = metas(&mut memory, 64);
-    let mut buddy = Buddy::new(0);
+    let mut bytes = Vec::new();
+    let mut buddy = Buddy::new(0, types(&mut bytes, 64, 0));
     buddy.put(metas, 16, Order::ZERO, false);
     // 2 and 3 are free, 1 is out: 0 waits for 1 to form an order-2 block.
     buddy.put(metas, 2, Order::at(1), false);
@@ -140,7 +168,8 @@ fn p3_a_block_that_will_merge_soon_is_kept_out_of_circulation() {
 fn only_blocks_that_are_zero_as_a_whole_count_as_zero() {
     let mut memory = Vec::new();
     let metas = metas(&mut memory, 64);
-    let mut buddy = Buddy::new(0);
+    let mut bytes = Vec::new();
+    let mut buddy = Buddy::new(0, types(&mut bytes, 64, 0));
     buddy.put_run(metas, run(0, 64));
     for used in [0, 32] {
         let taken = take_one(&mut buddy, metas, Order::at(6));
@@ -160,11 +189,14 @@ fn only_blocks_that_are_zero_as_a_whole_count_as_zero() {
     }
 }
 
+mod mobility;
+
 #[test]
 fn dirty_blocks_come_first_and_idle_ones_are_counted() {
     let mut memory = Vec::new();
     let metas = metas(&mut memory, 8 * 1024);
-    let mut buddy = Buddy::new(0);
+    let mut bytes = Vec::new();
+    let mut buddy = Buddy::new(0, types(&mut bytes, 8 * 1024, 0));
     buddy.put_run(metas, run(0, 6 * 1024));
     assert_eq!(buddy.take_dirty(metas, Order::MAX), None);
     for used in [2, 4] {
@@ -200,7 +232,7 @@ fn take_within(buddy: &mut Buddy, metas: Metas, first: u32, end: u32) -> Vec<Run
         let next = buddy.take_within(metas, (first, end), at, &mut runs);
         assert!(next > at, "the scan goes on");
         at = next;
-        all.extend(runs);
+        all.extend(&*runs);
         check(buddy, metas);
     }
     all
@@ -212,7 +244,8 @@ fn what_is_free_within_a_range_is_taken_and_nothing_else() {
         for (first, end) in [(0, 3000), (5, 6), (100, 1500), (511, 513), (1024, 3000)] {
             let (mut memory, pages) = (Vec::new(), 3000);
             let metas = metas(&mut memory, pages as usize);
-            let mut buddy = Buddy::new(bias);
+            let mut bytes = Vec::new();
+            let mut buddy = Buddy::new(bias, types(&mut bytes, pages as usize, bias));
             buddy.put_run(metas, run(0, pages));
             let whole = buddy.free_blocks();
             // Some are out, before, inside and behind.

@@ -5,7 +5,7 @@
 //! of the same run comes before it or behind it, so that a free of a part, or of more, is found. A run of one block is an ordinary block.
 
 use super::{Culprit, Frames};
-use crate::api::{Order, PAGE_SIZE, PageTag};
+use crate::api::{Mobility, Order, PAGE_SIZE, PageTag};
 use crate::broken::broken;
 use crate::history::Who;
 use crate::index;
@@ -25,12 +25,13 @@ impl Frames {
         &self,
         first: u32,
         end: u32,
+        mobility: Mobility,
         zero: bool,
         is_zero: bool,
         who: Who,
     ) -> NonNull<u8> {
         let start = self.address(first);
-        for (block, state) in self.parts(first, end) {
+        for (block, state) in self.parts(first, end, mobility) {
             // SAFETY: the block is the caller's, off every list.
             let checked = unsafe {
                 self.extras
@@ -45,7 +46,7 @@ impl Frames {
             // SAFETY: free memory of the span (I1) that nobody else has, being off every list.
             unsafe { start.write_bytes(0, (end - first) as usize * PAGE_SIZE) };
         }
-        for (block, state) in self.parts(first, end) {
+        for (block, state) in self.parts(first, end, mobility) {
             self.metas.at(block).set_state(state);
             // SAFETY: the page exists, or `at` had not returned.
             unsafe { self.extras.histories.allocated(block, state.order(), who) };
@@ -59,17 +60,23 @@ impl Frames {
     }
 
     /// The blocks of a run, each with the state that says so.
-    fn parts(&self, first: u32, end: u32) -> impl Iterator<Item = (u32, State)> {
+    fn parts(
+        &self,
+        first: u32,
+        end: u32,
+        mobility: Mobility,
+    ) -> impl Iterator<Item = (u32, State)> {
         index::blocks(first, end, self.bias()).map(move |(block, order)| {
             let behind = block + order.pages() as u32;
-            (block, State::part(order, block > first, behind < end))
+            let state = State::part(order, block > first, behind < end);
+            (block, state.with(mobility))
         })
     }
 
     /// Takes a run back from its owner: its pages, no head among them marked. Aborts if no run of `pages` that is out starts at `start`.
     pub(crate) fn take_back_run(&self, start: NonNull<u8>, pages: usize, who: Who) -> (u32, u32) {
         let max = Order::MAX.pages();
-        let Some((first, _)) = self
+        let Some((first, meta)) = self
             .page_at(start.as_ptr())
             .filter(|_| (1..=max).contains(&pages))
         else {
@@ -81,14 +88,15 @@ impl Frames {
             ));
         };
         let end = first + pages as u32;
+        let mobility = meta.state().mobility();
         // All are looked at before any is changed: a message leaves what it tells of as it was.
-        for (block, expected) in self.parts(first, end) {
+        for (block, expected) in self.parts(first, end, mobility) {
             let state = self.metas.get(block).map(|meta| meta.state());
             if state != Some(expected) {
                 self.no_such_run(start, pages, block, who);
             }
         }
-        for (block, state) in self.parts(first, end) {
+        for (block, state) in self.parts(first, end, mobility) {
             if !self.metas.at(block).claim(state, State::INSIDE) {
                 self.no_such_run(start, pages, block, who);
             }
@@ -136,11 +144,13 @@ impl Frames {
     /// Makes blocks of order `into`, at most `order`, of an owner's block. They keep its note.
     pub(crate) fn split(&self, block: NonNull<u8>, order: Order, into: Order, who: Who) {
         let page = self.block(block, order, "split", Some(who));
-        let state = if self.metas.at(page).state().is_tagged() {
+        let whole = self.metas.at(page).state();
+        let state = if whole.is_tagged() {
             State::tagged(into)
         } else {
             State::allocated(into)
         };
+        let state = state.with(whole.mobility());
         for piece in (page..page + order.pages() as u32).step_by(into.pages()) {
             self.metas.at(piece).set_state(state);
             // SAFETY: the page exists, or `at` had not returned.
@@ -172,7 +182,8 @@ impl Frames {
         if noted {
             self.note_all(first, into, PageTag::NONE);
         }
-        self.metas.at(first).set_state(State::allocated(into));
+        let meta = self.metas.at(first);
+        meta.set_state(State::allocated(into).with(meta.state().mobility()));
         // SAFETY: the page exists, or `at` had not returned.
         unsafe { self.extras.histories.allocated(first, into, who) };
         true

@@ -1,55 +1,33 @@
 //! The zone's memory as a whole: runs put back, what can be given to the system, regions isolated and given up.
 //!
-//! Everything here takes the zone lock for bounded holds (I4) and is called from slow paths.
+//! Everything here waits for the lower level's bounded holds (I4) and is called from slow paths.
 
 use super::Shared;
-use crate::api::{Attempt, Order};
-use crate::buddy::HUGE;
+use crate::api::Attempt;
 use crate::frames::Metas;
 use crate::index;
+use crate::lower::Lower;
 use crate::meta::State;
 use crate::runs::{Run, Runs};
 use core::sync::atomic::Ordering;
-use rcu_core::cpu::LocalLock;
+use rcu_core::cpu::{LocalLock, Slot};
 
 /// How often lists are drained before a region counts as busy: once for what lies there, and once more for what was handed out between
 /// the drain and the look, and came back, or moved from one list to another.
 const DRAINS: usize = 2;
 
-impl<L: LocalLock> Shared<L> {
-    /// Puts pages that are the caller's back, no head among them marked; to the stash if the zone lock cannot be had at `attempt`.
-    pub(crate) fn put_run(&self, run: Run, attempt: Attempt) {
-        let metas = self.frames.metas;
-        if let Some(mut free) = self.lock_at(attempt) {
-            free.buddy.put_run(metas, run);
-            return;
-        }
-        for (block, order) in index::blocks(run.first, run.end, self.bias()) {
-            self.stash.push(metas, block, order);
-        }
+impl<L: LocalLock, B: Lower> Shared<L, B> {
+    /// Puts pages that are the caller's back, no head among them marked; waits as far as `attempt` goes.
+    pub(crate) fn put_run(&self, slot: Option<Slot>, run: Run, attempt: Attempt) {
+        let mut runs = Runs::new();
+        runs.push(run);
+        self.give_runs(slot, &runs, attempt);
     }
 
-    /// Pages in free blocks of 2 MiB and more that may have memory behind them.
-    pub(crate) fn dirty_pages(&self) -> usize {
-        self.lock().buddy.dirty_pages()
-    }
-
-    /// How many of these nobody needed since this was called last.
-    pub(crate) fn idle_pages(&self) -> usize {
-        self.lock().buddy.idle_pages()
-    }
-
-    /// Takes such a block out of the zone.
-    pub(crate) fn take_dirty(&self) -> Option<(u32, Order)> {
-        let mut free = self.lock();
-        [Order::MAX, HUGE]
-            .into_iter()
-            .find_map(|order| Some((free.buddy.take_dirty(self.frames.metas, order)?, order)))
-    }
-
-    /// Puts a block back that was taken out.
-    pub(crate) fn put_block(&self, page: u32, order: Order, zero: bool) {
-        self.lock().buddy.put(self.frames.metas, page, order, zero);
+    /// Pages of the zone.
+    pub(crate) fn total_pages(&self) -> usize {
+        // ORDERING: Relaxed: a counter.
+        self.total_pages.load(Ordering::Relaxed)
     }
 
     /// One past the last page that the zone ever had.
@@ -67,7 +45,7 @@ impl<L: LocalLock> Shared<L> {
     /// Takes all pages from `first` to before `end`, which are the zone's, out of it for good. If some are out, nothing
     /// changes: how many, and the first of them. The caller holds `growing`.
     ///
-    /// Free pages are taken and marked `ISOLATED`, at first those in the buddy system, then those that draining brings there; when all pages
+    /// Free pages are taken and marked `ISOLATED`, at first those in the lower level, then those that draining brings there; when all pages
     /// are, they are nobody else's.
     #[doc(alias = "offline_pages")]
     pub(crate) fn take_region(&self, first: u32, end: u32) -> Result<(), (usize, u32)> {
@@ -89,7 +67,8 @@ impl<L: LocalLock> Shared<L> {
             self.give_back(first, end);
             return Err((pages - kept, busy));
         }
-        self.lock().total_pages -= pages;
+        // ORDERING: Relaxed: a counter.
+        self.total_pages.fetch_sub(pages, Ordering::Relaxed);
         // ORDERING: Relaxed: a counter.
         self.isolated.fetch_sub(pages, Ordering::Relaxed);
         let mut at = first;
@@ -113,11 +92,13 @@ impl<L: LocalLock> Shared<L> {
                 continue;
             }
             let mut runs = Runs::new();
-            at = self
-                .lock()
-                .buddy
-                .take_within(metas, (first, end), at, &mut runs);
-            for run in runs {
+            let range = Run {
+                first,
+                end,
+                zero: false,
+            };
+            at = self.lower.take_within(range, at, &mut runs);
+            for run in &runs {
                 for (block, order) in index::blocks(run.first, run.end, self.bias()) {
                     metas.at(block).set_state(State::isolated(order, run.zero));
                 }
@@ -154,7 +135,7 @@ impl<L: LocalLock> Shared<L> {
             }
             // ORDERING: Relaxed: a counter.
             self.isolated.fetch_sub(pages, Ordering::Relaxed);
-            self.put_runs(self.lock(), &runs);
+            self.give_runs(None, &runs, Attempt::NoWait);
         }
     }
 

@@ -113,7 +113,7 @@ impl Mmap {
     ///
     /// let source = Mmap::builder().reserve(1 << 30).huge_pages(true).decommit(Decommit::Lazy).build().unwrap();
     /// let zone = Zone::new(Threads, source).unwrap();
-    /// assert_eq!(zone.tick(), 0, "nothing was free");
+    /// assert_eq!(zone.tick().trimmed, 0, "nothing was free");
     /// ```
     pub const fn builder() -> MmapBuilder {
         MmapBuilder {

@@ -9,10 +9,22 @@
 
 use super::Zone;
 use crate::api::Attempt;
+use crate::lower::Lower;
+use crate::runs::{Run, Runs};
 use crate::source::{Decommit, Range, Source};
 use rcu_core::cpu::Cpus;
 
-impl<C: Cpus, S: Source> Zone<C, S> {
+/// What [`Zone::tick`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Ticked {
+    /// Pages that came off lists, or had waited to be merged.
+    pub drained: usize,
+    /// Pages that went back to the system.
+    pub trimmed: usize,
+}
+
+impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// Gives the memory of free blocks of 2 MiB and more back to the system, and returns how many pages that were not
     /// known to be untouched. They stay usable, and read as zeroes. Makes system calls.
     pub fn trim(&self) -> usize {
@@ -21,7 +33,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
 
     /// As [`Self::trim`], but leaves `keep_pages` such pages with their memory, for the next allocations.
     pub fn trim_to(&self, keep_pages: usize) -> usize {
-        let dirty = self.shared().dirty_pages();
+        let dirty = self.lower().dirty_pages();
         self.trim_most(dirty.saturating_sub(keep_pages))
     }
 
@@ -29,18 +41,20 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     fn trim_most(&self, most: usize) -> usize {
         let mut trimmed = 0;
         while trimmed < most {
-            let Some((page, order)) = self.shared().take_dirty() else {
+            let Some(run) = self.lower().take_dirty() else {
                 break;
             };
             let range = Range {
-                first: page as usize,
-                pages: order.pages(),
+                first: run.first as usize,
+                pages: (run.end - run.first) as usize,
                 zeroed: false,
             };
             self.frames.forget(range.first, range.pages);
             // SAFETY: the block was free and is on no list now, so nothing in it is in use.
             let given = unsafe { self.source.decommit(range) };
-            self.shared().put_block(page, order, given);
+            let mut back = Runs::new();
+            back.push(Run { zero: given, ..run });
+            self.lower().give(None, &back, Attempt::NoWait);
             if !given {
                 break;
             }
@@ -49,21 +63,28 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         trimmed
     }
 
-    /// To be called now and then, for instance each second: does what the source's [`Decommit`] policy wants done, and returns how many pages went
-    /// back to the system. Under [`Decommit::Lazy`] these are as many as were free, and needed by nobody, since the last
-    /// call; under [`Decommit::Now`], what frees left over that may not make system calls; under [`Decommit::Keep`], none.
-    pub fn tick(&self) -> usize {
-        match self.source.decommit_policy() {
+    /// To be called now and then, about once a second. Lets lists that were high get lower again, merges what was freed without a
+    /// lock, and runs pressure hooks if an allocation that could not run them left a note. Visits every slot; waits for each one's owner in turn.
+    ///
+    /// And does what the source's [`Decommit`] policy wants done. Under [`Decommit::Lazy`] as many pages go back to the system as were free, and
+    /// needed by nobody, since the last call; under [`Decommit::Now`], what frees left over that may not make system calls; under
+    /// [`Decommit::Keep`], none.
+    #[doc(alias = "refresh_cpu_vm_stats")]
+    pub fn tick(&self) -> Ticked {
+        let drained = self.shared().decay();
+        self.relieve_if_noted();
+        let trimmed = match self.source.decommit_policy() {
             Decommit::Keep => 0,
             Decommit::Lazy => {
-                let idle = self.shared().idle_pages();
+                let idle = self.lower().idle_pages();
                 let trimmed = self.trim_most(idle);
                 // What went back is not idle next time.
-                self.shared().idle_pages();
+                self.lower().idle_pages();
                 trimmed
             }
             Decommit::Now => self.trim(),
-        }
+        };
+        Ticked { drained, trimmed }
     }
 
     /// What follows a free that reached the zone.

@@ -3,6 +3,7 @@
 use super::Zone;
 use crate::api::{AllocError, Attempt, Order, PAGE_SIZE, PageAlloc, PageReq};
 use crate::history::Who;
+use crate::lower::Lower;
 use crate::runs::Run;
 use crate::source::Source;
 use core::fmt;
@@ -30,15 +31,17 @@ impl fmt::Display for SplitError {
 
 impl core::error::Error for SplitError {}
 
-impl<C: Cpus, S: Source> Zone<C, S> {
+impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// Allocates where the alignment is more than the order's own: the front of a larger block, whose rest goes back.
     #[cold]
     #[inline(never)]
     pub(super) fn alloc_aligned(&self, req: PageReq, who: Who) -> Result<NonNull<u8>, AllocError> {
         let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
-        let (page, _) = self.take_front(whole, req.order.pages(), req.attempt)?;
+        let (page, _) = self.take_front(whole, req.order.pages(), req)?;
         self.shared().counters.allocated(req.order, 1);
-        Ok(self.frames.hand_out(page, req.order, req.zero, who))
+        Ok(self
+            .frames
+            .hand_out(page, req.order, req.mobility, req.zero, who))
     }
 
     /// Takes a block and gives all but its first `pages` back. The first page, marked as if on a list, and whether they read as zeroes.
@@ -47,9 +50,13 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         &self,
         whole: Order,
         pages: usize,
-        attempt: Attempt,
+        req: PageReq,
     ) -> Result<(u32, bool), AllocError> {
-        let first = self.take_slow(whole, attempt)?;
+        let first = self.take_slow(PageReq {
+            order: whole,
+            align: 0,
+            ..req
+        })?;
         self.shared().counters.freed(whole, 1);
         let zero = self.frames.metas.at(first).state().is_zero();
         let rest = Run {
@@ -58,7 +65,8 @@ impl<C: Cpus, S: Source> Zone<C, S> {
             zero,
         };
         if rest.first < rest.end {
-            self.shared().put_run(rest, attempt);
+            let slot = self.cpus.current();
+            self.shared().put_run(slot, rest, req.attempt);
         }
         Ok((first, zero))
     }
@@ -150,7 +158,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     }
 }
 
-impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Zone<C, S> {
+impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Zone<C, S, B> {
     /// Allocates `pages` pages in a row, as `req` says but for its order: what the next larger block has in excess goes back at once.
     ///
     /// The run is aligned as a block of that larger order is, and is freed by [`Self::free_exact`] as a whole. Not served by the slot's lists, unless
@@ -182,13 +190,15 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Zone<C, S> {
             return self.alloc(req);
         }
         let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
-        let (first, is_zero) = self.take_front(whole, pages, req.attempt)?;
+        let (first, is_zero) = self.take_front(whole, pages, req)?;
         let end = first + pages as u32;
         self.frames
             .run_orders(first, end)
             .for_each(|order| self.shared().counters.allocated(order, 1));
         let who = Who::now(&self.cpus, req.attempt);
-        Ok(self.frames.hand_out_run(first, end, req.zero, is_zero, who))
+        Ok(self
+            .frames
+            .hand_out_run(first, end, req.mobility, req.zero, is_zero, who))
     }
 
     /// Frees a run. May wait for the zone's lock.
@@ -225,7 +235,8 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync> Zone<C, S> {
             end,
             zero: false,
         };
-        self.shared().put_run(run, attempt);
+        let slot = self.cpus.current();
+        self.shared().put_run(slot, run, attempt);
         self.after_free(attempt);
     }
 }

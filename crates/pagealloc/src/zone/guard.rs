@@ -15,8 +15,9 @@
 //! find bugs with, not for interrupt handlers.
 
 use super::Zone;
-use crate::api::{AllocError, Attempt, Order, PageReq};
+use crate::api::{AllocError, Attempt, Order, PageReq, SmallReq};
 use crate::history::Who;
+use crate::lower::Lower;
 use crate::meta::State;
 use crate::source::{Range, Source, SourceError};
 use crate::zone::ZoneError;
@@ -118,7 +119,9 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         zone.guards = Some(guards);
         Ok(zone)
     }
+}
 
+impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// The order of the block that one of `order` is cut from, and how; `None` if it has no guards.
     #[inline]
     pub(super) fn guarded(&self, order: Order) -> Option<(Guards, Order)> {
@@ -145,16 +148,17 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         let Some((guards, outer)) = self.guarded_at(page, inner) else {
             return;
         };
+        let mobility = self.frames.metas.at(page).state().mobility();
         let counters = &self.shared().counters;
         counters.freed(outer, 1);
         counters.allocated(inner, 1);
         for (part, order) in guards.parts(page, inner) {
             counters.allocated(order, 1);
             if self.protect((part, order), true).is_ok() {
-                let listed = State::listed(order, false);
+                let listed = State::listed(order, false).with(mobility);
                 self.frames.metas.at(part).set_state(listed);
                 // Whoever splits need not be ready to wait.
-                self.put(part, order, Attempt::TryLock);
+                self.put(part, listed, Attempt::TryLock);
             }
         }
     }
@@ -167,8 +171,8 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         (guards, order): (Guards, Order),
         who: Who,
     ) -> Result<NonNull<u8>, AllocError> {
-        let outer = self.alloc_slow(order, req.zero, req.attempt, who)?;
-        let listed = State::listed(order, false);
+        let outer = self.alloc_slow(SmallReq::of(PageReq { order, ..req }), who)?;
+        let listed = State::listed(order, false).with(req.mobility);
         let outer = self.frames.page(outer);
         let page = guards.inner_page(outer, req.order);
         for (i, part) in guards.parts(page, req.order).enumerate() {
@@ -180,7 +184,7 @@ impl<C: Cpus, S: Source> Zone<C, S> {
                     .all(|r| r.is_ok())
                 {
                     self.frames.metas.at(outer).set_state(listed);
-                    self.put(outer, order, req.attempt);
+                    self.put(outer, listed, req.attempt);
                 }
                 return Err(AllocError::OutOfMemory);
             }
@@ -189,19 +193,20 @@ impl<C: Cpus, S: Source> Zone<C, S> {
             self.frames.metas.at(part).set_state(State::guard(order));
         }
         // The whole was zeroed if that was asked for.
-        self.frames.mark_out(page, req.order, who);
+        self.frames.mark_out(page, req.order, req.mobility, who);
         Ok(self.frames.address(page))
     }
 
-    /// Frees a block with its guards. It was taken back already.
+    /// Frees a block with its guards. It was taken back already, which left it in that state.
     #[cold]
     pub(super) fn free_guarded(
         &self,
         page: u32,
-        inner: Order,
+        listed: State,
         (guards, outer): (Guards, Order),
         attempt: Attempt,
     ) {
+        let inner = listed.order();
         let metas = self.frames.metas;
         let all = guards
             .parts(page, inner)
@@ -209,21 +214,22 @@ impl<C: Cpus, S: Source> Zone<C, S> {
             .fold(true, |all, result| all & result.is_ok());
         if !all {
             // Only the caller's part comes back.
-            return self.put(page, inner, attempt);
+            return self.put(page, listed, attempt);
         }
         for (part, _) in guards.parts(page, inner) {
             metas.at(part).set_state(State::INSIDE);
         }
         metas.at(page).set_state(State::INSIDE);
         let page = guards.outer_page(page, inner);
-        metas.at(page).set_state(State::listed(outer, false));
-        self.put(page, outer, attempt);
+        let listed = State::listed(outer, false).with(listed.mobility());
+        metas.at(page).set_state(listed);
+        self.put(page, listed, attempt);
     }
 
-    fn put(&self, page: u32, order: Order, attempt: Attempt) {
+    fn put(&self, page: u32, state: State, attempt: Attempt) {
         // SAFETY: the slot is the caller's, just now.
         unsafe {
-            self.shared().put(self.cpus.current(), page, order, attempt);
+            self.shared().put(self.cpus.current(), page, state, attempt);
         }
         self.after_free(attempt);
     }

@@ -5,13 +5,14 @@
 //! out until the lists are drained, and then the region is busy.
 
 use super::Zone;
+use crate::lower::Lower;
 use crate::regions::{RegionBusy, RegionError};
 use crate::source::{Range, Source};
 use rcu_core::cpu::Cpus;
 
-impl<C: Cpus, S: Source> Zone<C, S> {
+impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// The ranges of the span that the zone has now, in ascending order; neighbours count as one. Waits for who adds or removes one.
-    pub fn regions(&self) -> impl Iterator<Item = Range> + use<C, S> {
+    pub fn regions(&self) -> impl Iterator<Item = Range> + use<C, S, B> {
         let pieces = self.shared().growing.lock().pieces();
         pieces.map(|(first, end)| Range {
             first: first as usize,
@@ -38,10 +39,12 @@ impl<C: Cpus, S: Source> Zone<C, S> {
         // SAFETY: nothing in it is in use: it is not the zone's, and debt 2.
         match unsafe { self.source.add_range(range) } {
             Ok(given) => {
-                self.shared().add_pages(Range {
+                let slot = self.cpus.current();
+                let range = Range {
                     zeroed: given.zeroed,
                     ..range
-                });
+                };
+                self.shared().add_pages(slot, range);
                 self.shared().counters.grew();
                 Ok(())
             }
