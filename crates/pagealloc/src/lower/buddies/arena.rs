@@ -30,6 +30,10 @@ pub(super) struct Arena {
     pub(super) forbidden: core::sync::atomic::AtomicBool,
 }
 
+// As `lower`'s header says.
+#[cfg(not(loom))]
+static_assertions::const_assert!(size_of::<Arena>() <= 896);
+
 impl Arena {
     /// An arena without areas.
     pub(super) fn new(buddy: Buddy) -> Self {
