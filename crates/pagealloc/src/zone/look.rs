@@ -37,7 +37,7 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// darker where free blocks are larger.
     ///
     /// Reads every page's state without a lock: exact if nobody else uses the zone. At most 4096 cells, whatever the zone's size,
-    /// so at most a MiB of text; needs no memory, and linear time. Only as far as the source gave memory. Free blocks show over [`Buddies`] only: other lower levels do
+    /// so at most a MiB of text; needs no memory, and linear time. Only as far as the source gave memory. Free blocks show over [`Buddies`](crate::Buddies) only: other lower levels do
     /// not mark them.
     ///
     /// # Errors
