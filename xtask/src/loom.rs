@@ -94,6 +94,7 @@ const MUTANTS: &[Mutant] = &[
         "p7_give_vs_a_searcher_that_found_nothing",
     )
     .in_file("loom_bits"),
+    mutant("gate", "pagealloc", "p12_closing_vs_first_use").in_file("loom_gate"),
     mutant("p7_stash", "pagealloc", "p7_stash_push_vs_take_all"),
     mutant("p7_take", "pagealloc", "p7_stash_push_vs_take_all"),
     mutant("p8", "rcu-core", "p8_owner_vs_visitor"),
@@ -118,7 +119,7 @@ const MUTANTS: &[Mutant] = &[
 const MODELS: [(&str, &[&str]); 3] = [
     ("rcu-core", &["loom", "loom_r22"]),
     ("rcu-tree", &["loom", "loom_p5"]),
-    ("pagealloc", &["loom", "loom_bits"]),
+    ("pagealloc", &["loom", "loom_bits", "loom_gate"]),
 ];
 
 /// Enough to find every known mutant, few enough that a model of three threads ends within seconds.

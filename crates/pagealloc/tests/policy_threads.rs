@@ -1,6 +1,6 @@
 //! Types and disabled lists while threads allocate and free: rows P12, T25 and T32.
 
-#![cfg(all(feature = "std", target_os = "linux"))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
 use pagealloc::conformance::checks::churn;
 use pagealloc::{Mmap, Mobility, Order, PageAlloc, PageReq, Zone};
