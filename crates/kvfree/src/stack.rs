@@ -11,11 +11,11 @@ use crate::stats::KvfreeStats;
 use crate::unbatched::Unbatched;
 use core::fmt;
 use core::ptr::NonNull;
-use pagealloc::{AllocError, Attempt, Mmap, Zone};
+use pagealloc::{Attempt, Mmap, Zone};
 use rcu_core::cpu::Threads;
 use rcu_core::{GracePeriod, Guard, HasHead, Rcu};
 use rcu_tree::TreeStats;
-use slab::{Cache, Kmalloc, KmallocStats};
+use slab::{Cache, CreateError, Kmalloc, KmallocStats};
 use std::sync::OnceLock;
 
 rcu_tree::static_tree! {
@@ -120,7 +120,7 @@ unsafe fn free_object(object: NonNull<u8>) {
 /// # Errors
 /// If there is no memory for the cache's own structures.
 #[doc(alias = "kmem_cache_create")]
-pub fn cache<T>(name: &'static str) -> Result<TypedCache<T>, AllocError> {
+pub fn cache<T>(name: &'static str) -> Result<TypedCache<T>, CreateError> {
     Cache::new(name, Threads, pages(), Global)
 }
 

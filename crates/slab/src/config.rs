@@ -1,7 +1,10 @@
 //! What a cache is to be like, and the arithmetic that follows from it.
 
+use crate::checks::Checks;
+use crate::error::CreateError;
 use crate::sheaf::HEADER_BYTES;
 use core::alloc::Layout;
+use core::ptr::NonNull;
 use pagealloc::{Order, PAGE_SIZE};
 
 /// The largest object a cache can have: a slab of the largest order.
@@ -48,6 +51,33 @@ pub struct CacheConfig {
     min_partial: usize,
     number: u16,
     watch: Option<fn()>,
+    checks: Checks,
+    constructor: Option<Constructor>,
+    stability: Stability,
+}
+
+/// Makes an object's first value in a new slab's memory.
+///
+/// Called once for each object of each slab, with no lock of ours held, before the object is given out for the first time.
+/// Must not unwind.
+pub type Constructor = unsafe fn(NonNull<u8>);
+
+/// What of a freed object stays valid for whoever still looks at it in a read section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Stability {
+    /// Nothing: who has readers retires instead.
+    #[default]
+    None,
+    /// Its type: it may be another object at once, but its memory stays an object of this cache for a grace period after
+    /// its slab was given up.
+    #[doc(alias = "SLAB_TYPESAFE_BY_RCU")]
+    #[doc(alias = "SLAB_DESTROY_BY_RCU")]
+    Type,
+    /// As `Type`, and the object itself waits for a grace period before it is another one. For finding uses after the
+    /// free: it hides readers that fail to check again whom they found.
+    #[doc(alias = "CONFIG_SLUB_RCU_DEBUG")]
+    Delayed,
 }
 
 impl CacheConfig {
@@ -61,6 +91,13 @@ impl CacheConfig {
             min_partial: MIN_PARTIAL,
             number: ANONYMOUS,
             watch: None,
+            checks: if cfg!(feature = "checks") {
+                Checks::all()
+            } else {
+                Checks::empty()
+            },
+            constructor: None,
+            stability: Stability::None,
         }
     }
 
@@ -97,15 +134,37 @@ impl CacheConfig {
         self
     }
 
-    /// The arithmetic, or `None` if objects of this layout do not fit a slab.
-    pub(crate) fn shape(&self) -> Option<Shape> {
+    /// What the cache checks. By default nothing, or everything with the `checks` feature.
+    pub const fn checks(mut self, checks: Checks) -> Self {
+        self.checks = checks;
+        self
+    }
+
+    /// Calls `constructor` for each object of each new slab. Objects then come back from users as constructed.
+    ///
+    /// # Safety
+    /// 1. `constructor` may be called with any memory of the configuration's layout, from any thread, and does not unwind.
+    pub const unsafe fn constructor(mut self, constructor: Constructor) -> Self {
+        self.constructor = Some(constructor);
+        self
+    }
+
+    /// What of a freed object stays valid for readers. By default nothing.
+    pub const fn stability(mut self, stability: Stability) -> Self {
+        self.stability = stability;
+        self
+    }
+
+    /// The arithmetic.
+    pub(crate) fn shape(&self) -> Result<Shape, CreateError> {
         // Whole words, at least one, and whatever alignment is asked for beyond.
         let align = self.layout.align().max(size_of::<usize>());
         let size = self.layout.size().max(1).next_multiple_of(align);
+        let too_large = CreateError::TooLarge { bytes: size };
         if size > MAX_OBJECT_BYTES {
-            return None;
+            return Err(too_large);
         }
-        let order = slab_order(size)?;
+        let order = slab_order(size).ok_or(too_large)?;
         let nr_objects = (order.bytes() / size).min(MAX_OBJECTS);
         let sheaf_cap = match self.sheaf_capacity {
             Some(n) => n.clamp(1, (PAGE_SIZE - HEADER_BYTES) / size_of::<usize>()),
@@ -113,7 +172,7 @@ impl CacheConfig {
         };
         let sheaf_bytes = (HEADER_BYTES + sheaf_cap * size_of::<usize>()).next_power_of_two();
         let ask = ASK_OBJECTS.min(ASK_BYTES / size).max(sheaf_cap);
-        Some(Shape {
+        Ok(Shape {
             name: self.name,
             layout: self.layout,
             size,
@@ -210,7 +269,7 @@ fn sheaf_cap(size: usize) -> usize {
 mod tests {
     use super::*;
 
-    fn shape(size: usize, align: usize) -> Option<Shape> {
+    fn shape(size: usize, align: usize) -> Result<Shape, CreateError> {
         CacheConfig::new("test", Layout::from_size_align(size, align).unwrap()).shape()
     }
 
@@ -240,7 +299,7 @@ mod tests {
                 assert!(waste * WASTE_PART <= shape.order.bytes(), "{size}: {waste}");
             }
         }
-        assert!(shape(MAX_OBJECT_BYTES + 1, 1).is_none());
+        assert!(shape(MAX_OBJECT_BYTES + 1, 1).is_err());
         let orders = [8, 64, 128, 192, 256, 1024, 8192].map(|s| shape(s, 8).unwrap().order.get());
         assert_eq!(orders, [0, 0, 0, 1, 1, 3, 3]);
     }

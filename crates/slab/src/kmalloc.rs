@@ -4,6 +4,7 @@
 
 use crate::cache::{Busy, RawCache};
 use crate::config::{CacheConfig, number_of};
+use crate::error::CreateError;
 use crate::fault::{Fault, broken};
 use crate::stats::CacheStats;
 use arrayvec::ArrayVec;
@@ -122,7 +123,7 @@ where
     /// # Errors
     /// See [`RawCache::new`].
     #[doc(alias = "create_kmalloc_caches")]
-    pub fn new(cpus: C, pages: P, gp: G) -> Result<Self, AllocError>
+    pub fn new(cpus: C, pages: P, gp: G) -> Result<Self, CreateError>
     where
         C: 'static,
         P: 'static,
@@ -137,7 +138,7 @@ where
     ///
     /// # Errors
     /// See [`RawCache::new`].
-    pub fn new_watched(cpus: C, pages: P, gp: G, watch: fn()) -> Result<Self, AllocError>
+    pub fn new_watched(cpus: C, pages: P, gp: G, watch: fn()) -> Result<Self, CreateError>
     where
         C: 'static,
         P: 'static,
@@ -154,18 +155,18 @@ where
     ///
     /// # Safety
     /// As for [`RawCache::new_scoped`].
-    pub unsafe fn new_scoped(cpus: C, pages: P, gp: G) -> Result<Self, AllocError> {
+    pub unsafe fn new_scoped(cpus: C, pages: P, gp: G) -> Result<Self, CreateError> {
         // SAFETY: the caller's debt.
         unsafe { Self::build(cpus, pages, gp, None) }
     }
 
     /// # Safety
     /// As for [`RawCache::new_scoped`].
-    unsafe fn build(cpus: C, pages: P, gp: G, watch: Option<fn()>) -> Result<Self, AllocError> {
+    unsafe fn build(cpus: C, pages: P, gp: G, watch: Option<fn()>) -> Result<Self, CreateError> {
         let mut caches = ArrayVec::<_, NR_CLASSES>::new();
         for (class, (&bytes, name)) in CLASS_BYTES.iter().zip(NAMES).enumerate() {
             let layout = Layout::from_size_align(bytes, class_align(class))
-                .map_err(|_| AllocError::Invalid)?;
+                .map_err(|_| CreateError::WrongLayout)?;
             let mut config = CacheConfig::new(name, layout).number(class as u16);
             if let Some(watch) = watch {
                 config = config.watched_by(watch);
@@ -175,7 +176,7 @@ where
             caches.push(unsafe { RawCache::new_scoped(config, cpus, pages, gp) }?);
         }
         let Ok(caches) = caches.into_inner() else {
-            return Err(AllocError::Invalid);
+            unreachable!("one cache a class was pushed");
         };
         Ok(Self {
             caches,

@@ -7,7 +7,9 @@ mod common;
 
 mod barn;
 mod cache;
+mod checks;
 mod config;
+mod error;
 mod fault;
 mod inbox;
 mod kmalloc;
@@ -18,7 +20,9 @@ mod stats;
 mod typed;
 
 pub use cache::{Busy, RawCache};
-pub use config::{CacheConfig, MAX_OBJECT_BYTES};
+pub use checks::Checks;
+pub use config::{CacheConfig, Constructor, MAX_OBJECT_BYTES, Stability};
+pub use error::CreateError;
 pub use kmalloc::{CLASS_BYTES, Kmalloc, KmallocStats, MAX_CLASS_BYTES, NR_CLASSES};
 pub use stats::CacheStats;
 pub use typed::{AllocFailed, Cache};

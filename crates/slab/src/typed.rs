@@ -2,6 +2,7 @@
 
 use crate::cache::{Busy, RawCache};
 use crate::config::CacheConfig;
+use crate::error::CreateError;
 use core::alloc::Layout;
 use core::fmt;
 use core::marker::PhantomData;
@@ -58,7 +59,7 @@ where
     ///
     /// # Errors
     /// See [`RawCache::new`].
-    pub fn new(name: &'static str, cpus: C, pages: P, gp: G) -> Result<Self, AllocError>
+    pub fn new(name: &'static str, cpus: C, pages: P, gp: G) -> Result<Self, CreateError>
     where
         C: 'static,
         P: 'static,
@@ -70,8 +71,8 @@ where
     /// Makes a cache after a configuration from [`Self::config`].
     ///
     /// # Errors
-    /// See [`RawCache::new`]; [`AllocError::Invalid`] if the configuration's layout is not that of `T`.
-    pub fn with_config(config: CacheConfig, cpus: C, pages: P, gp: G) -> Result<Self, AllocError>
+    /// See [`RawCache::new`]; [`CreateError::WrongLayout`] if the configuration's layout is not that of `T`.
+    pub fn with_config(config: CacheConfig, cpus: C, pages: P, gp: G) -> Result<Self, CreateError>
     where
         C: 'static,
         P: 'static,
@@ -93,11 +94,11 @@ where
         cpus: C,
         pages: P,
         gp: G,
-    ) -> Result<Self, AllocError> {
+    ) -> Result<Self, CreateError> {
         // SAFETY: the caller's debt.
         let raw = unsafe { RawCache::new_scoped(config, cpus, pages, gp) }?;
         if raw.layout() != Layout::new::<T>() {
-            return Err(AllocError::Invalid);
+            return Err(CreateError::WrongLayout);
         }
         // INVARIANT: objects of `raw` have the layout of `T`.
         Ok(Self {

@@ -28,7 +28,7 @@ const NORMAL: [&str; 8] = [
 ];
 
 /// What their tests and benches may use besides.
-const DEV: [&str; 11] = [
+const DEV: [&str; 13] = [
     "arc-swap",
     "buddy_system_allocator",
     "criterion",
@@ -38,8 +38,10 @@ const DEV: [&str; 11] = [
     "loom",
     "mimalloc",
     "proptest",
+    "rusty_alloc",
     "seize",
     "serde_json",
+    "tikv-jemallocator",
 ];
 
 /// What this program may use.

@@ -3,6 +3,7 @@
 use super::{Inner, Line, RawCache};
 use crate::barn::Barn;
 use crate::config::CacheConfig;
+use crate::error::CreateError;
 use crate::pool::Pool;
 use crate::slabs::{Dying, Slab, Slabs};
 use core::alloc::Layout;
@@ -48,10 +49,9 @@ where
     /// Makes a cache.
     ///
     /// # Errors
-    /// [`AllocError::Invalid`] if the objects are larger than [`MAX_OBJECT_BYTES`](crate::MAX_OBJECT_BYTES) or there are too many
-    /// slots; else what `pages` says.
+    /// See [`CreateError`].
     #[doc(alias = "kmem_cache_create")]
-    pub fn new(config: CacheConfig, cpus: C, pages: P, gp: G) -> Result<Self, AllocError>
+    pub fn new(config: CacheConfig, cpus: C, pages: P, gp: G) -> Result<Self, CreateError>
     where
         C: 'static,
         P: 'static,
@@ -74,8 +74,8 @@ where
         cpus: C,
         pages: P,
         gp: G,
-    ) -> Result<Self, AllocError> {
-        let shape = config.shape().ok_or(AllocError::Invalid)?;
+    ) -> Result<Self, CreateError> {
+        let shape = config.shape()?;
         let slots_order = Self::slots_order(&cpus)?;
         let inner_bytes = size_of::<Inner<C, P, G>>();
         let inner_order = Order::for_size(inner_bytes).ok_or(AllocError::Invalid)?;
@@ -85,7 +85,7 @@ where
             Err(error) => {
                 // SAFETY: the block came from `pages` just now.
                 unsafe { pages.free(slots, slots_order) };
-                return Err(error);
+                return Err(error.into());
             }
         };
         let inner: NonNull<Inner<C, P, G>> = block.cast();
@@ -141,10 +141,10 @@ where
 }
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
-    fn slots_order(cpus: &C) -> Result<Order, AllocError> {
-        let layout =
-            Layout::array::<SlotCell<C::Lock>>(cpus.nr_slots()).map_err(|_| AllocError::Invalid)?;
-        Order::for_size(layout.size()).ok_or(AllocError::Invalid)
+    fn slots_order(cpus: &C) -> Result<Order, CreateError> {
+        let slots = cpus.nr_slots();
+        let bytes = Layout::array::<SlotCell<C::Lock>>(slots).map(|layout| layout.size());
+        (bytes.ok().and_then(Order::for_size)).ok_or(CreateError::TooManySlots { slots })
     }
 
     /// The hook, by way of the block's own pointer.

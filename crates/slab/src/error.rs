@@ -1,0 +1,58 @@
+//! Why a cache could not be made.
+
+use crate::checks::Checks;
+use core::fmt;
+use pagealloc::AllocError;
+
+/// Why a cache could not be made. Nothing was allocated, or what was has been given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// The objects are larger, with what the checks add, than [`MAX_OBJECT_BYTES`](crate::MAX_OBJECT_BYTES).
+    TooLarge {
+        /// Bytes from one object to the next.
+        bytes: usize,
+    },
+    /// There are more slots than a page block has room for.
+    TooManySlots {
+        /// How many.
+        slots: usize,
+    },
+    /// The configuration's layout is not that of the cache's type.
+    WrongLayout,
+    /// A type-stable cache cannot have these checks: stale readers look at objects that are free, so nothing may be
+    /// written into those, and they may not be kept back.
+    #[doc(alias = "SLAB_POISON")]
+    NotTypeStable(Checks),
+    /// No memory for the cache's own structures.
+    Memory(AllocError),
+}
+
+impl From<AllocError> for CreateError {
+    fn from(error: AllocError) -> Self {
+        Self::Memory(error)
+    }
+}
+
+impl fmt::Display for CreateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge { bytes } => write!(f, "objects of {bytes} bytes do not fit a slab"),
+            Self::TooManySlots { slots } => write!(f, "too many slots for a cache: {slots}"),
+            Self::WrongLayout => f.write_str("the configuration has another type's layout"),
+            Self::NotTypeStable(checks) => {
+                write!(f, "a type-stable cache cannot have {checks:?}")
+            }
+            Self::Memory(_) => f.write_str("no memory for a cache"),
+        }
+    }
+}
+
+impl core::error::Error for CreateError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Memory(error) => Some(error),
+            _ => None,
+        }
+    }
+}
