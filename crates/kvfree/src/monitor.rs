@@ -1,111 +1,205 @@
 //! The thread that frees what has gone quiet.
 //!
 //! Retiring threads free ripe batches themselves; the monitor is there for those that stopped retiring, for the dead, and
-//! for destructors, which a retiring thread must not run.
+//! for destructors, which a retiring thread must not run. It exists only while something waits.
 //!
 //! # State
 //! | `state` | meaning | left by |
 //! |---|---|---|
-//! | `ABSENT` | no thread could be started yet | [`Monitor::start`] |
-//! | `AWAKE` | it looks again within [`STEP`] | itself |
-//! | `ASLEEP` | nothing waits; it sleeps until told | [`Monitor::watch`] |
+//! | `ABSENT` | no thread, and nothing waits or somebody is just about to say so | [`Monitor::watch`] |
+//! | `CALLED` | `head` waits for a grace period; its callback makes the thread | that callback |
+//! | `RUNNING` | a thread looks again within the delay, or sooner if hurried | the thread, when nothing has waited for a while |
 //!
 //! # Invariants
-//! - I1. Who retires notes its object, runs a full fence, then reads `state`; the monitor stores `ASLEEP`, runs a full
+//! - I1. Who retires notes its object, runs a full fence, then reads `state`; the monitor stores `ABSENT`, runs a full
 //!   fence, then looks: one of them sees the other's store.
+//! - I2. Who takes `state` from `ABSENT` to another state owns `head` and the duty to look, and passes them on with the
+//!   state.
+//!
+//! # Deadlines
+//! A look comes within the delay of the one before; a hurried one at once. Nothing puts a look off.
+//!
+//! # Contexts
+//! `watch` may be called wherever objects are retired, signal handlers among them, where no thread can be made: that is
+//! why a callback makes it. An object that has just been retired needs a grace period in any case.
 
 use core::fmt;
+use core::mem::offset_of;
+use core::ptr::NonNull;
 use core::time::Duration;
+use rcu_core::cpu::SpinMutex;
 use rcu_core::fence;
-use rcu_core::sync::atomic::{AtomicU32, Ordering};
-use std::sync::OnceLock;
+use rcu_core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use rcu_core::{Callback, Head, Rcu};
 use std::thread::Thread;
 
 const ABSENT: u32 = 0;
-const AWAKE: u32 = 1;
-const ASLEEP: u32 = 2;
+const CALLED: u32 = 1;
+const RUNNING: u32 = 2;
 
-/// How often the monitor looks while something waits: how long an object stays after its grace period, at most twice.
+/// How often the monitor looks while something waits, unless told otherwise.
 #[doc(alias = "KFREE_DRAIN_JIFFIES")]
-const STEP: Duration = Duration::from_millis(10);
-/// Looks without anything waiting before it sleeps for good.
-const LINGER_STEPS: u32 = 20;
+pub(crate) const DELAY: Duration = Duration::from_millis(10);
+/// How long it goes on looking when nothing waits, before the thread ends: making one costs more than a few looks.
+const LINGER: Duration = Duration::from_millis(200);
+/// How often a new thread tries to say who it is.
+const TRIES: usize = 1000;
 
-/// The monitor of one front end.
-pub(crate) struct Monitor {
+/// The monitor of one front end over the RCU `R`.
+pub(crate) struct Monitor<R> {
+    rcu: R,
+    /// One round; says how much still waits. May run foreign code.
+    tick: fn() -> usize,
     state: AtomicU32,
-    thread: OnceLock<Thread>,
+    is_hurried: AtomicU32,
+    delay_ns: AtomicU64,
+    head: Head,
+    /// The thread that runs, or the last one that did.
+    thread: SpinMutex<Option<Thread>>,
 }
 
-impl Monitor {
-    pub(crate) const fn new() -> Self {
+impl<R: Rcu + Sync + 'static> Monitor<R> {
+    pub(crate) const fn new(rcu: R, tick: fn() -> usize) -> Self {
         Self {
+            rcu,
+            tick,
             state: AtomicU32::new(ABSENT),
-            thread: OnceLock::new(),
+            is_hurried: AtomicU32::new(0),
+            delay_ns: AtomicU64::new(DELAY.as_nanos() as u64),
+            head: Head::new(),
+            thread: SpinMutex::new(None),
         }
     }
 
-    /// Starts the thread. Without one, retiring threads and barriers still free everything that does not run foreign code.
-    pub(crate) fn start(&'static self, tick: impl Fn() -> usize + Send + 'static) {
-        // ORDERING: Relaxed: decides who starts the thread.
-        if self.state.swap(AWAKE, Ordering::Relaxed) != ABSENT {
-            return;
-        }
-        let started = std::thread::Builder::new()
-            .name("kvfree-monitor".into())
-            .spawn(|| self.run(tick));
-        if started.is_err() {
-            // ORDERING: Relaxed: as above.
-            self.state.store(ABSENT, Ordering::Relaxed);
-        }
+    /// Sets how often the monitor looks. From the next look on.
+    pub(crate) fn set_delay(&self, delay: Duration) {
+        let ns = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
+        // ORDERING: Relaxed: a number.
+        self.delay_ns.store(ns, Ordering::Relaxed);
+    }
+
+    fn delay(&self) -> Duration {
+        // ORDERING: Relaxed: a number.
+        Duration::from_nanos(self.delay_ns.load(Ordering::Relaxed))
+    }
+
+    /// Whether there is a thread, or is about to be.
+    pub(crate) fn is_present(&self) -> bool {
+        // ORDERING: Relaxed: for reports.
+        self.state.load(Ordering::Relaxed) != ABSENT
     }
 
     /// Something waits from now on; `soon` if there is much of it.
-    pub(crate) fn watch(&self, soon: bool) {
+    pub(crate) fn watch(&'static self, soon: bool) {
         fence::full();
         // ORDERING: Relaxed: I1, by the full fence above.
         let state = self.state.load(Ordering::Relaxed);
-        if state == ASLEEP || (soon && state == AWAKE) {
-            // ORDERING: Relaxed: a wake-up too many only looks again.
-            self.state.store(AWAKE, Ordering::Relaxed);
-            if let Some(thread) = self.thread.get() {
+        if soon {
+            // ORDERING: Relaxed: a hint; who misses it looks within the delay.
+            self.is_hurried.store(1, Ordering::Relaxed);
+        }
+        if state == ABSENT && self.is_taken_as(CALLED) {
+            self.call();
+        } else if soon && state == RUNNING {
+            // The lock is the thread's own, and another hurrier's: a handler that interrupted one of them gives up, and
+            // the look comes within the delay.
+            if let Some(thread) = self.thread.try_lock()
+                && let Some(thread) = &*thread
+            {
                 thread.unpark();
             }
         }
     }
 
-    fn run(&self, tick: impl Fn() -> usize) {
-        let _ = self.thread.set(std::thread::current());
-        let mut idle = 0;
+    /// Takes over from nobody (I2).
+    fn is_taken_as(&self, state: u32) -> bool {
+        // ORDERING: Acquire meets the Release in `run`: the head is on no list any more.
+        self.state
+            .compare_exchange(ABSENT, state, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Queues the head, whose callback makes the thread.
+    fn call(&'static self) {
+        let this = NonNull::from(self).cast::<u8>();
+        // SAFETY: the offset is that of a field. From the whole value, so that the callback finds its way back.
+        let head = unsafe { this.byte_add(offset_of!(Self, head)) }.cast::<Head>();
+        // SAFETY: the head is static, and on no list (I2); the callback may run anywhere.
+        unsafe { self.rcu.call(head, Callback::Run(Self::begin)) };
+    }
+
+    /// The callback.
+    ///
+    /// # Safety
+    /// 1. `head` is that of a static monitor, which is `CALLED`.
+    unsafe fn begin(head: NonNull<Head>) {
+        // SAFETY: the head is a field of a static monitor (1).
+        let this = unsafe { head.cast::<u8>().byte_sub(offset_of!(Self, head)) };
+        // SAFETY: as above; only shared.
+        let this: &'static Self = unsafe { this.cast::<Self>().as_ref() };
+        // ORDERING: Relaxed: the state is this callback's to change (I2); the spawn orders what it wrote.
+        this.state.store(RUNNING, Ordering::Relaxed);
+        let thread = std::thread::Builder::new().name("kvfree-monitor".into());
+        if thread.spawn(|| this.run()).is_err() {
+            // No thread to be had: this callback looks, and comes again after another grace period if it must.
+            if (this.tick)() > 0 || !this.leave() {
+                this.call();
+            }
+        }
+    }
+
+    fn run(&'static self) {
+        // Held by hurriers for a moment; in the child of a fork perhaps for ever, and then nobody can hurry this thread.
+        for _ in 0..TRIES {
+            if let Some(mut thread) = self.thread.try_lock() {
+                *thread = Some(std::thread::current());
+                break;
+            }
+            std::thread::yield_now();
+        }
+        let mut idle = Duration::ZERO;
         loop {
-            idle = if tick() > 0 { 0 } else { idle + 1 };
-            if idle <= LINGER_STEPS {
-                std::thread::park_timeout(STEP);
+            // ORDERING: Relaxed: a hint; what it is about is found by the look that follows, or the next one.
+            self.is_hurried.store(0, Ordering::Relaxed);
+            let left = (self.tick)();
+            let delay = self.delay();
+            if left > 0 {
+                idle = Duration::ZERO;
+            } else if idle >= LINGER {
+                if self.leave() {
+                    return;
+                }
+                idle = Duration::ZERO;
+            } else {
+                // A delay above this puts nothing off: nothing waits.
+                let step = delay.clamp(Duration::from_millis(1), LINGER);
+                idle += step;
+                std::thread::park_timeout(step);
                 continue;
             }
-            // ORDERING: Relaxed: I1, by the full fence below.
-            self.state.store(ASLEEP, Ordering::Relaxed);
-            fence::full();
-            if tick() == 0 {
-                // ORDERING: Relaxed: an early wake-up only looks again.
-                while self.state.load(Ordering::Relaxed) == ASLEEP {
-                    std::thread::park();
-                }
+            // ORDERING: Relaxed: a hint.
+            if self.is_hurried.load(Ordering::Relaxed) == 0 {
+                std::thread::park_timeout(delay);
             }
-            // ORDERING: Relaxed: who sees `AWAKE` relies on the look that comes now.
-            self.state.store(AWAKE, Ordering::Relaxed);
-            idle = 0;
         }
+    }
+
+    /// Gives the duty to look back to whoever retires next; false if the caller has it again.
+    fn leave(&'static self) -> bool {
+        // ORDERING: Release: whoever takes over finds the head on no list.
+        self.state.store(ABSENT, Ordering::Release);
+        fence::full();
+        (self.tick)() == 0 || !self.is_taken_as(RUNNING)
     }
 }
 
-impl fmt::Debug for Monitor {
+impl<R> fmt::Debug for Monitor<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // ORDERING: Relaxed: a report for people.
         let state = match self.state.load(Ordering::Relaxed) {
             ABSENT => "absent",
-            AWAKE => "awake",
-            _ => "asleep",
+            CALLED => "called",
+            _ => "running",
         };
         f.debug_struct("Monitor")
             .field("state", &state)
@@ -116,28 +210,53 @@ impl fmt::Debug for Monitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stack::Global;
     use core::sync::atomic::AtomicUsize;
 
-    /// I1: work noted at any moment is found, whether the monitor is awake, falling asleep or asleep.
+    fn wait_until(done: impl Fn() -> bool) {
+        while !done() {
+            std::thread::yield_now();
+        }
+    }
+
+    /// I1: work noted at any moment is found, whether there is a thread, one about to come, or none.
     #[test]
-    fn work_is_found_asleep_or_awake() {
-        static MONITOR: Monitor = Monitor::new();
+    fn k8_work_is_found_with_a_thread_and_without() {
+        static MONITOR: Monitor<Global> = Monitor::new(Global, || WORK.swap(0, Ordering::Relaxed));
         static WORK: AtomicUsize = AtomicUsize::new(0);
         fn add_and_wait(soon: bool) {
             WORK.fetch_add(1, Ordering::Relaxed);
             MONITOR.watch(soon);
-            while WORK.load(Ordering::Relaxed) > 0 {
-                std::thread::yield_now();
-            }
+            wait_until(|| WORK.load(Ordering::Relaxed) == 0);
         }
-        MONITOR.start(|| WORK.swap(0, Ordering::Relaxed));
-        add_and_wait(false);
-        add_and_wait(true);
-        for _ in 0..2 {
-            while MONITOR.state.load(Ordering::Relaxed) != ASLEEP {
-                std::thread::yield_now();
-            }
+        assert!(!MONITOR.is_present());
+        for _ in 0..3 {
             add_and_wait(false);
+            add_and_wait(true);
+            // K8: nothing waits, so the thread ends.
+            wait_until(|| !MONITOR.is_present());
+        }
+    }
+
+    /// A look that is hurried does not wait for the delay, and one that is not does not put it off.
+    #[test]
+    fn k8_an_earlier_deadline_replaces_a_later_one_and_never_the_reverse() {
+        static MONITOR: Monitor<Global> = Monitor::new(Global, || {
+            LOOKS.fetch_add(1, Ordering::Relaxed);
+            1
+        });
+        static LOOKS: AtomicUsize = AtomicUsize::new(0);
+        // As good as for ever: only hurrying makes it look again.
+        MONITOR.set_delay(Duration::from_secs(1 << 20));
+        MONITOR.watch(false);
+        wait_until(|| LOOKS.load(Ordering::Relaxed) > 0);
+        for _ in 0..10 {
+            let before = LOOKS.load(Ordering::Relaxed);
+            wait_until(|| {
+                MONITOR.watch(true);
+                MONITOR.watch(false);
+                LOOKS.load(Ordering::Relaxed) > before
+            });
         }
     }
 }

@@ -3,16 +3,22 @@
 //!
 //! A library and its application share it; that is the point: one grace period serves all.
 
+mod builder;
+
+pub use builder::{Builder, InUse};
+
 use crate::batched::Kvfree;
-use crate::config::Config;
 use crate::monitor::Monitor;
 use crate::objects::DeferFree;
 use crate::stats::KvfreeStats;
 use crate::unbatched::Unbatched;
+use builder::settings;
 use core::fmt;
 use core::ptr::NonNull;
+use core::time::Duration;
 use pagealloc::{Attempt, Mmap, Zone};
 use rcu_core::cpu::Threads;
+use rcu_core::sync::atomic::{AtomicU32, Ordering};
 use rcu_core::{GracePeriod, Guard, HasHead, Rcu};
 use rcu_tree::TreeStats;
 use slab::{Cache, CreateError, Kmalloc, KmallocStats};
@@ -32,7 +38,27 @@ pub type Front = Kvfree<Threads, Pages, Global, &'static Objs>;
 /// A typed cache of the default stack.
 pub type TypedCache<T> = Cache<T, Threads, Pages, Global>;
 
-static MONITOR: Monitor = Monitor::new();
+static MONITOR: Monitor<Global> = Monitor::new(Global, tick);
+
+/// How often the zone is looked after while the monitor runs.
+const ZONE_TICK: Duration = Duration::from_secs(1);
+
+/// One round of the monitor.
+fn tick() -> usize {
+    static ROUND: AtomicU32 = AtomicU32::new(0);
+    let rounds = ZONE_TICK.as_nanos() / settings().delay.as_nanos().max(1);
+    // ORDERING: Relaxed: the monitor's own.
+    let round = ROUND.fetch_add(1, Ordering::Relaxed);
+    if u128::from(round).is_multiple_of(rounds.max(1)) {
+        pages().tick();
+    }
+    match (FRONT.get(), OBJECTS.get()) {
+        // The front end reaps the objects, too.
+        (Some(front), _) => front.tick(),
+        (None, Some(objects)) => objects.reap(),
+        (None, None) => 0,
+    }
+}
 
 /// The default stack's page allocator.
 ///
@@ -41,7 +67,8 @@ static MONITOR: Monitor = Monitor::new();
 pub fn pages() -> Pages {
     static ZONE: OnceLock<Zone<Threads, Mmap>> = OnceLock::new();
     ZONE.get_or_init(|| {
-        let source = Mmap::new().unwrap_or_else(|e| panic!("no address space for the stack: {e}"));
+        let source = (Mmap::builder().decommit(settings().decommit).build())
+            .unwrap_or_else(|e| panic!("no address space for the stack: {e}"));
         Zone::new(Threads, source).unwrap_or_else(|e| panic!("no zone for the stack: {e}"))
     })
 }
@@ -87,12 +114,12 @@ pub fn front() -> &'static Front {
 #[cold]
 fn make_front() -> &'static Front {
     let front = FRONT.get_or_init(|| {
-        let config = Config::new().watched_by(|soon| MONITOR.watch(soon));
+        MONITOR.set_delay(settings().delay);
+        let config = settings().config.watched_by(|soon| MONITOR.watch(soon));
         // SAFETY: `objects()` waits for the grace periods of `Global` (1); everything borrowed is static (2).
         unsafe { Kvfree::new(Threads, pages(), Global, objects(), config) }
             .unwrap_or_else(|e| panic!("no memory for the stack: {e}"))
     });
-    MONITOR.start(|| FRONT.get().map_or(0, Kvfree::tick));
     // Starts the tree's worker here, and not in the first `retire` that asks for a grace period: that one may run in a
     // signal handler, where no thread can be made.
     Global.start();
@@ -254,6 +281,8 @@ pub struct StackStats {
     pub front: Option<KvfreeStats>,
     /// Pages that are out.
     pub pages_allocated: usize,
+    /// Whether the monitor's thread exists, or is about to: not for long after the last object was freed.
+    pub is_monitored: bool,
 }
 
 impl fmt::Display for StackStats {
@@ -278,5 +307,6 @@ pub fn stats() -> StackStats {
         objects: OBJECTS.get().map(Kmalloc::stats),
         front: FRONT.get().map(Kvfree::stats),
         pages_allocated: pages().nr_allocated(),
+        is_monitored: MONITOR.is_present(),
     }
 }
