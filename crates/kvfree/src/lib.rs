@@ -30,8 +30,9 @@ pub mod stack;
 pub use heap::{Heap, RcuBox, RcuCell};
 #[cfg(feature = "std")]
 pub use stack::{
-    Builder, Global, InUse, StackStats, barrier, cache, front, objects, pages, read_lock, retire,
-    retire_box, retire_in_mightsleep, retire_mightsleep, stats, synchronize, unbatched,
+    Builder, Global, InUse, StackStats, TypedCache, barrier, cache, front, objects, pages,
+    read_lock, retire, retire_box, retire_in_mightsleep, retire_mightsleep, stats, synchronize,
+    unbatched,
 };
 
 /// Tests the example of the workspace's README.

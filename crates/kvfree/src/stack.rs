@@ -4,8 +4,10 @@
 //! A library and its application share it; that is the point: one grace period serves all.
 
 mod builder;
+mod caches;
 
 pub use builder::{Builder, InUse};
+pub use caches::TypedCache;
 
 use crate::batched::Kvfree;
 use crate::monitor::Monitor;
@@ -21,7 +23,7 @@ use rcu_core::cpu::Threads;
 use rcu_core::sync::atomic::{AtomicU32, Ordering};
 use rcu_core::{GracePeriod, Guard, HasHead, Rcu};
 use rcu_tree::TreeStats;
-use slab::{Cache, CreateError, Kmalloc, KmallocStats};
+use slab::{CacheStats, CreateError, Kmalloc, KmallocStats};
 use std::sync::OnceLock;
 
 rcu_tree::static_tree! {
@@ -35,8 +37,6 @@ pub type Pages = &'static Zone<Threads, Mmap>;
 pub type Objs = Kmalloc<Threads, Pages, Global>;
 /// The default stack's front end.
 pub type Front = Kvfree<Threads, Pages, Global, &'static Objs>;
-/// A typed cache of the default stack.
-pub type TypedCache<T> = Cache<T, Threads, Pages, Global>;
 
 static MONITOR: Monitor<Global> = Monitor::new(Global, tick);
 
@@ -52,12 +52,13 @@ fn tick() -> usize {
     if u128::from(round).is_multiple_of(rounds.max(1)) {
         pages().tick();
     }
-    match (FRONT.get(), OBJECTS.get()) {
+    let left = match (FRONT.get(), OBJECTS.get()) {
         // The front end reaps the objects, too.
         (Some(front), _) => front.tick(),
         (None, Some(objects)) => objects.reap(),
         (None, None) => 0,
-    }
+    };
+    left + caches::reap()
 }
 
 /// The default stack's page allocator.
@@ -148,7 +149,7 @@ unsafe fn free_object(object: NonNull<u8>) {
 /// If there is no memory for the cache's own structures.
 #[doc(alias = "kmem_cache_create")]
 pub fn cache<T>(name: &'static str) -> Result<TypedCache<T>, CreateError> {
-    Cache::new(name, Threads, pages(), Global)
+    TypedCache::with_config(TypedCache::<T>::config(name))
 }
 
 /// Retires an object of a typed cache. May sleep: without memory for a sheaf it waits for a grace period and frees the
@@ -195,7 +196,7 @@ pub fn synchronize() {
 }
 
 /// Blocks until everything retired before, by any thread, is free, and every callback queued before has run.
-/// Not what was retired to a typed [`cache`]: for that there is the cache's own `barrier`.
+/// What was retired to a typed [`cache`], too.
 ///
 /// # Panics
 /// Inside a section, where it would wait for itself.
@@ -206,6 +207,7 @@ pub fn barrier() {
     } else if let Some(objects) = OBJECTS.get() {
         objects.barrier();
     }
+    caches::barrier();
     Global.barrier();
 }
 
@@ -270,7 +272,7 @@ pub unsafe fn retire_box<T: Send + 'static>(object: NonNull<T>) {
 }
 
 /// Counts of the default stack.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StackStats {
     /// Grace periods and callbacks.
@@ -279,6 +281,8 @@ pub struct StackStats {
     pub objects: Option<KmallocStats>,
     /// Blocks and heads.
     pub front: Option<KvfreeStats>,
+    /// The typed caches, in the order of their making.
+    pub caches: Vec<CacheStats>,
     /// Pages that are out.
     pub pages_allocated: usize,
     /// Whether the monitor's thread exists, or is about to: not for long after the last object was freed.
@@ -295,6 +299,9 @@ impl fmt::Display for StackStats {
         if let Some(objects) = &self.objects {
             write!(f, "{objects}")?;
         }
+        for cache in &self.caches {
+            writeln!(f, "{cache}")?;
+        }
         Ok(())
     }
 }
@@ -306,6 +313,7 @@ pub fn stats() -> StackStats {
         rcu: Global::tree().stats(),
         objects: OBJECTS.get().map(Kmalloc::stats),
         front: FRONT.get().map(Kvfree::stats),
+        caches: caches::stats(),
         pages_allocated: pages().nr_allocated(),
         is_monitored: MONITOR.is_present(),
     }

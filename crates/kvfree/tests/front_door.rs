@@ -16,7 +16,7 @@ impl Drop for Counts {
 
 fn wait_until(done: impl Fn() -> bool) {
     while !done() {
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -128,3 +128,32 @@ fn numbers_are_readable() {
     }
     assert!(format!("{:?}", kvfree::front()).starts_with("Kvfree"));
 }
+
+/// K15: what was retired to a typed cache is the monitor's and the barrier's, too.
+#[test]
+fn k15_typed_caches_are_looked_after() {
+    let _turn = TURN.lock();
+    let cache = kvfree::cache::<[u64; 5]>("looked-after").unwrap();
+    let retire = || {
+        let object = cache.alloc([1; 5]).unwrap();
+        // SAFETY: allocated just now, and seen by nobody.
+        unsafe { kvfree::retire_in_mightsleep(&cache, object) };
+    };
+    retire();
+    wait_until(|| cache.raw().stats().waiting == 0);
+    for _ in 0..600 {
+        retire();
+    }
+    kvfree::barrier();
+    let stats = cache.raw().stats();
+    assert_eq!((stats.live, stats.waiting), (0, 0));
+    assert!(kvfree::stats().to_string().contains("looked-after"));
+    let kept = cache.alloc([2; 5]).unwrap();
+    let busy = cache.destroy().unwrap_err();
+    assert_eq!((busy.live, busy.pending), (1, 0));
+    // SAFETY: allocated from this cache, and seen by nobody.
+    unsafe { kvfree::retire_in_mightsleep(&busy.cache, kept) };
+    wait_until(|| busy.cache.raw().stats().waiting == 0);
+    busy.cache.destroy().unwrap();
+    assert!(!kvfree::stats().to_string().contains("looked-after"));
+}

@@ -59,6 +59,7 @@ use crate::pool::Pool;
 use crate::sheaf::Sheaf;
 use crate::slabs::{Dying, Slabs};
 use core::fmt;
+use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use pagealloc::{AllocError, Attempt, Order, PageAlloc};
@@ -129,6 +130,18 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         let cell = in_register(unsafe { self.slots.add(slot.index()) });
         // SAFETY: the array lives until the handle is dropped; its zeroed elements are valid.
         Some(unsafe { cell.as_ref() })
+    }
+
+    /// The cache again, for somebody who looks after it. Dropping this handle would end the cache.
+    ///
+    /// # Safety
+    /// 1. The handle is not used after the cache was dropped or destroyed, nor ever dropped itself.
+    #[must_use]
+    pub const unsafe fn share(&self) -> ManuallyDrop<Self> {
+        ManuallyDrop::new(Self {
+            inner: self.inner,
+            slots: self.slots,
+        })
     }
 
     /// The cache's name.
