@@ -36,13 +36,15 @@
 //! the page allocator's.
 
 mod hand_over;
+mod push;
 mod reclaim;
+mod tick;
 
-use crate::block::{Kind, Line, contained};
+use crate::budget::Budget;
 use crate::config::Config;
-use crate::objects::{DeferFree, DropFn, Objects};
+use crate::objects::{DeferFree, Objects};
 use crate::stats::{Counters, KvfreeStats};
-use crate::waiting::{Batch, Entry, Pushed, Waiting};
+use crate::waiting::{Pushed, Waiting};
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -52,7 +54,7 @@ use rcu_core::cpu::{Cpus, LocalCell, OfflineHook, PerSlot, Slot, SpinMutex, Zero
 use rcu_core::sync::Backoff;
 use rcu_core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use rcu_core::{Callback, Head, HeadOffset, HeadStack, Rcu};
-use reclaim::{Round, Taken};
+use reclaim::Taken;
 
 /// Objects linked by heads in one slot before a grace period is asked for: as many as [`Config`]'s blocks hold.
 const ASK_HEADS: usize = 8192;
@@ -88,6 +90,9 @@ struct Inner<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
     slots: PerSlot<'static, KvSlot<C::Lock>>,
     used: AtomicUsize,
     shared: HeadStack,
+    /// Bytes of the objects in `shared`, all of them charged.
+    shared_bytes: AtomicUsize,
+    budget: Budget,
     orphans: SpinMutex<Waiting>,
     barrier_lock: SpinMutex<()>,
     counters: Counters,
@@ -156,6 +161,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             slots,
             used: AtomicUsize::new(0),
             shared: HeadStack::new(),
+            shared_bytes: AtomicUsize::new(0),
+            budget: Budget::new(config.soft_bytes, config.hard_bytes),
             orphans: SpinMutex::new(Waiting::new()),
             barrier_lock: SpinMutex::new(()),
             counters: Counters::default(),
@@ -192,260 +199,15 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         &self.inner().rcu
     }
 
-    /// Retires an object by its embedded head, with a callback of its own: a function that drops and frees it.
-    /// Never fails, never blocks.
-    ///
-    /// # Safety
-    /// 1. `head` is on no list, and valid until the callback gets it; the function may run on any thread.
-    /// 2. No new reader can find the object, and it is given up.
-    pub unsafe fn retire_head(&self, head: NonNull<Head>, callback: Callback) {
-        // SAFETY: the head is valid (1).
-        if !unsafe { head.as_ref() }.begin_call(callback) {
-            return;
-        }
-        // SAFETY: the caller's debts.
-        unsafe { self.queue_head(head) };
-    }
-
-    /// Retires an object without a head, if that needs no waiting.
-    ///
-    /// # Errors
-    /// Gives the object back: there is no room now. Retry later, or use [`DeferFree::retire_mightsleep`].
-    ///
-    /// # Safety
-    /// 1. The object came from [`Self::objects`]; no new reader can find it; it is given up if `Ok` comes back.
-    pub unsafe fn try_retire(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
-        // SAFETY: the caller's debt 1.
-        if unsafe { self.inner().objects.try_defer(object) } {
-            return Ok(());
-        }
-        self.push(self.entry_of(object), &mut None, Context::Any)
-            .ok_or(object)
-    }
-
-    /// Retires something that is not of the [`Objects`]: after a grace period, `drop(object)` is called on a thread
-    /// that may run foreign code (the monitor, a barrier, [`Self::tick`]).
-    ///
-    /// May sleep: without memory for a block it waits for a grace period and calls `drop` itself.
-    ///
-    /// # Safety
-    /// 1. `drop(object)` may be called once, from any thread, `size_bytes` being what it gives back.
-    /// 2. No new reader can find the object, and it is given up.
-    pub unsafe fn retire_with_mightsleep(
-        &self,
-        object: NonNull<u8>,
-        drop: DropFn,
-        size_bytes: usize,
-    ) {
-        let entry = Entry {
-            object,
-            drop: Some(drop),
-            kind: Kind::Glue,
-            bytes: size_bytes,
-        };
-        self.push_mightsleep(entry, || {
-            // SAFETY: a grace period has passed since the caller gave the object up.
-            let panicked = contained(|| unsafe { drop(object) });
-            self.inner().counters.panicked(panicked);
-        });
-    }
-
-    fn entry_of(&self, object: NonNull<u8>) -> Entry {
-        let objects = &self.inner().objects;
-        let kind = if objects.is_large(object) {
-            Kind::Large
-        } else {
-            Kind::Small
-        };
-        Entry {
-            object,
-            drop: None,
-            kind,
-            bytes: objects.size_bytes(object),
-        }
-    }
-
-    /// Puts an entry into the caller's slot; `None` if the slot cannot be entered or no block is to be had.
-    fn push(&self, entry: Entry, spare: &mut Option<NonNull<u8>>, context: Context) -> Option<()> {
-        let inner = self.inner();
-        let number = inner.cpus.current()?;
-        let slot = inner.slot(number);
-        // SAFETY: the caller's own slot.
-        let mut waiting = unsafe { slot.waiting.try_enter() }?;
-        let seal_bytes = inner.config.ask_bytes;
-        let pushed = waiting.push(entry, seal_bytes, &inner.rcu, &inner.pages, spare);
-        // A starved slot has the monitor come by too, which brings blocks (K7).
-        inner.note(number, slot, pushed.is_none_or(|p| p.first));
-        let Some(pushed) = pushed else {
-            drop(waiting);
-            inner.config.watch(false);
-            return None;
-        };
-        let ask = inner.wants_to_ask(&mut waiting, pushed);
-        drop(waiting);
-        self.after_push(slot, entry.kind, pushed, ask, context);
-        Some(())
-    }
-
-    /// Outside the lock: watch, ask, and free what has become ripe meanwhile.
-    #[inline]
-    fn after_push(
-        &self,
-        slot: &KvSlot<C::Lock>,
-        kind: Kind,
-        pushed: Pushed,
-        ask: bool,
-        context: Context,
-    ) {
-        let inner = self.inner();
-        if pushed.first {
-            inner.config.watch(false);
-        }
-        if !pushed.sealed {
-            return;
-        }
-        // Only who may sleep frees here, and no foreign code: the rest is the monitor's, soon.
-        let frees_here = context == Context::MaySleep && kind != Kind::Glue;
-        if ask {
-            inner.rcu.start();
-            if !frees_here {
-                inner.config.watch(true);
-            }
-        }
-        inner.rcu.drive();
-        if !frees_here {
-            return;
-        }
-        if let Some(round) = Round::begin(slot) {
-            // SAFETY: the caller of `push` owns the slot; its guard is gone.
-            let batch = unsafe { slot.waiting.try_enter() }
-                .map(|mut waiting| waiting.take_ripe(&inner.rcu, false));
-            let mut empty = batch.map_or_else(Line::new, |batch| inner.free(batch));
-            // SAFETY: as above.
-            if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
-                waiting.restock(&mut empty);
-            }
-            inner.free_blocks(empty);
-            drop(round);
-        }
-    }
-
-    fn push_mightsleep(&self, entry: Entry, free_now: impl FnOnce()) {
-        if self.push(entry, &mut None, Context::MaySleep).is_some() {
-            return;
-        }
-        // With the lock dropped (K3, T14): this may sleep, and the thread may come back to another state.
-        let inner = self.inner();
-        let mut spare = inner.pages.alloc(PageReq::new(Order::ZERO)).ok();
-        let pushed = if spare.is_some() {
-            self.push(entry, &mut spare, Context::MaySleep)
-        } else {
-            None
-        };
-        if let Some(page) = spare {
-            // SAFETY: allocated just now, and not used.
-            unsafe { inner.pages.free(page, Order::ZERO) };
-        }
-        if pushed.is_none() {
-            inner.counters.synchronized();
-            inner.rcu.synchronize();
-            free_now();
-        }
-    }
-
-    unsafe fn queue_head(&self, head: NonNull<Head>) {
-        let inner = self.inner();
-        if let Some(number) = inner.cpus.current() {
-            let slot = inner.slot(number);
-            // SAFETY: the caller's own slot.
-            if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
-                // SAFETY: valid until freed and on no list, as the caller of `retire` owes.
-                let first = unsafe { waiting.push_head(head) };
-                let ask = waiting.nr_heads().is_multiple_of(ASK_HEADS);
-                inner.note(number, slot, first);
-                drop(waiting);
-                if ask {
-                    inner.rcu.start();
-                    inner.rcu.drive();
-                }
-                if first || ask {
-                    inner.config.watch(ask);
-                }
-                return;
-            }
-        }
-        inner.counters.by_head();
-        // SAFETY: valid until freed and on no list, as the caller of `retire` owes; any thread may free it.
-        if unsafe { inner.shared.push(head) } {
-            inner.config.watch(false);
-        }
-    }
-
-    /// One round of the monitor: seals what is open, frees what is ripe, asks for the grace periods of the rest.
-    /// Returns how many batches still wait; zero means that nothing does.
-    ///
-    /// Runs destructors: not to be called with locks held that they take, nor inside a section.
-    #[doc(alias = "kfree_rcu_monitor")]
-    pub fn tick(&self) -> usize {
-        let inner = self.inner();
-        let mut left = 0;
-        let mut ask = false;
-        for slot in inner.used_slots() {
-            // ORDERING: Relaxed: a hint; a push just now has its own kick.
-            if slot.nonempty.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            let Some(round) = Round::begin(slot) else {
-                left += 1;
-                continue;
-            };
-            let mut waiting = slot.waiting.visit();
-            waiting.seal(&inner.rcu);
-            let batch = waiting.take_ripe(&inner.rcu, true);
-            ask |= waiting.wants_grace_period(&inner.rcu);
-            left += usize::from(!waiting.is_empty());
-            slot.note_nonempty(!waiting.is_empty());
-            let starved = waiting.take_starved();
-            drop(waiting);
-            let mut empty = inner.free(batch);
-            if starved {
-                inner.refill(&mut empty);
-            }
-            if !empty.is_empty() {
-                slot.waiting.visit().restock(&mut empty);
-            }
-            inner.free_blocks(empty);
-            drop(round);
-        }
-        // Orphans have no round: a barrier's lock is held while they are freed (I1).
-        let lock = inner.barrier_lock.try_lock();
-        let mut orphans = inner.orphans.lock();
-        inner.take_shared(&mut orphans);
-        orphans.seal(&inner.rcu);
-        let batch = if lock.is_some() {
-            orphans.take_ripe(&inner.rcu, true)
-        } else {
-            Batch::new()
-        };
-        ask |= orphans.wants_grace_period(&inner.rcu);
-        left += usize::from(!orphans.is_empty());
-        drop(orphans);
-        let empty = inner.free(batch);
-        inner.free_blocks(empty);
-        drop(lock);
-        left += inner.objects.reap();
-        if ask {
-            inner.rcu.start();
-            inner.rcu.drive();
-        }
-        left
-    }
-
     /// What waits, and how objects went. Visits every slot in use.
     #[must_use]
     pub fn stats(&self) -> KvfreeStats {
         let inner = self.inner();
         let mut stats = inner.counters.read();
+        inner.budget.note_elsewhere(inner.objects.waiting_bytes());
+        stats.bytes_charged = inner.budget.waiting();
+        stats.bytes_limit = inner.budget.limit();
+        stats.overdrawn = inner.budget.overdrawn();
         for slot in inner.used_slots() {
             let waiting = slot.waiting.visit();
             stats.add(&waiting);
@@ -466,12 +228,12 @@ unsafe impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> DeferFree for Kvfree<C, P
         if unsafe { self.inner().objects.try_defer(object) } {
             return;
         }
-        if self
-            .push(self.entry_of(object), &mut None, Context::Any)
-            .is_none()
-        {
+        let entry = self.entry_of(object);
+        if self.push(entry, &mut None, Context::Any).is_some() {
+            self.inner().note_overdraft();
+        } else {
             // SAFETY: the caller's debts; the offset is how the object is found again.
-            unsafe { self.retire_head(head, Callback::Free(offset)) };
+            unsafe { self.retire_head(head, Callback::Free(offset), entry.bytes) };
         }
     }
 
@@ -519,7 +281,6 @@ unsafe impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> DeferFree for Kvfree<C, P
         drop(lock);
     }
 }
-
 impl<L> KvSlot<L> {
     fn note_nonempty(&self, nonempty: bool) {
         // ORDERING: Relaxed: under the local lock; a hint to others.
@@ -556,7 +317,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
             return false;
         }
         waiting.asked = waiting.blocks_in_line() >= self.config.ask_blocks
-            || waiting.bytes() >= self.config.ask_bytes;
+            || waiting.bytes() >= self.config.ask_bytes
+            || self.budget.is_over_soft();
         waiting.asked
     }
 }

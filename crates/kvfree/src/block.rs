@@ -272,6 +272,10 @@ mod tests {
         fn reap(&self) -> usize {
             0
         }
+
+        fn waiting_bytes(&self) -> usize {
+            0
+        }
     }
 
     fn number(n: usize) -> NonNull<u8> {

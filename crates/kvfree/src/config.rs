@@ -1,5 +1,6 @@
 //! How a front end behaves.
 
+use crate::budget::OverLimit;
 use core::fmt;
 use rcu_core::sync::Backoff;
 
@@ -7,6 +8,10 @@ use rcu_core::sync::Backoff;
 const ASK_BLOCKS: usize = 16;
 /// Bytes in line before a grace period is asked for.
 const ASK_BYTES: usize = 512 << 10;
+/// Bytes that wait, all slots together, from which on every block that fills asks for a grace period.
+const SOFT_BYTES: usize = 8 << 20;
+/// Bytes that may wait, all slots together.
+const HARD_BYTES: usize = 256 << 20;
 
 /// What a front end is to do when, and whom it tells.
 ///
@@ -18,7 +23,10 @@ const ASK_BYTES: usize = 512 << 10;
 pub struct Config {
     pub(crate) ask_blocks: usize,
     pub(crate) ask_bytes: usize,
+    pub(crate) soft_bytes: usize,
+    pub(crate) hard_bytes: usize,
     watch: Option<fn(bool)>,
+    told: Option<fn(&OverLimit)>,
 }
 
 impl Default for Config {
@@ -33,7 +41,10 @@ impl Config {
         Self {
             ask_blocks: ASK_BLOCKS,
             ask_bytes: ASK_BYTES,
+            soft_bytes: SOFT_BYTES,
+            hard_bytes: HARD_BYTES,
             watch: None,
+            told: None,
         }
     }
 
@@ -47,6 +58,42 @@ impl Config {
     pub const fn ask_after_bytes(mut self, bytes: usize) -> Self {
         self.ask_bytes = bytes;
         self
+    }
+
+    /// How many bytes may wait, all slots together, before every block that fills asks for a grace period. By default 8 MiB.
+    pub const fn soft_limit(mut self, bytes: usize) -> Self {
+        self.soft_bytes = bytes;
+        self
+    }
+
+    /// How many bytes may wait, all slots together: 256 MiB by default, without a limit at [`usize::MAX`]. Counted to about
+    /// 64 KiB a slot.
+    ///
+    /// At the limit, who may sleep first frees what is ripe, then waits for a grace period and frees the object itself;
+    /// [`Kvfree::try_retire`](crate::Kvfree::try_retire) gives it back; and
+    /// [`DeferFree::retire`](crate::DeferFree::retire), which can neither wait nor fail, takes it in: see
+    /// [`KvfreeStats::overdrawn`](crate::KvfreeStats::overdrawn).
+    pub const fn hard_limit(mut self, bytes: usize) -> Self {
+        self.hard_bytes = bytes;
+        self
+    }
+
+    /// Whom to tell that the hard limit is reached: once, until half of it is free again. Called outside of locks by the
+    /// monitor, or a thread that may sleep.
+    pub const fn tells(mut self, told: fn(&OverLimit)) -> Self {
+        self.told = Some(told);
+        self
+    }
+
+    #[cfg(feature = "std")]
+    pub(crate) const fn is_told(&self) -> bool {
+        self.told.is_some()
+    }
+
+    pub(crate) fn tell(&self, over: &OverLimit) {
+        if let Some(told) = self.told {
+            told(over);
+        }
     }
 
     /// Whom to tell that something waits from now on, so that [`Kvfree::tick`](crate::Kvfree::tick) has to be called:
@@ -82,6 +129,8 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("ask_blocks", &self.ask_blocks)
             .field("ask_bytes", &self.ask_bytes)
+            .field("soft_bytes", &self.soft_bytes)
+            .field("hard_bytes", &self.hard_bytes)
             .field("is_watched", &self.watch.is_some())
             .finish()
     }

@@ -1,7 +1,7 @@
 //! RCU-protected boxes in the default stack: no `unsafe` for who publishes, reads, replaces and retires.
 
 use crate::objects::DeferFree;
-use crate::stack::{Global, front, objects};
+use crate::stack::{Global, front, make_room, objects};
 use core::alloc::Layout;
 use core::mem::offset_of;
 use core::ptr::NonNull;
@@ -71,7 +71,12 @@ impl<T> Headed<T> {
 unsafe impl Reclaimer for Heap {
     type Domain = Global;
 
+    /// At the limit of bytes that wait, frees what is ripe and then waits for grace periods until there is room, unless
+    /// [`Builder`](crate::Builder) said not to, or the caller is in a section or a callback.
     fn allocate<T: Send + Sync + 'static>(&self, value: T) -> Result<NonNull<T>, T> {
+        if front().is_over_limit() {
+            make_room();
+        }
         let Ok(memory) = objects().kmalloc(Layout::new::<Headed<T>>()) else {
             return Err(value);
         };
@@ -94,7 +99,7 @@ unsafe impl Reclaimer for Heap {
         if core::mem::needs_drop::<T>() {
             let callback = Callback::Run(Headed::<T>::drop_and_free);
             // SAFETY: the caller's debts; `T: Send`, so any thread may drop it.
-            unsafe { front().retire_head(head, callback) };
+            unsafe { front().retire_head(head, callback, size_of::<Headed<T>>()) };
         } else {
             // SAFETY: the caller's debts; nothing to drop.
             unsafe { front().retire(head, Headed::<T>::HEAD) };

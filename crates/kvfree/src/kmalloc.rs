@@ -39,4 +39,8 @@ unsafe impl<C: Cpus + Send + Sync, P: PageAlloc, G: GracePeriod + Send + Sync> O
     fn reap(&self) -> usize {
         self.reap()
     }
+
+    fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes()
+    }
 }

@@ -3,6 +3,7 @@
 
 mod batched;
 mod block;
+mod budget;
 mod config;
 #[cfg(feature = "std")]
 pub mod conformance;
@@ -14,6 +15,7 @@ mod unbatched;
 mod waiting;
 
 pub use batched::Kvfree;
+pub use budget::OverLimit;
 pub use config::Config;
 pub use objects::{DeferFree, DropFn, Objects};
 pub use stats::KvfreeStats;

@@ -43,6 +43,9 @@ pub unsafe trait Objects {
     /// Frees what has become ripe in the allocator's own batches, without waiting, and sees to it that the rest gets
     /// its grace period. Returns how many objects still wait.
     fn reap(&self) -> usize;
+
+    /// About how many bytes `try_defer` took that are not free yet.
+    fn waiting_bytes(&self) -> usize;
 }
 
 // SAFETY: a reference answers as its referent does.
@@ -72,6 +75,10 @@ unsafe impl<O: Objects + ?Sized> Objects for &O {
 
     fn reap(&self) -> usize {
         (**self).reap()
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        (**self).waiting_bytes()
     }
 }
 

@@ -10,6 +10,7 @@ pub use builder::{Builder, InUse};
 pub use caches::TypedCache;
 
 use crate::batched::Kvfree;
+use crate::budget::OverLimit;
 use crate::monitor::Monitor;
 use crate::objects::DeferFree;
 use crate::stats::KvfreeStats;
@@ -19,11 +20,12 @@ use core::fmt;
 use core::ptr::NonNull;
 use core::time::Duration;
 use pagealloc::{Attempt, Mmap, Zone};
-use rcu_core::cpu::Threads;
+use rcu_core::cpu::{Cpus, Slot, Threads};
 use rcu_core::sync::atomic::{AtomicU32, Ordering};
 use rcu_core::{GracePeriod, Guard, HasHead, Rcu};
 use rcu_tree::TreeStats;
 use slab::{CacheStats, CreateError, Kmalloc, KmallocStats};
+use std::io::Write;
 use std::sync::OnceLock;
 
 rcu_tree::static_tree! {
@@ -39,6 +41,9 @@ pub type Objs = Kmalloc<Threads, Pages, Global>;
 pub type Front = Kvfree<Threads, Pages, Global, &'static Objs>;
 
 static MONITOR: Monitor<Global> = Monitor::new(Global, tick);
+
+/// Readers that are told of at most.
+const MOST_READERS: usize = 8;
 
 /// How often the zone is looked after while the monitor runs.
 const ZONE_TICK: Duration = Duration::from_secs(1);
@@ -117,6 +122,11 @@ fn make_front() -> &'static Front {
     let front = FRONT.get_or_init(|| {
         MONITOR.set_delay(settings().delay);
         let config = settings().config.watched_by(|soon| MONITOR.watch(soon));
+        let config = if config.is_told() {
+            config
+        } else {
+            config.tells(tell)
+        };
         // SAFETY: `objects()` waits for the grace periods of `Global` (1); everything borrowed is static (2).
         unsafe { Kvfree::new(Threads, pages(), Global, objects(), config) }
             .unwrap_or_else(|e| panic!("no memory for the stack: {e}"))
@@ -125,6 +135,39 @@ fn make_front() -> &'static Front {
     // signal handler, where no thread can be made.
     Global.start();
     front
+}
+
+/// Waits until less waits than may, if the caller may wait.
+#[cold]
+pub(crate) fn make_room() {
+    while !front().relieve() {
+        if !settings().waits || !Global::tree().may_wait() {
+            return;
+        }
+        Global.synchronize();
+        if front().relieve() {
+            return;
+        }
+        // What is left runs destructors, which are the monitor's.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Says on standard error that the limit is reached, and who holds grace periods up.
+fn tell(over: &OverLimit) {
+    struct Readers;
+    impl fmt::Display for Readers {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let tree = Global::tree();
+            let slots = (0..Threads.nr_slots()).map(|i| Slot::new(i as u32));
+            let inside = slots.filter_map(|slot| tree.slot_stats(slot).filter(|s| s.nesting > 0));
+            inside
+                .take(MOST_READERS)
+                .try_for_each(|reader| write!(f, "\nkvfree: {reader}"))
+        }
+    }
+    // Standard error is unbuffered; a process without one has nobody to tell.
+    let _ = writeln!(std::io::stderr(), "kvfree: {over}{Readers}");
 }
 
 /// The unbatched twin over the same layers: one callback an object.

@@ -10,8 +10,14 @@ use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 pub struct KvfreeStats {
     /// Objects that wait in blocks or by their heads.
     pub objects_waiting: usize,
-    /// Bytes that wait in blocks.
+    /// Bytes that wait in blocks or by their heads.
     pub bytes_waiting: usize,
+    /// About how many bytes count against the limit: these, and what the allocator defers by itself.
+    pub bytes_charged: usize,
+    /// How many bytes may wait.
+    pub bytes_limit: usize,
+    /// Objects taken in though as much waited as may, since who retired them could neither wait nor fail.
+    pub overdrawn: usize,
     /// Blocks that were freed.
     pub blocks_freed: usize,
     /// Objects that were freed from blocks.
@@ -36,9 +42,12 @@ impl fmt::Display for KvfreeStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "waiting {} objects, {} bytes in blocks; freed {} blocks of {} objects; by head {}, by synchronize {}, panicked {}",
+            "waiting {} objects, {} bytes; about {} of {} bytes charged, {} objects overdrawn; freed {} blocks of {} objects; by head {}, by synchronize {}, panicked {}",
             self.objects_waiting,
             self.bytes_waiting,
+            self.bytes_charged,
+            self.bytes_limit,
+            self.overdrawn,
             self.blocks_freed,
             self.objects_in_blocks,
             self.by_head,
@@ -90,6 +99,9 @@ impl Counters {
         KvfreeStats {
             objects_waiting: 0,
             bytes_waiting: 0,
+            bytes_charged: 0,
+            bytes_limit: 0,
+            overdrawn: 0,
             blocks_freed: get(&self.blocks_freed),
             objects_in_blocks: get(&self.objects_in_blocks),
             by_head: get(&self.by_head),

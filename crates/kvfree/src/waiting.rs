@@ -9,6 +9,7 @@
 //! | `heads` | objects linked by their embedded heads, for want of a block | none yet |
 //! | `sealed` | such objects, sealed together | `sealed_cookie` |
 //! | `stock` | empty blocks, at most [`STOCK`] | – |
+//! | `account` | the bytes of all of it but the stock, and what was charged for them | – |
 //!
 //! # Invariants
 //! - I1. A batch is filled only before its cookie is taken for the last time: nothing is added to the line or to
@@ -18,6 +19,7 @@
 //! - I3. Everything here was given up by its owner and is freed by whoever takes it out, once.
 
 use crate::block::{Block, Kind, Line, NR_KINDS};
+use crate::budget::Account;
 use crate::objects::DropFn;
 use core::ptr::{self, NonNull};
 use pagealloc::{Attempt, Order, PageAlloc, PageReq};
@@ -38,8 +40,11 @@ pub(crate) struct Waiting {
     heads: CbList,
     sealed: CbList,
     sealed_cookie: Cookie,
-    /// Bytes in the open blocks and in line.
-    bytes: usize,
+    /// Bytes of everything that waits here.
+    account: Account,
+    /// Of these, the bytes of `heads` and of `sealed`.
+    heads_bytes: usize,
+    sealed_bytes: usize,
     /// How many objects were ever linked by their heads here.
     by_head: usize,
     /// Whether a grace period was asked for what is in line.
@@ -69,6 +74,8 @@ pub(crate) struct Pushed {
     pub(crate) first: bool,
     /// A block went in line.
     pub(crate) sealed: bool,
+    /// Bytes to be charged.
+    pub(crate) charge: usize,
 }
 
 /// What has been taken out, to be freed outside of every lock.
@@ -76,6 +83,10 @@ pub(crate) struct Pushed {
 pub(crate) struct Batch {
     pub(crate) blocks: Line,
     pub(crate) heads: CbList,
+    /// Bytes of the objects linked by their heads.
+    heads_bytes: usize,
+    /// What was charged for all of it.
+    pub(crate) charged: usize,
     /// When all of it may be freed; for batches taken whether ripe or not.
     pub(crate) cookie: Cookie,
 }
@@ -85,6 +96,8 @@ impl Batch {
         Self {
             blocks: Line::new(),
             heads: CbList::new(),
+            heads_bytes: 0,
+            charged: 0,
             cookie: Cookie::COMPLETED,
         }
     }
@@ -97,6 +110,8 @@ impl Batch {
     pub(crate) fn append(&mut self, later: Self) {
         self.blocks.append(later.blocks);
         self.heads.append(later.heads);
+        self.heads_bytes += later.heads_bytes;
+        self.charged += later.charged;
         self.cookie = later.cookie;
     }
 }
@@ -111,7 +126,9 @@ impl Waiting {
             heads: CbList::new(),
             sealed: CbList::new(),
             sealed_cookie: Cookie::COMPLETED,
-            bytes: 0,
+            account: Account::new(),
+            heads_bytes: 0,
+            sealed_bytes: 0,
             by_head: 0,
             asked: false,
             starved: false,
@@ -148,7 +165,7 @@ impl Waiting {
             }
         };
         block.push(entry.object, entry.drop, entry.bytes, gp.snapshot());
-        self.bytes += entry.bytes;
+        pushed.charge = self.account.add(entry.bytes);
         if block.bytes() >= seal_bytes {
             let heavy = NonNull::from(block);
             self.open[entry.kind as usize] = ptr::null_mut();
@@ -187,21 +204,28 @@ impl Waiting {
         Some(unsafe { Block::init(page, kind) })
     }
 
-    /// Links an object by its own head; the head says how it is to be freed. True if there was none.
+    /// Links an object of so many bytes by its own head; the head says how it is to be freed.
     ///
     /// # Safety
     /// 1. `head` is on no list and valid until popped.
-    pub(crate) unsafe fn push_head(&mut self, head: NonNull<Head>) -> bool {
+    pub(crate) unsafe fn push_head(&mut self, head: NonNull<Head>, bytes: usize) -> Pushed {
         let first = self.heads.is_empty() && self.sealed.is_empty();
         self.by_head = self.by_head.wrapping_add(1);
         // SAFETY: the caller's debt 1.
         unsafe { self.heads.push_back(head) };
-        first
+        self.heads_bytes += bytes;
+        Pushed {
+            first,
+            sealed: false,
+            charge: self.account.add(bytes),
+        }
     }
 
-    /// Links objects by their heads, oldest first.
-    pub(crate) fn push_heads(&mut self, heads: CbList) {
+    /// Links objects by their heads, oldest first, all of whose `bytes` are charged.
+    pub(crate) fn push_heads(&mut self, heads: CbList, bytes: usize) {
         self.heads.append(heads);
+        self.heads_bytes += bytes;
+        self.account.put(bytes, bytes);
     }
 
     /// How many objects were ever linked by their heads here.
@@ -217,14 +241,17 @@ impl Waiting {
     /// Takes a batch back that [`Self::take_all`] gave.
     pub(crate) fn put_back(&mut self, batch: Batch) {
         let (mut blocks, heads) = (batch.blocks, batch.heads);
+        let mut bytes = batch.heads_bytes;
         while let Some(block) = blocks.pop() {
             // SAFETY: a block of a batch is valid and owned by it.
-            self.bytes += unsafe { block.as_ref() }.bytes();
+            bytes += unsafe { block.as_ref() }.bytes();
             // SAFETY: as above.
             let kind = unsafe { block.as_ref() }.kind();
             self.line_of(kind).push(block);
         }
         self.heads.append(heads);
+        self.heads_bytes += batch.heads_bytes;
+        self.account.put(bytes, batch.charged);
     }
 
     /// Whether nothing waits here.
@@ -236,8 +263,9 @@ impl Waiting {
             && self.open.iter().all(|b| b.is_null())
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+    /// Bytes of everything that waits here.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.account.held
     }
 
     /// How many objects wait here. Walks the line.
@@ -271,6 +299,7 @@ impl Waiting {
     fn seal_heads(&mut self, gp: &impl GracePeriod) {
         if self.sealed.is_empty() && !self.heads.is_empty() {
             self.sealed = self.heads.take();
+            self.sealed_bytes = core::mem::take(&mut self.heads_bytes);
             self.sealed_cookie = gp.snapshot();
         }
     }
@@ -279,25 +308,30 @@ impl Waiting {
     /// `foreign`, also what runs foreign code (I2).
     pub(crate) fn take_ripe(&mut self, gp: &impl GracePeriod, foreign: bool) -> Batch {
         let mut batch = Batch::new();
-        self.bytes -= take_ripe_blocks(&mut self.line, &mut batch.blocks, gp);
+        let mut bytes = take_ripe_blocks(&mut self.line, &mut batch.blocks, gp);
         if self.line.is_empty() || !batch.blocks.is_empty() {
             self.asked = false;
         }
         if foreign {
-            self.bytes -= take_ripe_blocks(&mut self.glue, &mut batch.blocks, gp);
+            bytes += take_ripe_blocks(&mut self.glue, &mut batch.blocks, gp);
             if !self.sealed.is_empty() && gp.poll(self.sealed_cookie) {
                 batch.heads = self.sealed.take();
+                batch.heads_bytes = core::mem::take(&mut self.sealed_bytes);
+                bytes += batch.heads_bytes;
             }
             self.seal_heads(gp);
         }
+        batch.charged = self.account.take(bytes);
         batch
     }
 
     /// Takes out everything, ripe or not, with a cookie for all of it.
     pub(crate) fn take_all(&mut self, gp: &impl GracePeriod) -> Batch {
         self.seal(gp);
-        self.bytes = 0;
         self.asked = false;
+        let heads_bytes =
+            core::mem::take(&mut self.sealed_bytes) + core::mem::take(&mut self.heads_bytes);
+        let charged = self.account.take(self.account.held);
         let mut heads = self.sealed.take();
         heads.append(self.heads.take());
         let mut blocks = self.line.take();
@@ -305,6 +339,8 @@ impl Waiting {
         Batch {
             blocks,
             heads,
+            heads_bytes,
+            charged,
             cookie: gp.snapshot(),
         }
     }
@@ -316,7 +352,10 @@ impl Waiting {
         self.glue.append(other.glue.take());
         self.heads.append(other.sealed.take());
         self.heads.append(other.heads.take());
-        self.bytes += core::mem::take(&mut other.bytes);
+        self.heads_bytes +=
+            core::mem::take(&mut other.sealed_bytes) + core::mem::take(&mut other.heads_bytes);
+        let held = other.account.held;
+        self.account.put(held, other.account.take(held));
         self.by_head = self
             .by_head
             .wrapping_add(core::mem::take(&mut other.by_head));

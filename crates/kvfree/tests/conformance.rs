@@ -122,6 +122,10 @@ unsafe impl Objects for WithoutSheaves {
     fn reap(&self) -> usize {
         0
     }
+
+    fn waiting_bytes(&self) -> usize {
+        0
+    }
 }
 
 fn without_sheaves(kmalloc: &'static Kernel) -> impl kvfree::DeferFree + Sync {
@@ -243,6 +247,12 @@ unsafe impl Objects for Dull {
             Tested.drive();
         }
         left
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        let books = self.books.lock().unwrap();
+        let size = |d: &(NonNull<u8>, Cookie)| books.out[&d.0.addr().get()].size();
+        books.deferred.iter().map(size).sum()
     }
 }
 

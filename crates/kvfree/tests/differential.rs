@@ -93,6 +93,10 @@ unsafe impl<D: Home> Objects for WithoutSheaves<D> {
     fn reap(&self) -> usize {
         0
     }
+
+    fn waiting_bytes(&self) -> usize {
+        0
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -174,7 +174,7 @@ impl World<'_, '_> {
                         // SAFETY: as in `retire`; the function is for objects of this ledger.
                         unsafe {
                             self.front
-                                .retire_head(item.head(), Ledger::<&ManualRcu>::CALLBACK)
+                                .retire_head(item.head(), Ledger::<&ManualRcu>::CALLBACK, 64)
                         };
                     });
                 }

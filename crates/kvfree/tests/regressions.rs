@@ -311,6 +311,10 @@ unsafe impl Objects for Starts {
     fn reap(&self) -> usize {
         0
     }
+
+    fn waiting_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// K1: the word that says how to free an object says where it begins.
@@ -498,11 +502,11 @@ fn panics_are_contained_and_counted() {
     // SAFETY: the ledger's object and its function.
     unsafe { front.retire_with_mightsleep(items[1].at, Books::DROP, 8) };
     // SAFETY: the ledger's object and its function.
-    unsafe { front.retire_head(items[2].head(), Books::CALLBACK) };
+    unsafe { front.retire_head(items[2].head(), Books::CALLBACK, 64) };
     // SAFETY: the head lives until after the barrier, and the function touches nothing.
-    unsafe { front.retire_head(NonNull::from(&head), Callback::Run(head_panics)) };
+    unsafe { front.retire_head(NonNull::from(&head), Callback::Run(head_panics), 64) };
     // SAFETY: the ledger's object and its function.
-    unsafe { front.retire_head(items[3].head(), Books::CALLBACK) };
+    unsafe { front.retire_head(items[3].head(), Books::CALLBACK, 64) };
     front.barrier();
     assert_eq!((front.stats().panicked, ledger.waiting()), (2, 0));
     ledger.assert_no_faults();

@@ -64,6 +64,10 @@ unsafe impl Objects for Gate {
     fn reap(&self) -> usize {
         0
     }
+
+    fn waiting_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Objects in a block.

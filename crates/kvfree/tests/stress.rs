@@ -181,7 +181,7 @@ fn retire(front: &Front<'_, '_>, node: NonNull<Node>, how: usize) {
         _ => {
             WITH_DROP.fetch_add(1, Ordering::Relaxed);
             // SAFETY: as above; the function frees it.
-            unsafe { front.retire_head(head, Callback::Run(drop_node_by_head)) };
+            unsafe { front.retire_head(head, Callback::Run(drop_node_by_head), 64) };
         }
     }
 }

@@ -101,6 +101,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
             empty.push(block);
         }
         self.free_heads(batch.heads);
+        self.budget.discharge(batch.charged);
         empty
     }
 

@@ -27,6 +27,7 @@ pub struct Builder {
     pub(crate) delay: Duration,
     pub(crate) config: Config,
     pub(crate) decommit: Decommit,
+    pub(crate) waits: bool,
 }
 
 impl Default for Builder {
@@ -42,6 +43,7 @@ impl Builder {
             delay: DELAY,
             config: Config::new(),
             decommit: Decommit::Keep,
+            waits: true,
         }
     }
 
@@ -61,6 +63,13 @@ impl Builder {
     /// Whether pages that are free go back to the system.
     pub const fn decommit(mut self, decommit: Decommit) -> Self {
         self.decommit = decommit;
+        self
+    }
+
+    /// Whether [`RcuBox::new`](crate::RcuBox) waits for grace periods while as much waits as may: by default it does, outside
+    /// of sections and callbacks. If not, the memory that waits grows above the limit.
+    pub const fn wait_at_limit(mut self, yes: bool) -> Self {
+        self.waits = yes;
         self
     }
 

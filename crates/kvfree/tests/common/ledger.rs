@@ -383,4 +383,9 @@ unsafe impl<G: GracePeriod> Objects for Ledger<G> {
         }
         left
     }
+
+    fn waiting_bytes(&self) -> usize {
+        let deferred: Vec<_> = self.books().deferred.iter().map(|d| d.0).collect();
+        deferred.into_iter().map(|o| self.size_bytes(o)).sum()
+    }
 }

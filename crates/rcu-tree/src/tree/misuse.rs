@@ -32,6 +32,17 @@ impl<C: Cpus, T: Trace> Tree<'_, C, T> {
         );
     }
 
+    /// Whether the caller may wait for a grace period: as far as is known it is in no section of this tree, and not one of
+    /// its callbacks. What is not known: see `synchronize`.
+    #[must_use]
+    #[doc(alias = "rcu_read_lock_held")]
+    pub fn may_wait(&self) -> bool {
+        let own = self.cpus.current().and_then(|slot| self.slots.get(slot));
+        own.is_none_or(|own| own.reader.nesting() == 0)
+            && marks::find(self.mark(), Doing::Section).is_none()
+            && marks::find(self.mark(), Doing::Callbacks).is_none()
+    }
+
     /// Panics if the caller is a callback of this tree: a barrier would wait for its return (R13). Without `std`, does
     /// not notice.
     #[track_caller]

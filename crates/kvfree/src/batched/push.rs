@@ -1,0 +1,226 @@
+//! The ways in.
+//!
+//! # At the limit
+//! Who may sleep frees what is ripe, on all slots; if that does not help it waits for a grace period and frees its object
+//! itself, so that nothing is added. Who asked by `try_retire` gets the object back. Two arguments can neither wait nor fail:
+//! they are taken in, and counted as overdrawn.
+
+use super::reclaim::Round;
+use super::{ASK_HEADS, Context, KvSlot, Kvfree};
+use crate::block::{Kind, Line, contained};
+use crate::objects::{DropFn, Objects};
+use crate::waiting::{Entry, Pushed};
+use core::ptr::NonNull;
+use pagealloc::{Order, PageAlloc, PageReq};
+use rcu_core::cpu::Cpus;
+use rcu_core::{Callback, Head, Rcu};
+
+impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
+    /// Retires an object by its embedded head, with a callback of its own: a function that drops and frees it.
+    /// Never fails, never blocks.
+    ///
+    /// # Safety
+    /// 1. `head` is on no list, and valid until the callback gets it; the function may run on any thread.
+    /// 2. No new reader can find the object, and it is given up. About `size_bytes` come free with it.
+    pub unsafe fn retire_head(&self, head: NonNull<Head>, callback: Callback, size_bytes: usize) {
+        // SAFETY: the head is valid (1).
+        if !unsafe { head.as_ref() }.begin_call(callback) {
+            return;
+        }
+        self.inner().note_overdraft();
+        // SAFETY: the caller's debts.
+        unsafe { self.queue_head(head, size_bytes) };
+    }
+
+    /// Retires an object without a head, if that needs no waiting and the limits allow it.
+    ///
+    /// # Errors
+    /// Gives the object back: there is no room now, or as much waits as may. Retry later, or use [`DeferFree::retire_mightsleep`].
+    ///
+    /// # Safety
+    /// 1. The object came from [`Self::objects`]; no new reader can find it; it is given up if `Ok` comes back.
+    pub unsafe fn try_retire(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
+        // SAFETY: the caller's debt 1.
+        if unsafe { self.inner().objects.try_defer(object) } {
+            return Ok(());
+        }
+        if self.inner().is_over() {
+            return Err(object);
+        }
+        self.push(self.entry_of(object), &mut None, Context::Any)
+            .ok_or(object)
+    }
+
+    /// Retires something that is not of the [`Objects`]: after a grace period, `drop(object)` is called on a thread
+    /// that may run foreign code (the monitor, a barrier, [`Self::tick`]).
+    ///
+    /// May sleep: without memory for a block, or at the limit, it waits for a grace period and calls `drop` itself.
+    ///
+    /// # Safety
+    /// 1. `drop(object)` may be called once, from any thread, `size_bytes` being what it gives back.
+    /// 2. No new reader can find the object, and it is given up.
+    pub unsafe fn retire_with_mightsleep(
+        &self,
+        object: NonNull<u8>,
+        drop: DropFn,
+        size_bytes: usize,
+    ) {
+        let entry = Entry {
+            object,
+            drop: Some(drop),
+            kind: Kind::Glue,
+            bytes: size_bytes,
+        };
+        self.push_mightsleep(entry, || {
+            // SAFETY: a grace period has passed since the caller gave the object up.
+            let panicked = contained(|| unsafe { drop(object) });
+            self.inner().counters.panicked(panicked);
+        });
+    }
+
+    pub(super) fn entry_of(&self, object: NonNull<u8>) -> Entry {
+        let objects = &self.inner().objects;
+        let kind = if objects.is_large(object) {
+            Kind::Large
+        } else {
+            Kind::Small
+        };
+        Entry {
+            object,
+            drop: None,
+            kind,
+            bytes: objects.size_bytes(object),
+        }
+    }
+
+    /// Puts an entry into the caller's slot; `None` if the slot cannot be entered or no block is to be had.
+    pub(super) fn push(
+        &self,
+        entry: Entry,
+        spare: &mut Option<NonNull<u8>>,
+        context: Context,
+    ) -> Option<()> {
+        let inner = self.inner();
+        let number = inner.cpus.current()?;
+        let slot = inner.slot(number);
+        // SAFETY: the caller's own slot.
+        let mut waiting = unsafe { slot.waiting.try_enter() }?;
+        let seal_bytes = inner.config.ask_bytes;
+        let pushed = waiting.push(entry, seal_bytes, &inner.rcu, &inner.pages, spare);
+        // A starved slot has the monitor come by too, which brings blocks (K7).
+        inner.note(number, slot, pushed.is_none_or(|p| p.first));
+        let Some(pushed) = pushed else {
+            drop(waiting);
+            inner.config.watch(false);
+            return None;
+        };
+        let ask = inner.wants_to_ask(&mut waiting, pushed);
+        drop(waiting);
+        inner.budget.charge(pushed.charge);
+        self.after_push(slot, entry.kind, pushed, ask, context);
+        Some(())
+    }
+
+    /// Outside the lock: watch, ask, and free what has become ripe meanwhile.
+    #[inline]
+    fn after_push(
+        &self,
+        slot: &KvSlot<C::Lock>,
+        kind: Kind,
+        pushed: Pushed,
+        ask: bool,
+        context: Context,
+    ) {
+        let inner = self.inner();
+        if pushed.first {
+            inner.config.watch(false);
+        }
+        if !pushed.sealed {
+            return;
+        }
+        // Only who may sleep frees here, and no foreign code: the rest is the monitor's, soon.
+        let frees_here = context == Context::MaySleep && kind != Kind::Glue;
+        if ask {
+            inner.rcu.start();
+            if !frees_here {
+                inner.config.watch(true);
+            }
+        }
+        inner.rcu.drive();
+        if !frees_here {
+            return;
+        }
+        if let Some(round) = Round::begin(slot) {
+            // SAFETY: the caller of `push` owns the slot; its guard is gone.
+            let batch = unsafe { slot.waiting.try_enter() }
+                .map(|mut waiting| waiting.take_ripe(&inner.rcu, false));
+            let mut empty = batch.map_or_else(Line::new, |batch| inner.free(batch));
+            // SAFETY: as above.
+            if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
+                waiting.restock(&mut empty);
+            }
+            inner.free_blocks(empty);
+            drop(round);
+        }
+    }
+
+    pub(super) fn push_mightsleep(&self, entry: Entry, free_now: impl FnOnce()) {
+        let inner = self.inner();
+        if inner.is_over() && !self.relieve() {
+            // Nothing is added to what waits: its owner waits instead.
+            inner.counters.synchronized();
+            inner.rcu.synchronize();
+            return free_now();
+        }
+        if self.push(entry, &mut None, Context::MaySleep).is_some() {
+            return;
+        }
+        // With the lock dropped (K3, T14): this may sleep, and the thread may come back to another state.
+        let mut spare = inner.pages.alloc(PageReq::new(Order::ZERO)).ok();
+        let pushed = if spare.is_some() {
+            self.push(entry, &mut spare, Context::MaySleep)
+        } else {
+            None
+        };
+        if let Some(page) = spare {
+            // SAFETY: allocated just now, and not used.
+            unsafe { inner.pages.free(page, Order::ZERO) };
+        }
+        if pushed.is_none() {
+            inner.counters.synchronized();
+            inner.rcu.synchronize();
+            free_now();
+        }
+    }
+
+    pub(super) unsafe fn queue_head(&self, head: NonNull<Head>, bytes: usize) {
+        let inner = self.inner();
+        if let Some(number) = inner.cpus.current() {
+            let slot = inner.slot(number);
+            // SAFETY: the caller's own slot.
+            if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
+                // SAFETY: valid until freed and on no list, as the caller of `retire` owes.
+                let pushed = unsafe { waiting.push_head(head, bytes) };
+                let first = pushed.first;
+                let ask = waiting.nr_heads().is_multiple_of(ASK_HEADS);
+                inner.note(number, slot, first);
+                drop(waiting);
+                inner.budget.charge(pushed.charge);
+                if ask {
+                    inner.rcu.start();
+                    inner.rcu.drive();
+                }
+                if first || ask {
+                    inner.config.watch(ask);
+                }
+                return;
+            }
+        }
+        inner.counters.by_head();
+        inner.note_shared(bytes);
+        // SAFETY: valid until freed and on no list, as the caller of `retire` owes; any thread may free it.
+        if unsafe { inner.shared.push(head) } {
+            inner.config.watch(false);
+        }
+    }
+}

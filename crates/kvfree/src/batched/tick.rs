@@ -1,0 +1,131 @@
+//! The monitor's round, and what a retiring thread does at the limit.
+
+use super::reclaim::Round;
+use super::{Inner, Kvfree};
+use crate::objects::Objects;
+use crate::waiting::Batch;
+use pagealloc::PageAlloc;
+use rcu_core::Rcu;
+use rcu_core::cpu::Cpus;
+use rcu_core::sync::atomic::Ordering;
+
+impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
+    /// One round of the monitor: seals what is open, frees what is ripe, asks for the grace periods of the rest.
+    /// Returns how many batches still wait; zero means that nothing does.
+    ///
+    /// Runs destructors: not to be called with locks held that they take, nor inside a section.
+    #[doc(alias = "kfree_rcu_monitor")]
+    pub fn tick(&self) -> usize {
+        let inner = self.inner();
+        let mut left = 0;
+        let mut ask = false;
+        for slot in inner.used_slots() {
+            // ORDERING: Relaxed: a hint; a push just now has its own kick.
+            if slot.nonempty.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let Some(round) = Round::begin(slot) else {
+                left += 1;
+                continue;
+            };
+            let mut waiting = slot.waiting.visit();
+            waiting.seal(&inner.rcu);
+            let batch = waiting.take_ripe(&inner.rcu, true);
+            ask |= waiting.wants_grace_period(&inner.rcu);
+            left += usize::from(!waiting.is_empty());
+            slot.note_nonempty(!waiting.is_empty());
+            let starved = waiting.take_starved();
+            drop(waiting);
+            let mut empty = inner.free(batch);
+            if starved {
+                inner.refill(&mut empty);
+            }
+            if !empty.is_empty() {
+                slot.waiting.visit().restock(&mut empty);
+            }
+            inner.free_blocks(empty);
+            drop(round);
+        }
+        // Orphans have no round: a barrier's lock is held while they are freed (I1).
+        let lock = inner.barrier_lock.try_lock();
+        let mut orphans = inner.orphans.lock();
+        inner.take_shared(&mut orphans);
+        orphans.seal(&inner.rcu);
+        let batch = if lock.is_some() {
+            orphans.take_ripe(&inner.rcu, true)
+        } else {
+            Batch::new()
+        };
+        ask |= orphans.wants_grace_period(&inner.rcu);
+        left += usize::from(!orphans.is_empty());
+        drop(orphans);
+        let empty = inner.free(batch);
+        inner.free_blocks(empty);
+        drop(lock);
+        left += inner.objects.reap();
+        inner.look_at_limit();
+        if ask {
+            inner.rcu.start();
+            inner.rcu.drive();
+        }
+        left
+    }
+
+    /// Whether so much waits that no more should be made to.
+    #[inline]
+    pub fn is_over_limit(&self) -> bool {
+        self.inner().is_over()
+    }
+
+    /// Frees what is ripe and runs no foreign code, on all slots, and pushes on the grace period of the rest. Whether that
+    /// brought the front end below its limit.
+    ///
+    /// Waits for the allocators' locks: not inside a section, nor from signal handlers.
+    pub fn relieve(&self) -> bool {
+        let inner = self.inner();
+        for slot in inner.used_slots() {
+            let Some(round) = Round::begin(slot) else {
+                continue;
+            };
+            let mut waiting = slot.waiting.visit();
+            let batch = waiting.take_ripe(&inner.rcu, false);
+            drop(waiting);
+            let empty = inner.free(batch);
+            inner.free_blocks(empty);
+            drop(round);
+        }
+        inner.objects.reap();
+        inner.look_at_limit();
+        if !inner.is_over() {
+            return true;
+        }
+        inner.rcu.start();
+        inner.rcu.drive();
+        // What runs foreign code is the monitor's.
+        inner.config.watch(true);
+        false
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        self.budget.is_over()
+    }
+
+    /// Counts what is taken in though the limit is reached.
+    #[inline]
+    pub(super) fn note_overdraft(&self) {
+        if self.is_over() {
+            self.budget.overdraw();
+        }
+    }
+
+    /// Counts what waits with the allocator itself, and tells if the limit is reached. Outside of locks; foreign code runs.
+    pub(super) fn look_at_limit(&self) {
+        self.budget.note_elsewhere(self.objects.waiting_bytes());
+        if let Some(over) = self.budget.should_tell() {
+            self.config.tell(&over);
+        }
+    }
+}
