@@ -288,16 +288,21 @@ pub unsafe trait Lower: Send + Sync + Sized {
     /// How many pages [`Self::take_dirty`] could find.
     fn dirty_pages(&self) -> usize;
 
-    /// How many of these nobody needed since the last call; all, where that is not known.
-    fn idle_pages(&self) -> usize {
-        self.dirty_pages()
-    }
+    /// How many of these nobody needed since the last call. What is needed at times counts as needed: either the least that was there
+    /// ([`Buddies`]), or what was there all the time ([`BitTree`]), which is less where requests are met from here and there.
+    fn idle_pages(&self) -> usize;
 
     /// Free pages. Takes no lock; exact while nobody uses it.
     fn free_pages(&self) -> usize;
 
     /// Free blocks by order, each page in the largest it is part of. Exact while nobody uses it. May visit everything.
     fn free_blocks(&self) -> [usize; ORDERS];
+
+    /// The largest free block that begins at a page, for a picture: a look. `None` where pages' metadata says so.
+    fn free_at(&self, page: u32) -> Option<Order> {
+        let _ = page;
+        None
+    }
 
     /// The type of the pageblock that a page lies in: a hint (T32). `None` where types are not kept.
     fn mobility_of(&self, page: u32) -> Option<Mobility> {

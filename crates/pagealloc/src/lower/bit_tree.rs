@@ -171,6 +171,20 @@ impl BitTree {
         self.line(number).freed.fetch_add(pages, Ordering::Relaxed);
     }
 
+    /// The areas that a hint names.
+    fn hinted(&self, kind: Kind) -> impl Iterator<Item = usize> {
+        let spans = self.extent.areas().div_ceil(SPAN);
+        (0..spans).flat_map(move |span| {
+            let first = span * SPAN;
+            let mut left = self.hints(first).load(kind);
+            core::iter::from_fn(move || {
+                let at = (left != 0).then(|| left.trailing_zeros() as usize)?;
+                left &= left - 1;
+                Some(first + at)
+            })
+        })
+    }
+
     fn note(&self, area: usize, news: News) {
         if news != News::default() {
             self.hints(area).note(area % SPAN, news);
@@ -195,14 +209,15 @@ impl BitTree {
         }
     }
 
-    /// Looks in 64 areas: those that are used in part first, so that whole ones stay whole.
+    /// Looks in 64 areas: those that are used in part first, so that whole ones stay whole, then those whose memory was used before, so that
+    /// what has none need not get any.
     fn search_span(&self, first: usize, search: &mut Search<'_>) {
         let kind = if search.order < HALF_ORDER {
             Kind::Some
         } else {
             Kind::Whole
         };
-        for whole in [false, true] {
+        for (whole, fresh) in [(false, true), (true, false), (true, true)] {
             let mut left = self.hints(first).load(kind);
             while left != 0 && search.got < search.want {
                 let at = left.trailing_zeros() as usize;
@@ -221,6 +236,7 @@ impl BitTree {
                 if word.is_whole() != whole
                     || is_others && !search.share
                     || word.free() < 1 << search.order
+                    || !fresh && area.dirty_pages() == 0
                 {
                     continue;
                 }
@@ -239,6 +255,26 @@ impl BitTree {
             }
             self.search_span((start + i) % spans * SPAN, search);
         }
+    }
+
+    /// Claims a block of a half at least in one area, if it is not known to read as zeroes.
+    fn claim_dirty(&self, number: usize, order: Order) -> Option<Run> {
+        let mut runs = Runs::new();
+        let claim = self
+            .area(number)
+            .claim(order.get(), 1, &mut |first, _, zero| {
+                let first = self.page(number, first);
+                let end = first + order.pages() as u32;
+                runs.push(Run { first, end, zero });
+            });
+        self.note(number, claim.news);
+        let &run = runs.first()?;
+        self.count(None, 0_usize.wrapping_sub(order.pages()));
+        if run.zero {
+            self.give(None, &runs, Attempt::NoWait);
+            return None;
+        }
+        Some(run)
     }
 
     /// The area that a slot looks in first.
@@ -376,26 +412,16 @@ unsafe impl Lower for BitTree {
 
     fn take_dirty(&self) -> Option<Run> {
         for order in [Order::MAX, HUGE] {
-            for number in 0..self.extent.areas() {
-                let area = self.area(number);
-                let bit = self.hints(number).load(Kind::Whole) >> (number % SPAN) & 1;
-                let is_whole = area.word().is_whole();
-                if bit == 0 || is_whole != (order == Order::MAX) || area.dirty_pages() == 0 {
-                    continue;
-                }
-                let mut runs = Runs::new();
-                let claim = area.claim(order.get(), 1, &mut |first, _, zero| {
-                    let first = self.page(number, first);
-                    let end = first + order.pages() as u32;
-                    runs.push(Run { first, end, zero });
-                });
-                self.note(number, claim.news);
-                if let Some(&run) = runs.first() {
-                    self.count(None, 0_usize.wrapping_sub(order.pages()));
-                    if !run.zero {
-                        return Some(run);
+            for idle in [true, false] {
+                for number in self.hinted(Kind::Whole) {
+                    let area = self.area(number);
+                    let is_one = area.word().is_whole() == (order == Order::MAX);
+                    if is_one && area.is_idle() == idle && area.dirty_pages() > 0 {
+                        let run = self.claim_dirty(number, order);
+                        if run.is_some() {
+                            return run;
+                        }
                     }
-                    self.give(None, &runs, Attempt::NoWait);
                 }
             }
         }
@@ -403,10 +429,21 @@ unsafe impl Lower for BitTree {
     }
 
     fn dirty_pages(&self) -> usize {
-        let is_some =
-            |number: &usize| self.hints(*number).load(Kind::Whole) >> (number % SPAN) & 1 == 1;
-        let areas = (0..self.extent.areas()).filter(is_some);
-        areas.map(|number| self.area(number).dirty_pages()).sum()
+        self.hinted(Kind::Whole)
+            .map(|number| self.area(number).dirty_pages())
+            .sum()
+    }
+
+    fn idle_pages(&self) -> usize {
+        self.hinted(Kind::Whole)
+            .map(|number| self.area(number).idle_pages())
+            .sum()
+    }
+
+    fn free_at(&self, page: u32) -> Option<Order> {
+        let area = self.extent.area_of(page);
+        let at = page + self.extent.bias() - ((area as u32) << Order::MAX.get());
+        self.area(area).free_at(at).map(Order::at)
     }
 
     fn free_pages(&self) -> usize {
@@ -422,10 +459,8 @@ unsafe impl Lower for BitTree {
 
     fn free_blocks(&self) -> [usize; ORDERS] {
         let mut sum = [0; ORDERS];
-        for number in 0..self.extent.areas() {
-            if self.hints(number).load(Kind::Some) >> (number % SPAN) & 1 == 1 {
-                self.area(number).add_blocks(&mut sum);
-            }
+        for number in self.hinted(Kind::Some) {
+            self.area(number).add_blocks(&mut sum);
         }
         sum
     }
