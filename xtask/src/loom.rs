@@ -125,6 +125,18 @@ const MUTANTS: &[Mutant] = &[
     )
     .in_file("loom_bits"),
     mutant(
+        "p7_back",
+        "pagealloc",
+        "p7_failed_claim_of_rows_vs_claim_of_the_whole_half",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_back",
+        "pagealloc",
+        "p7_failed_removal_vs_claim_of_the_whole_half",
+    )
+    .in_file("loom_bits"),
+    mutant(
         "bits_back",
         "pagealloc",
         "p7_failed_claim_of_rows_vs_claim_of_the_whole_half",

@@ -11,7 +11,7 @@
 //! | hints set and cleared | `p7_give_vs_a_searcher_that_found_nothing`, `p7_give_vs_a_searcher_for_a_whole_half` |
 //! | a half marked idle, and claimed from | `p7_claim_vs_tick` |
 //!
-//! Mutants: the givers' sides `--cfg weaken="p7_bits"`, `"p7_count"`, the searcher's `"p7_hints"`; the claimers' `"p7_claim_bits"`, `"p7_claim_count"`,
+//! Mutants: the givers' sides `--cfg weaken="p7_bits"`, `"p7_count"`, a failed claimer's `"p7_back"`, the searcher's `"p7_hints"`; the claimers' `"p7_claim_bits"`, `"p7_claim_count"`,
 //! `"p7_claim_row"`, `"p7_claim_range"`, `"p7_claim_whole"`; and two that are no orderings: `"bits_back"` gives counts back before the bits,
 //! `"bits_idle"` marks a half that somebody has just claimed from. Which test must see which is in `xtask`'s list.
 //!

@@ -29,7 +29,9 @@
 //!   The bits' pair: a claimer whose count came from another page finds this one's bit. The count's pair: a claimer of a
 //!   whole half looks at no bit; one of a page of a half that came back whole finds bits that were set by plain stores. Both words are
 //!   only added to and exchanged between a Release and the Acquire that meets it, so one release sequence carries them all.
-//!   Forbids that the new owner's accesses race with the old one's.
+//!   A failed claimer: bits set again, then counts given back (Release) / claimer of a whole half: count taken (Acquire), then rows cleared by
+//!   plain stores, which must not be overtaken by the bits.
+//!   Forbids that the new owner's accesses race with the old one's, and that a bit is set of a page that is out.
 //!
 //! # Progress and contexts
 //! Lock-free in any context: an exchange fails because another one succeeded. A claim of one page that has its count looks until it
@@ -69,6 +71,12 @@ const GIVE_BITS: Ordering = if cfg!(weaken = "p7_bits") {
     Ordering::Release
 };
 const GIVE_COUNT: Ordering = if cfg!(weaken = "p7_count") {
+    Ordering::Relaxed
+} else {
+    Ordering::Release
+};
+/// A claimer's side that did not find all, and its mutant.
+const BACK_COUNT: Ordering = if cfg!(weaken = "p7_back") {
     Ordering::Relaxed
 } else {
     Ordering::Release
@@ -244,8 +252,8 @@ impl Area {
     /// Gives counts back that no bits were found for.
     fn return_counts(&self, half: usize, pages: usize) -> News {
         let add = (pages as u32) << (half as u32 * UPPER);
-        // ORDERING: Relaxed: nobody wrote to these pages; the word's release sequence goes on.
-        let before = self.word.0.fetch_add(add, Ordering::Relaxed);
+        // ORDERING: P7 (bits, a failed claimer's side).
+        let before = self.word.0.fetch_add(add, BACK_COUNT);
         Self::news(before, add)
     }
 
