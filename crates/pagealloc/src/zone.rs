@@ -532,3 +532,6 @@ impl<C: Cpus, S: Source, B: Lower> fmt::Debug for Zone<C, S, B> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(loom), not(any(feature = "history", feature = "poison"))))]
+mod tests;
