@@ -12,7 +12,9 @@ use rcu_core::cpu::Slot;
 use std::vec;
 use std::vec::Vec;
 
-/// Makes a module of tests that check a type against the guarantees of [`Lower`].
+/// Makes a module of tests that check a type against the guarantees of [`Lower`], and against what it says is the same of all.
+///
+/// What these tests find is shown by lower levels with one fault each (`conformance::faulty`).
 ///
 /// ```
 /// # mod demo {

@@ -11,6 +11,7 @@
 //! | an area's words | its free pages | see [`area`] |
 //! | `hints[t]` | which of 64 areas are worth a look | see [`hints`] |
 //! | a slot's `area` | 0: none; else `2 (area + 1)`, plus 1 if the area's kept flag is this slot's | whoever is on the slot |
+//! | a slot's `large` | where it found a block of a half or more last: where it looks first for the next | whoever is on the slot |
 //! | a slot's `freed` | pages given minus pages taken on the slot, modulo 2^n | whoever is on the slot |
 //! | `lines_used` | one more than the highest line whose `freed` was ever written | as above |
 //!
@@ -51,6 +52,7 @@ use rcu_core::cpu::Slot;
 #[repr(align(64))]
 struct Line {
     area: AtomicU32,
+    large: AtomicU32,
     freed: AtomicUsize,
 }
 
@@ -98,6 +100,8 @@ struct Search<'a> {
     got: usize,
     /// The area that the slot looks in first.
     own: Option<usize>,
+    /// The area to begin with: of large blocks, that of the last one, or two slots would meet in every area from the first one on.
+    start: usize,
     /// Whether areas that other slots keep are looked at too.
     share: bool,
     /// The area where something was found last.
@@ -218,9 +222,11 @@ impl BitTree {
             Kind::Whole
         };
         for (whole, fresh) in [(false, true), (true, false), (true, true)] {
-            let mut left = self.hints(first).load(kind);
+            let start =
+                (search.start - search.start % SPAN == first) as usize * (search.start % SPAN);
+            let mut left = self.hints(first).load(kind).rotate_right(start as u32);
             while left != 0 && search.got < search.want {
-                let at = left.trailing_zeros() as usize;
+                let at = (left.trailing_zeros() as usize + start) % SPAN;
                 left &= left - 1;
                 let (number, area) = (first + at, self.area(first + at));
                 let word = area.word();
@@ -248,7 +254,7 @@ impl BitTree {
     /// Looks everywhere, from the slot's own area on.
     fn search(&self, search: &mut Search<'_>) {
         let spans = self.extent.areas().div_ceil(SPAN);
-        let start = search.own.unwrap_or(0) / SPAN;
+        let start = search.start / SPAN;
         for i in 0..spans {
             if search.got == search.want {
                 break;
@@ -339,16 +345,25 @@ unsafe impl Lower for BitTree {
 
     fn take(&self, wanted: Wanted, runs: &mut Runs) -> Result<(), AllocError> {
         let slot = wanted.slot;
+        let own = self.own_area(slot);
+        let is_small = wanted.order.get() < HALF_ORDER;
+        let start = if is_small {
+            // The first of the span: what is used in part lies close together.
+            own.unwrap_or(0) / SPAN * SPAN
+        } else {
+            // ORDERING: Relaxed: a hint (I3).
+            self.line(Self::line_of(slot)).large.load(Ordering::Relaxed) as usize
+        };
         let mut search = Search {
             order: wanted.order.get(),
             want: wanted.nr.min(Runs::CAPACITY),
             got: 0,
-            own: self.own_area(slot),
+            own,
+            start,
             share: false,
             found: None,
             runs,
         };
-        let is_small = search.order < HALF_ORDER;
         if is_small && let Some(own) = search.own {
             self.claim(own, &mut search);
         }
@@ -364,12 +379,18 @@ unsafe impl Lower for BitTree {
             search.share = true;
             self.search(&mut search);
         }
-        let (got, own, found) = (search.got, search.own, search.found);
+        let (got, found) = (search.got, search.found);
         if got == 0 {
             return Err(AllocError::Exhausted);
         }
         if is_small && found != own {
             self.settle_in(slot, found);
+        }
+        if !is_small && let Some(found) = found.filter(|&found| found != start) {
+            // ORDERING: Relaxed: a hint (I3).
+            self.line(Self::line_of(slot))
+                .large
+                .store(found as u32, Ordering::Relaxed);
         }
         self.count(slot, 0_usize.wrapping_sub(got << wanted.order.get()));
         Ok(())

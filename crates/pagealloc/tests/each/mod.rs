@@ -4,15 +4,23 @@ use pagealloc::{Source, Zone, ZoneError};
 use rcu_core::cpu::Cpus;
 
 /// Makes [`Zone::new`], which is for the default lower level, the name for a zone over another one, too.
-#[cfg_attr(not(target_has_atomic = "64"), expect(dead_code, reason = "for bits"))]
+#[allow(dead_code, reason = "not every file needs all of it")]
 pub(crate) trait New<C, S>: Sized {
     fn new(cpus: C, source: S) -> Result<Self, ZoneError>;
+
+    #[cfg(feature = "guard")]
+    fn with_guards(cpus: C, source: S, guards: pagealloc::Guards) -> Result<Self, ZoneError>;
 }
 
 #[cfg(target_has_atomic = "64")]
 impl<C: Cpus, S: Source> New<C, S> for Zone<C, S, pagealloc::BitTree> {
     fn new(cpus: C, source: S) -> Result<Self, ZoneError> {
         Self::with_lower(cpus, source)
+    }
+
+    #[cfg(feature = "guard")]
+    fn with_guards(cpus: C, source: S, guards: pagealloc::Guards) -> Result<Self, ZoneError> {
+        Self::with_lower_and_guards(cpus, source, guards)
     }
 }
 
