@@ -361,9 +361,9 @@ mod tests {
 
     fn metas() -> PageMetas {
         PageMetas {
-            owners: [const { AtomicPtr::new(ptr::null_mut()) }; GROUP],
-            tags: [const { AtomicU32::new(0) }; GROUP],
-            states: [const { AtomicU16::new(0) }; GROUP],
+            owners: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            tags: core::array::from_fn(|_| AtomicU32::new(0)),
+            states: core::array::from_fn(|_| AtomicU16::new(0)),
         }
     }
 
