@@ -94,6 +94,61 @@ const MUTANTS: &[Mutant] = &[
         "p7_give_vs_a_searcher_that_found_nothing",
     )
     .in_file("loom_bits"),
+    mutant(
+        "p7_claim_bits",
+        "pagealloc",
+        "p7_give_of_a_page_vs_claim_by_anothers_count",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_claim_count",
+        "pagealloc",
+        "p7_give_of_the_whole_half_vs_claim_of_a_page",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_claim_whole",
+        "pagealloc",
+        "p7_give_of_a_page_vs_claim_of_the_whole_half",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_claim_row",
+        "pagealloc",
+        "p7_give_of_a_page_vs_claim_of_rows",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_claim_range",
+        "pagealloc",
+        "p7_give_of_a_page_vs_removal_of_its_range",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_back",
+        "pagealloc",
+        "p7_failed_claim_of_rows_vs_claim_of_the_whole_half",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "p7_back",
+        "pagealloc",
+        "p7_failed_removal_vs_claim_of_the_whole_half",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "bits_back",
+        "pagealloc",
+        "p7_failed_claim_of_rows_vs_claim_of_the_whole_half",
+    )
+    .in_file("loom_bits"),
+    mutant(
+        "bits_back",
+        "pagealloc",
+        "p7_failed_removal_vs_claim_of_the_whole_half",
+    )
+    .in_file("loom_bits"),
+    mutant("bits_idle", "pagealloc", "p7_claim_vs_tick").in_file("loom_bits"),
     mutant("gate", "pagealloc", "p12_closing_vs_first_use").in_file("loom_gate"),
     mutant("p7_stash", "pagealloc", "p7_stash_push_vs_take_all"),
     mutant("p7_take", "pagealloc", "p7_stash_push_vs_take_all"),

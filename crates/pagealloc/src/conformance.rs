@@ -88,6 +88,8 @@ macro_rules! page_alloc_conformance {
 #[doc(hidden)]
 pub mod checks;
 #[doc(hidden)]
+pub mod faulty;
+#[doc(hidden)]
 pub mod forbidden;
 #[cfg(feature = "std")]
 #[doc(hidden)]

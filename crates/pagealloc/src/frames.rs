@@ -2,7 +2,7 @@
 //! that a freed block must pass, and what is said about one that does not.
 //!
 //! # Invariants
-//! - I1. `base` and `metas` describe `len` pages and as many `PageMeta`s, valid for as long as the zone (its source) lives.
+//! - I1. `base` and `metas` describe `len` pages and as many pages' `PageMetas`, valid for as long as the zone (its source) lives.
 //! - I2. Page numbers on lists, in links and in the stash are below `len`.
 
 mod exact;
@@ -11,7 +11,7 @@ use crate::api::{Mobility, Order, PAGE_SHIFT, PAGE_SIZE, PageTag};
 use crate::broken::broken;
 use crate::history::{Histories, Who, tell_culprit};
 use crate::index;
-use crate::meta::{PageMeta, State};
+use crate::meta::{GROUP, PageMeta, PageMetas, State};
 use crate::poison::{Poison, Written};
 use core::alloc::{Layout, LayoutError};
 use core::fmt::{self, Display};
@@ -20,22 +20,27 @@ use core::ptr::NonNull;
 /// The metadata of a span's pages, by page number.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Metas {
-    first: NonNull<PageMeta>,
+    first: NonNull<PageMetas>,
     len: u32,
 }
 
-// SAFETY: `PageMeta` is atomic words; the memory stays valid (I1).
+// SAFETY: `PageMetas` is atomic words; the memory stays valid (I1).
 unsafe impl Send for Metas {}
 // SAFETY: as above.
 unsafe impl Sync for Metas {}
 
 impl Metas {
+    /// What the metadata of `pages` pages needs.
+    pub(crate) fn layout(pages: usize) -> Result<Layout, LayoutError> {
+        Layout::array::<PageMetas>(pages.div_ceil(GROUP))
+    }
+
     /// The metadata at `first`.
     ///
     /// # Safety
-    /// 1. `first` is the start of `len` initialised (all-zero will do) `PageMeta`s, referred to by
+    /// 1. `first` is the start of initialised (all-zero will do) memory of [`Self::layout`] for `len` pages, referred to by
     ///    nothing but copies of this value, and valid for as long as one of them is used.
-    pub(crate) const unsafe fn new(first: NonNull<PageMeta>, len: u32) -> Self {
+    pub(crate) const unsafe fn new(first: NonNull<PageMetas>, len: u32) -> Self {
         Self { first, len }
     }
 
@@ -46,7 +51,7 @@ impl Metas {
 
     /// The page's metadata, or `None` past the span's end.
     #[inline(always)]
-    pub(crate) fn get(&self, page: u32) -> Option<&PageMeta> {
+    pub(crate) fn get(&self, page: u32) -> Option<PageMeta<'_>> {
         if page >= self.len {
             return None;
         }
@@ -59,17 +64,18 @@ impl Metas {
     /// # Safety
     /// 1. `page` is below the length.
     #[inline(always)]
-    unsafe fn get_unchecked(&self, page: u32) -> &PageMeta {
+    unsafe fn get_unchecked(&self, page: u32) -> PageMeta<'_> {
         debug_assert!(page < self.len);
         // SAFETY: inside the array (debt 1).
-        let meta = unsafe { self.first.add(page as usize) };
+        let metas = unsafe { self.first.add(page as usize / GROUP) };
         // SAFETY: initialised, atomic words, valid for as long as `self` is used (debt of `new`).
-        unsafe { meta.as_ref() }
+        let metas = unsafe { metas.as_ref() };
+        metas.get(page)
     }
 
     /// The metadata of a page from a list or a link. Out of range means that metadata was damaged.
     #[inline(always)]
-    pub(crate) fn at(&self, page: u32) -> &PageMeta {
+    pub(crate) fn at(&self, page: u32) -> PageMeta<'_> {
         match self.get(page) {
             Some(meta) => meta,
             None => no_such_page(page, self.len),
@@ -166,7 +172,7 @@ impl Frames {
 
     /// The page that starts at `address`, if it is one.
     #[inline(always)]
-    fn page_at(&self, address: *const u8) -> Option<(u32, &PageMeta)> {
+    fn page_at(&self, address: *const u8) -> Option<(u32, PageMeta<'_>)> {
         let offset = address.addr().wrapping_sub(self.base.as_ptr().addr());
         // A stray low bit becomes a high one: one comparison tells foreign and misaligned alike.
         self.page_numbered(offset.rotate_right(PAGE_SHIFT))
@@ -174,13 +180,13 @@ impl Frames {
 
     /// The page that `address` lies in, if it is in the span.
     #[inline(always)]
-    fn page_of(&self, address: *const u8) -> Option<(u32, &PageMeta)> {
+    fn page_of(&self, address: *const u8) -> Option<(u32, PageMeta<'_>)> {
         let offset = address.addr().wrapping_sub(self.base.as_ptr().addr());
         self.page_numbered(offset >> PAGE_SHIFT)
     }
 
     #[inline(always)]
-    fn page_numbered(&self, page: usize) -> Option<(u32, &PageMeta)> {
+    fn page_numbered(&self, page: usize) -> Option<(u32, PageMeta<'_>)> {
         if page >= self.metas.len() as usize {
             return None;
         }
@@ -368,6 +374,9 @@ impl Frames {
                     f,
                     "\n  inside the block at page {head}, {name} (order {order})"
                 )?;
+            }
+            if head.is_none() {
+                f.write_str("\n  in no block: free in the zone, or none of its pages now")?;
             }
             let note = self.metas.at(page).note();
             if note != PageTag::NONE {

@@ -126,9 +126,13 @@ impl fmt::Display for Cell {
     }
 }
 
+/// The free block that begins at a page, where metadata does not say so.
+type FreeAt<'a> = &'a dyn Fn(u32) -> Option<Order>;
+
 /// The blocks of a zone in the order of their addresses.
-struct Walk {
+struct Walk<'a> {
     metas: Metas,
+    free_at: FreeAt<'a>,
     at: u32,
     /// The block that `at` lies in, if that is before its end.
     kind: Kind,
@@ -136,10 +140,11 @@ struct Walk {
     end: u32,
 }
 
-impl Walk {
-    const fn new(metas: Metas) -> Self {
+impl<'a> Walk<'a> {
+    const fn new(metas: Metas, free_at: FreeAt<'a>) -> Self {
         Self {
             metas,
+            free_at,
             at: 0,
             kind: Kind::None,
             order: Order::ZERO,
@@ -155,6 +160,11 @@ impl Walk {
                 let state = self.metas.at(self.at).state();
                 self.kind = state.kind();
                 self.order = state.order();
+                if self.kind == Kind::None
+                    && let Some(order) = (self.free_at)(self.at)
+                {
+                    (self.kind, self.order) = (Kind::Free, order);
+                }
                 let pages = match self.kind {
                     Kind::None => 1,
                     _ => self.order.pages() as u32,
@@ -207,6 +217,7 @@ pub(crate) fn draw(
     metas: Metas,
     pages: u32,
     stats: &ZoneStats,
+    free_at: FreeAt<'_>,
 ) -> fmt::Result {
     let grid = Grid::new(pages.min(metas.len()));
     let (width, height) = (WIDTH + 2 * MARGIN, HEADER + grid.height() + FOOTER);
@@ -218,7 +229,7 @@ pub(crate) fn draw(
     )?;
     header(out, grid, stats)?;
     writeln!(out, "<g stroke=\"#ffffff\" stroke-width=\"0.5\">")?;
-    let mut walk = Walk::new(metas);
+    let mut walk = Walk::new(metas, free_at);
     for i in 0..grid.cells {
         let first = walk.at;
         let last = grid.pages.min(first + grid.pages_per_cell) - 1;

@@ -1,6 +1,6 @@
 //! Who allocated and who freed a page last, for messages about broken contracts: by the feature `history`.
 //!
-//! Source: Linux `mm/page_owner.c` (row P19). Why not in [`PageMeta`](crate::meta::PageMeta): its 16 bytes are what every zone pays.
+//! Source: Linux `mm/page_owner.c` (row P19). Why not in [`PageMeta`](crate::meta::PageMeta): its bytes are what every zone pays.
 //! The records lie in an array of their own beside the metadata, committed as far as the zone is used. Without the feature,
 //! `history/off.rs` stands in for this file: the same names, of size zero, and nothing done.
 //!

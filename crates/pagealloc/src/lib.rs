@@ -57,7 +57,7 @@
 //!     // What does not fit is refused, and nothing has changed.
 //!     // SAFETY: as above.
 //!     assert_eq!(unsafe { map.add(0x09_e000, 0x2000) }, Err(SourceError::Overlap));
-//!     // The zone's own structures, 16 bytes a page, are cut off the largest region.
+//!     // The zone's own structures, at most 16 bytes a page, are cut off the largest region.
 //!     Zone::new(BootCpu, map)
 //! }
 //!

@@ -11,7 +11,7 @@
 //! | a free that may not wait | may go to a stash | goes where it belongs |
 //! | a preempted thread | holds up those that need its arena | holds up nobody |
 //! | types ([`Mobility`]) | kept apart by pageblock | not kept: any request is served from anywhere |
-//! | own memory | up to 896 bytes an arena, 3 bytes a 4 MiB | 0.31 bytes a page |
+//! | own memory, beside 14 bytes a page | up to 896 bytes an arena, 3 bytes a 4 MiB | 0.31 bytes a page |
 //!
 //! Source of the seam: LLFree (ATC'23), whose lower and upper allocator are apart too. Why below the lists and not beside
 //! them: a list's hit costs no locked instruction, a claim in any shared structure at least one.
@@ -219,6 +219,20 @@ pub struct Changes {
 ///    [`Runs::CAPACITY`] blocks each) and never for whoever waits for a slot's lock: the caller may hold one.
 /// 5. When everything is given back and `settle` was called, alone, every aligned block of the largest order whose pages are all
 ///    there can be taken.
+/// 6. `take_within`, called until it is at the range's end, alone and after `settle`, has taken every free page of the range and no other. So a region is
+///    busy only by pages that somebody has. Pages that were taken so may be added again.
+///
+/// # What is the same, and what need not be
+/// All that a zone offers it offers over every lower level, and the suite holds each to it: regions that come and go, memory given back under every policy,
+/// exact runs, watermarks and hooks, disabled lists, statistics of pages and of free blocks, the picture, and what a free of a free page meets. May differ:
+/// - *Which* of the blocks that fit goes out, and so who is whose neighbour. [`Buddies`] prefer the smallest that fits, and what was used
+///   before; [`BitTree`] the area that the slot had last, in it the lowest address, and then areas that are used in part.
+/// - Whether pageblocks have types (`mobility_of`): all, or none, and then any request is served from anywhere and
+///   `set_fallback` changes nothing. Slots' lists are apart by type in any case.
+/// - Whether there are locks: where there are none, `TryLock` is never contended, nothing ever waits, and nothing is split or merged that could be
+///   counted ([`Changes`] and [`Waiting`] are zeroes).
+/// - Which pages are idle, as said there.
+/// - When `take` at [`Attempt::MayGrow`] asks for growth.
 pub unsafe trait Lower: Send + Sync + Sized {
     /// What [`Self::hold`] returns.
     #[doc(hidden)]
@@ -226,7 +240,8 @@ pub unsafe trait Lower: Send + Sync + Sized {
     where
         Self: 'a;
 
-    /// The memory that it needs for its own words.
+    /// The memory that it needs for its own words: at most two bytes for each page that comes on top, so that with the zone's 14 it is at
+    /// most 16, besides what is by slot and what is for the zone as a whole.
     ///
     /// # Errors
     /// There is no such layout: too many pages.
@@ -288,16 +303,21 @@ pub unsafe trait Lower: Send + Sync + Sized {
     /// How many pages [`Self::take_dirty`] could find.
     fn dirty_pages(&self) -> usize;
 
-    /// How many of these nobody needed since the last call; all, where that is not known.
-    fn idle_pages(&self) -> usize {
-        self.dirty_pages()
-    }
+    /// How many of these nobody needed since the last call. What is needed at times counts as needed: either the least that was there
+    /// ([`Buddies`]), or what was there all the time ([`BitTree`]), which is less where requests are met from here and there.
+    fn idle_pages(&self) -> usize;
 
     /// Free pages. Takes no lock; exact while nobody uses it.
     fn free_pages(&self) -> usize;
 
     /// Free blocks by order, each page in the largest it is part of. Exact while nobody uses it. May visit everything.
     fn free_blocks(&self) -> [usize; ORDERS];
+
+    /// The largest free block that begins at a page, for a picture: a look. `None` where pages' metadata says so.
+    fn free_at(&self, page: u32) -> Option<Order> {
+        let _ = page;
+        None
+    }
 
     /// The type of the pageblock that a page lies in: a hint (T32). `None` where types are not kept.
     fn mobility_of(&self, page: u32) -> Option<Mobility> {

@@ -2,7 +2,9 @@
 //!
 //! Free pages are never written, so that memory which was never used, or was given back to the
 //! system, stays uncommitted; and the buddy's state is one load away. Source: Linux `struct page`
-//! (`mm_types.h`), cut down to 16 bytes.
+//! (`mm_types.h`), cut down to 14 bytes, so that with what a lower level keeps it is at most 16 a page, whichever that is. Four pages'
+//! lie together: a pointer's alignment would make 16 of one page's alone. Why not an array for each word: an owner's note is found by address
+//! (`tag`), and would be in three lines then.
 //!
 //! # State
 //! | word | meaning | who writes |
@@ -32,38 +34,38 @@
 
 use crate::api::{Mobility, Order, PageTag};
 use core::ptr;
-use rcu_core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use rcu_core::sync::atomic::{AtomicPtr, AtomicU16, AtomicU32, Ordering};
 
 /// A `state` word's value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
-pub(crate) struct State(u32);
+pub(crate) struct State(u16);
 
 impl State {
-    const ORDER: u32 = 0xf;
-    const ALLOCATED: u32 = 1 << 4;
-    const LISTED: u32 = 1 << 5;
-    const FREE: u32 = 1 << 6;
-    const STASHED: u32 = 1 << 7;
-    const TAGGED: u32 = 1 << 8;
-    const ZERO: u32 = 1 << 9;
+    const ORDER: u16 = 0xf;
+    const ALLOCATED: u16 = 1 << 4;
+    const LISTED: u16 = 1 << 5;
+    const FREE: u16 = 1 << 6;
+    const STASHED: u16 = 1 << 7;
+    const TAGGED: u16 = 1 << 8;
+    const ZERO: u16 = 1 << 9;
     const MOBILITY_SHIFT: u32 = 10;
-    const MOBILITY: u32 = 3 << Self::MOBILITY_SHIFT;
-    const ISOLATED: u32 = 1 << 28;
+    const MOBILITY: u16 = 3 << Self::MOBILITY_SHIFT;
+    const ISOLATED: u16 = 1 << 12;
     /// Beside `ALLOCATED`: a block of the same exact run follows.
-    const MORE: u32 = 1 << 29;
+    const MORE: u16 = 1 << 13;
     /// Beside `ALLOCATED`: a block of the same exact run comes before.
-    const CONTINUED: u32 = 1 << 30;
-    const GUARD: u32 = 1 << 31;
+    const CONTINUED: u16 = 1 << 14;
+    const GUARD: u16 = 1 << 15;
     /// One of them is set in every head.
-    const KINDS: u32 =
+    const KINDS: u16 =
         Self::ALLOCATED | Self::LISTED | Self::FREE | Self::STASHED | Self::ISOLATED | Self::GUARD;
 
     /// Not the head of a block.
     pub(crate) const INSIDE: Self = Self(0);
 
-    const fn free_block(kind: u32, order: Order, zero: bool) -> Self {
-        Self(kind | order.get() as u32 | if zero { Self::ZERO } else { 0 })
+    const fn free_block(kind: u16, order: Order, zero: bool) -> Self {
+        Self(kind | order.get() as u16 | if zero { Self::ZERO } else { 0 })
     }
 
     pub(crate) const fn free(order: Order, zero: bool) -> Self {
@@ -83,13 +85,13 @@ impl State {
     }
 
     pub(crate) const fn tagged(order: Order) -> Self {
-        Self(Self::ALLOCATED | Self::TAGGED | order.get() as u32)
+        Self(Self::ALLOCATED | Self::TAGGED | order.get() as u16)
     }
 
     /// The same block, of `mobility`. The state says none so far.
     #[inline(always)]
     pub(crate) const fn with(self, mobility: Mobility) -> Self {
-        Self(self.0 | (mobility as u32) << Self::MOBILITY_SHIFT)
+        Self(self.0 | (mobility as u16) << Self::MOBILITY_SHIFT)
     }
 
     /// The same block, its mobility left out.
@@ -98,7 +100,7 @@ impl State {
     }
 
     pub(crate) const fn mobility(self) -> Mobility {
-        Mobility::at((self.0 & Self::MOBILITY) >> Self::MOBILITY_SHIFT)
+        Mobility::at(((self.0 & Self::MOBILITY) >> Self::MOBILITY_SHIFT) as u32)
     }
 
     /// The head of a block in any state: not a page inside one, nor a hole.
@@ -119,7 +121,7 @@ impl State {
     pub(crate) const fn part(order: Order, continued: bool, more: bool) -> Self {
         let continued = if continued { Self::CONTINUED } else { 0 };
         let more = if more { Self::MORE } else { 0 };
-        Self(Self::ALLOCATED | order.get() as u32 | continued | more)
+        Self(Self::ALLOCATED | order.get() as u16 | continued | more)
     }
 
     #[cfg(feature = "guard")]
@@ -138,7 +140,7 @@ impl State {
 
     /// On the zone's list of `order`.
     pub(crate) const fn is_free_at(self, order: Order) -> bool {
-        self.0 & !Self::ZERO == Self::FREE | order.get() as u32
+        self.0 & !Self::ZERO == Self::FREE | order.get() as u16
     }
 
     /// Out, tagged or not, and not a part of a run.
@@ -178,7 +180,7 @@ impl State {
 
     /// On a slot's list, or on its way there, as a block of `order` and any mobility.
     pub(crate) const fn is_listed_at(self, order: Order) -> bool {
-        self.0 & !(Self::ZERO | Self::MOBILITY) == Self::LISTED | order.get() as u32
+        self.0 & !(Self::ZERO | Self::MOBILITY) == Self::LISTED | order.get() as u16
     }
 
     /// Which kind of block starts here, for a picture.
@@ -227,30 +229,65 @@ pub(crate) enum Kind {
     None,
 }
 
-/// What is known about one page. All-zero bytes are a page inside a block, or a hole.
+/// Pages whose metadata lie together.
+pub(crate) const GROUP: usize = 4;
+
+/// What is known about [`GROUP`] pages. All-zero bytes are pages inside a block, or holes.
 #[derive(Debug)]
 #[cfg_attr(loom, derive(Default))]
 #[doc(alias = "struct page")]
-pub(crate) struct PageMeta {
-    state: AtomicU32,
-    tag: AtomicU32,
-    owner: AtomicPtr<()>,
+pub(crate) struct PageMetas {
+    owners: [AtomicPtr<()>; GROUP],
+    tags: [AtomicU32; GROUP],
+    states: [AtomicU16; GROUP],
 }
 
 #[cfg(not(loom))]
-static_assertions::const_assert!(size_of::<PageMeta>() <= 16);
+static_assertions::const_assert!(size_of::<PageMetas>() <= 14 * GROUP);
 
-impl PageMeta {
+impl PageMetas {
+    /// What is known about the page that is numbered `at` here, modulo [`GROUP`].
+    #[inline(always)]
+    pub(crate) const fn get(&self, at: u32) -> PageMeta<'_> {
+        let at = at as usize % GROUP;
+        PageMeta { metas: self, at }
+    }
+}
+
+/// What is known about one page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageMeta<'a> {
+    metas: &'a PageMetas,
+    /// Below [`GROUP`].
+    at: usize,
+}
+
+impl PageMeta<'_> {
+    #[inline(always)]
+    const fn state_word(&self) -> &AtomicU16 {
+        &self.metas.states[self.at % GROUP]
+    }
+
+    #[inline(always)]
+    const fn tag_word(&self) -> &AtomicU32 {
+        &self.metas.tags[self.at % GROUP]
+    }
+
+    #[inline(always)]
+    const fn owner_word(&self) -> &AtomicPtr<()> {
+        &self.metas.owners[self.at % GROUP]
+    }
+
     #[inline(always)]
     pub(crate) fn state(&self) -> State {
         // ORDERING: Relaxed: belongs to the block's owner, or I1.
-        State(self.state.load(Ordering::Relaxed))
+        State(self.state_word().load(Ordering::Relaxed))
     }
 
     #[inline(always)]
     pub(crate) fn set_state(&self, state: State) {
         // ORDERING: Relaxed: the caller owns the block, which is handed over by P7 or P8.
-        self.state.store(state.0, Ordering::Relaxed);
+        self.state_word().store(state.0, Ordering::Relaxed);
     }
 
     /// Replaces `from`, where it is still there. Only one of several callers can have it, in programs that look
@@ -260,7 +297,7 @@ impl PageMeta {
         if cfg!(any(debug_assertions, feature = "history")) {
             // ORDERING: Relaxed: as in `set_state`; that only one can have it needs no more.
             return self
-                .state
+                .state_word()
                 .compare_exchange(from.0, to.0, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok();
         }
@@ -279,40 +316,40 @@ impl PageMeta {
         }
         PageTag {
             // ORDERING: Relaxed: travels with the block, whose owner (or an object in it) the caller has.
-            owner: self.owner.load(Ordering::Relaxed),
+            owner: self.owner_word().load(Ordering::Relaxed),
             // ORDERING: Relaxed: as above.
-            tag: self.tag.load(Ordering::Relaxed),
+            tag: self.tag_word().load(Ordering::Relaxed),
         }
     }
 
     pub(crate) fn set_note(&self, note: PageTag) {
         // ORDERING: Relaxed: the caller owns the block; readers got their object from it by P6.
-        self.owner.store(note.owner, Ordering::Relaxed);
+        self.owner_word().store(note.owner, Ordering::Relaxed);
         // ORDERING: Relaxed: as above.
-        self.tag.store(note.tag, Ordering::Relaxed);
+        self.tag_word().store(note.tag, Ordering::Relaxed);
     }
 
     /// The free list's next block, or [`NONE`](crate::index::NONE).
     pub(crate) fn next(&self) -> u32 {
         // ORDERING: Relaxed: read under the zone lock, or by the one who took the stash (P7).
-        self.tag.load(Ordering::Relaxed)
+        self.tag_word().load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_next(&self, next: u32) {
         // ORDERING: Relaxed: written under the zone lock, or before the stash's Release (P7).
-        self.tag.store(next, Ordering::Relaxed);
+        self.tag_word().store(next, Ordering::Relaxed);
     }
 
     /// The free list's previous block, or [`NONE`](crate::index::NONE).
     pub(crate) fn prev(&self) -> u32 {
         // ORDERING: Relaxed: read under the zone lock.
-        self.owner.load(Ordering::Relaxed).addr() as u32
+        self.owner_word().load(Ordering::Relaxed).addr() as u32
     }
 
     pub(crate) fn set_prev(&self, prev: u32) {
         let link = ptr::without_provenance_mut(prev as usize);
         // ORDERING: Relaxed: written under the zone lock.
-        self.owner.store(link, Ordering::Relaxed);
+        self.owner_word().store(link, Ordering::Relaxed);
     }
 }
 
@@ -322,11 +359,11 @@ mod tests {
     use std::sync::Barrier;
     use std::thread;
 
-    fn meta() -> PageMeta {
-        PageMeta {
-            state: AtomicU32::new(0),
-            tag: AtomicU32::new(0),
-            owner: AtomicPtr::new(ptr::null_mut()),
+    fn metas() -> PageMetas {
+        PageMetas {
+            owners: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            tags: core::array::from_fn(|_| AtomicU32::new(0)),
+            states: core::array::from_fn(|_| AtomicU16::new(0)),
         }
     }
 
@@ -334,18 +371,23 @@ mod tests {
     #[test]
     fn p19_only_one_of_two_racing_frees_gets_the_block() {
         const METAS: usize = 50_000;
-        let metas: &Vec<PageMeta> = &(0..METAS).map(|_| meta()).collect();
+        let groups: &Vec<PageMetas> = &(0..METAS / GROUP).map(|_| metas()).collect();
+        let metas = &|| {
+            groups
+                .iter()
+                .flat_map(|group| (0..GROUP as u32).map(|at| group.get(at)))
+        };
         let barrier = &Barrier::new(2);
         let (out, listed) = (
             State::allocated(Order::ZERO),
             State::listed(Order::ZERO, false),
         );
         for _ in 0..20 {
-            metas.iter().for_each(|meta| meta.set_state(out));
+            metas().for_each(|meta| meta.set_state(out));
             // Side by side through all of them, so that they meet often.
             let race = || {
                 barrier.wait();
-                metas.iter().filter(|meta| meta.claim(out, listed)).count()
+                metas().filter(|meta| meta.claim(out, listed)).count()
             };
             let got = thread::scope(|scope| {
                 let other = scope.spawn(race);

@@ -1,7 +1,7 @@
 //! Which blocks are kept together: the type of each pageblock, and what a request may take from another type.
 //!
 //! Source: Linux `mm/page_alloc.c` (`find_suitable_fallback`, `try_to_claim_block`, `__rmqueue_steal`, 6.12 to 7.x), row P4.
-//! Why a byte a pageblock and not bits of the pageblock's first `PageMeta`: all of its sixteen bytes are its owner's, who
+//! Why a byte a pageblock and not bits of the pageblock's first `PageMeta`: all of its bytes are its owner's, who
 //! writes them without the zone lock. A byte for 512 pages is the five-hundredth part of a byte a page, in an array of its own
 //! that is all zeroes, and so uncommitted, while everybody asks for the default type.
 //!

@@ -10,7 +10,7 @@ use crate::api::{Attempt, Mobility, Order, PageReq};
 use crate::frames::{Extras, Frames, Metas};
 use crate::history::Who;
 use crate::lower::{Buddies, Extent, Ground, Lower};
-use crate::meta::{PageMeta, State};
+use crate::meta::{GROUP, PageMetas, State};
 use crate::pcp::Pcp;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
@@ -43,7 +43,7 @@ pub struct World {
     shared: NonNull<Shared<BiasedLock, Buddies>>,
     frames: Frames,
     cells: NonNull<SlotCell<BiasedLock>>,
-    metas: NonNull<[PageMeta]>,
+    metas: NonNull<[PageMetas]>,
     pieces: NonNull<[Piece]>,
     contents: Vec<UnsafeCell<usize>>,
 }
@@ -67,7 +67,9 @@ impl Default for World {
 impl World {
     /// All pages free in the zone.
     pub fn new() -> Self {
-        let metas: Box<[PageMeta]> = (0..PAGES).map(|_| PageMeta::default()).collect();
+        let metas: Box<[PageMetas]> = (0..PAGES.div_ceil(GROUP))
+            .map(|_| PageMetas::default())
+            .collect();
         let metas = NonNull::from(Box::leak(metas));
         // SAFETY: that many metas, which live until `drop` and are reached through copies of this value only.
         let handle = unsafe { Metas::new(metas.cast(), PAGES as u32) };

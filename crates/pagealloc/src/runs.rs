@@ -147,7 +147,7 @@ pub(crate) fn listed_twice(page: u32, state: State) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meta::PageMeta;
+    use crate::meta::PageMetas;
     use core::ptr::NonNull;
 
     #[test]
@@ -156,7 +156,7 @@ mod tests {
         let mut memory = vec![0_u128; 64];
         let first = NonNull::new(memory.as_mut_ptr())
             .unwrap()
-            .cast::<PageMeta>();
+            .cast::<PageMetas>();
         // SAFETY: zeroed memory for at least 64 metas, which outlives the value.
         let metas = unsafe { Metas::new(first, 64) };
         let order = Order::at(1);
@@ -201,7 +201,7 @@ mod tests {
             let mut memory = vec![0_u128; 64];
             let first = NonNull::new(memory.as_mut_ptr())
                 .unwrap()
-                .cast::<PageMeta>();
+                .cast::<PageMetas>();
             // SAFETY: zeroed memory for at least 64 metas, which outlives the value.
             let metas = unsafe { Metas::new(first, 64) };
             metas.at(5).set_state(State::listed(Order::ZERO, false));

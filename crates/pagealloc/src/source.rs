@@ -118,7 +118,7 @@ pub unsafe trait Source {
     /// The addresses that ranges will have.
     fn span(&self) -> Span;
 
-    /// Memory for the zone's own structures, about 16 bytes for each page of the span. Called once, before any `grow`.
+    /// Memory for the zone's own structures, at most 16 bytes for each page and a few KiB of the span. Called once, before any `grow`.
     ///
     /// # Errors
     /// There is too little; nothing has changed then.

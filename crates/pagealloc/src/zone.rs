@@ -27,7 +27,7 @@ use crate::frames::{Extras, Frames, Metas};
 use crate::history::Who;
 use crate::index::{self, MAX_PAGES};
 use crate::lower::{Buddies, Extent, Ground, Lower};
-use crate::meta::{PageMeta, State};
+use crate::meta::State;
 use crate::mobility::TYPES;
 use crate::pcp::{Batch, CHUNK, Class};
 use crate::regions::Regions;
@@ -124,7 +124,7 @@ impl Place {
         let shared = Layout::new::<Shared<C::Lock, B>>();
         let (layout, slots) = shared.extend(Layout::array::<SlotCell<C::Lock>>(nr_slots)?)?;
         let (layout, lower) = layout.extend(B::layout(extent)?)?;
-        let (layout, metas) = layout.extend(Layout::array::<PageMeta>(pages)?)?;
+        let (layout, metas) = layout.extend(Metas::layout(pages)?)?;
         let (layout, extras) = layout.extend(Extras::layout(pages)?)?;
         Ok(Self {
             layout,
@@ -532,3 +532,6 @@ impl<C: Cpus, S: Source, B: Lower> fmt::Debug for Zone<C, S, B> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(loom), not(any(feature = "history", feature = "poison"))))]
+mod tests;

@@ -2,10 +2,15 @@
 
 #![cfg(all(feature = "std", target_os = "linux"))]
 
+#[macro_use]
+mod each;
+
 use pagealloc::{Mmap, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag, Zone};
 use rcu_core::cpu::Threads;
 use std::process::Command;
 use std::ptr::NonNull;
+
+over_each_lower! {
 
 type UserZone = Zone<Threads, Mmap>;
 
@@ -28,8 +33,9 @@ fn dies_in(test: &str, crime: impl FnOnce()) -> Option<String> {
         crime();
         return None;
     }
+    let module = module_path!().rsplit("::").next().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
+        .args([&format!("{module}::{test}"), "--exact", "--nocapture"])
         .env(CHILD, "1")
         .output()
         .unwrap();
@@ -588,4 +594,6 @@ mod guard {
             assert!(said.contains("it is a guard page (order 0)"), "{said}");
         }
     }
+}
+
 }

@@ -1,5 +1,8 @@
 //! Runs of any length, alignment beyond the order's own, split and merge: by example, and against a set of pages.
 
+#[macro_use]
+mod each;
+
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{
@@ -8,6 +11,8 @@ use pagealloc::{
 use proptest::prelude::*;
 use rcu_core::cpu::OneCpu;
 use std::collections::BTreeMap;
+
+over_each_lower! {
 
 const PAGE: PageReq = PageReq::new(Order::ZERO);
 
@@ -311,4 +316,6 @@ proptest! {
         zone.drain_all();
         prop_assert_eq!(zone.stats().free_blocks, fresh);
     }
+}
+
 }

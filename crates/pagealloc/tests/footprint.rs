@@ -2,6 +2,9 @@
 
 #![cfg(all(feature = "std", target_os = "linux"))]
 
+#[macro_use]
+mod each;
+
 use pagealloc::{Attempt, Decommit, Mmap, Order, PAGE_SIZE, PageAlloc, PageReq, Zone};
 use rcu_core::cpu::Threads;
 use std::ptr::NonNull;
@@ -34,6 +37,8 @@ fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+over_each_lower! {
 
 type UserZone = Zone<Threads, Mmap>;
 
@@ -202,4 +207,6 @@ fn a_tebibyte_of_addresses_costs_what_is_used() {
     zone.trim();
     assert!(resident_or_return!() < before + NOISE);
     assert_eq!(zone.nr_allocated(), 0);
+}
+
 }

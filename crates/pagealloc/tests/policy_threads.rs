@@ -2,11 +2,16 @@
 
 #![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
+#[macro_use]
+mod each;
+
 use pagealloc::conformance::checks::churn;
 use pagealloc::{Mmap, Mobility, Order, PageAlloc, PageReq, Zone};
 use rcu_core::cpu::{Cpus, Threads};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+over_each_lower! {
 
 mod cfg {
     /// How often each worker comes around while lists are disabled and enabled.
@@ -129,4 +134,6 @@ fn t32_types_add_up_while_threads_mix_them() {
     let stats = zone.stats();
     assert_eq!(stats.free_pages, stats.total_pages, "{stats}");
     assert_eq!(stats.free_blocks[10] * 1024, stats.total_pages, "{stats}");
+}
+
 }

@@ -1,5 +1,8 @@
 //! Regions added and removed while the zone is in use: by example, against a model, and from several threads.
 
+#[macro_use]
+mod each;
+
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{
@@ -9,6 +12,8 @@ use pagealloc::{
 use proptest::prelude::*;
 use rcu_core::cpu::OneCpu;
 use std::collections::{BTreeMap, BTreeSet};
+
+over_each_lower! {
 
 const PAGE: PageReq = PageReq::new(Order::ZERO);
 
@@ -565,4 +570,6 @@ mod threads {
         // SAFETY: the block is out.
         unsafe { zone.free(block, Order::MAX) };
     }
+}
+
 }

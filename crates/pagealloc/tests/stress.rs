@@ -2,6 +2,9 @@
 
 #![cfg(all(feature = "std", target_os = "linux"))]
 
+#[macro_use]
+mod each;
+
 use pagealloc::conformance::checks::{Out, churn};
 use pagealloc::{Mmap, Order, PageAlloc, PageReq, Zone};
 use rcu_core::cpu::Threads;
@@ -9,6 +12,8 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+
+over_each_lower! {
 
 mod cfg {
     pub(super) const THREADS: usize = 4;
@@ -148,4 +153,6 @@ fn a_zone_may_end_while_threads_with_lists_live_on() {
     }
     drop(to_thread);
     thread.join().unwrap();
+}
+
 }

@@ -14,11 +14,11 @@ pub mod atomic {
     pub use core::sync::atomic::AtomicU64;
     #[cfg(not(loom))]
     pub use core::sync::atomic::{
-        AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering, compiler_fence, fence,
+        AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering, compiler_fence, fence,
     };
     #[cfg(loom)]
     pub use loom::sync::atomic::{
-        AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+        AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
 }
 

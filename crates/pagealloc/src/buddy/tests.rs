@@ -1,13 +1,13 @@
 //! The buddy system against its invariants, over metadata on the heap.
 
 use super::*;
-use crate::meta::PageMeta;
+use crate::meta::{GROUP, PageMetas};
 use core::ptr::NonNull;
 
 /// Metadata for tests; must outlive the `Metas`.
 fn metas(memory: &mut Vec<u128>, pages: usize) -> Metas {
-    assert!(size_of::<PageMeta>() <= 16);
-    memory.resize(pages, 0);
+    assert!(size_of::<PageMetas>() <= 16 * GROUP);
+    memory.resize(pages.next_multiple_of(GROUP), 0);
     let first = NonNull::new(memory.as_mut_ptr()).unwrap().cast();
     // SAFETY: zeroed memory for at least that many metas, kept by the caller.
     #[expect(unsafe_code, reason = "metadata has to come from somewhere")]

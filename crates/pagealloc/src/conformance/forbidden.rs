@@ -1,6 +1,6 @@
 //! A lower level that must not be touched: the proof that somebody does without it.
 
-use crate::api::{AllocError, Attempt, Mobility};
+use crate::api::{AllocError, Attempt, Mobility, Order};
 use crate::lower::{Changes, Extent, Ground, Lower, ORDERS, Waiting, Wanted};
 use crate::mobility::{Fallback, TYPES};
 use crate::runs::{Run, Runs};
@@ -84,6 +84,11 @@ unsafe impl<B: Lower> Lower for Forbidden<B> {
 
     fn idle_pages(&self) -> usize {
         self.touch().idle_pages()
+    }
+
+    fn free_at(&self, page: u32) -> Option<Order> {
+        // A look, which waits for nobody.
+        self.inner.free_at(page)
     }
 
     fn changes(&self) -> Changes {

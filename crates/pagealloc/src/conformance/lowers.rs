@@ -1,9 +1,10 @@
 //! What every [`Lower`] must do, and a lower level beside a model of it, for tests.
 
+pub mod offers;
+
 use crate::api::{AllocError, Attempt, Mobility, Order};
 use crate::frames::Metas;
 use crate::lower::{Extent, Ground, Lower, ORDERS, Wanted};
-use crate::meta::PageMeta;
 use crate::runs::{self, Run, Runs};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
@@ -11,7 +12,9 @@ use rcu_core::cpu::Slot;
 use std::vec;
 use std::vec::Vec;
 
-/// Makes a module of tests that check a type against the guarantees of [`Lower`].
+/// Makes a module of tests that check a type against the guarantees of [`Lower`], and against what it says is the same of all.
+///
+/// What these tests find is shown by lower levels with one fault each (`conformance::faulty`).
 ///
 /// ```
 /// # mod demo {
@@ -62,6 +65,45 @@ macro_rules! lower_conformance {
             fn threads_never_have_the_same_page() {
                 $crate::conformance::lowers::threads_never_have_the_same_page::<$lower>();
             }
+
+            #[test]
+            fn regions_come_and_go() {
+                $crate::conformance::lowers::offers::regions_come_and_go::<$lower>();
+            }
+
+            #[test]
+            fn idle_pages_are_those_that_nobody_needed() {
+                $crate::conformance::lowers::offers::idle_pages_are_those_that_nobody_needed::<
+                    $lower,
+                >();
+            }
+
+            #[test]
+            fn slots_that_leave_keep_nothing() {
+                $crate::conformance::lowers::offers::slots_that_leave_keep_nothing::<$lower>();
+            }
+
+            #[test]
+            fn what_waits_is_counted() {
+                $crate::conformance::lowers::offers::what_waits_is_counted::<$lower>();
+            }
+
+            #[test]
+            fn types_are_kept_by_pageblock_or_not_at_all() {
+                $crate::conformance::lowers::offers::types_are_kept_by_pageblock_or_not_at_all::<
+                    $lower,
+                >();
+            }
+
+            #[test]
+            fn it_keeps_at_most_two_bytes_a_page() {
+                $crate::conformance::lowers::offers::it_keeps_at_most_two_bytes_a_page::<$lower>();
+            }
+
+            #[test]
+            fn removals_race_with_everything() {
+                $crate::conformance::lowers::offers::removals_race_with_everything::<$lower>();
+            }
         }
     };
 }
@@ -84,6 +126,7 @@ fn zeroed(bytes: usize) -> Vec<Piece> {
 pub struct Stand<B> {
     lower: B,
     extent: Extent,
+    metas: Metas,
     _memory: Vec<Piece>,
     _metas: Vec<Piece>,
 }
@@ -104,7 +147,7 @@ impl<B: Lower> Stand<B> {
         let layout = B::layout(extent).expect("a layout for a small span");
         assert!(layout.align() <= align_of::<Piece>());
         let mut memory = zeroed(layout.size());
-        let mut metas = zeroed(pages as usize * size_of::<PageMeta>());
+        let mut metas = zeroed(Metas::layout(pages as usize).expect("a small span").size());
         let first = NonNull::from_mut(&mut metas[..]).cast();
         // SAFETY: zeroed memory for that many, kept beside the value.
         let pages = unsafe { Metas::new(first, pages) };
@@ -113,6 +156,7 @@ impl<B: Lower> Stand<B> {
             // SAFETY: zeroed, of the layout, kept beside the value, and nobody else's.
             lower: unsafe { B::new(ground) },
             extent,
+            metas: pages,
             _memory: memory,
             _metas: metas,
         }
@@ -248,6 +292,23 @@ impl<B: Lower> Model<B> {
             larger = 2 * nr;
         }
         assert_eq!(self.lower().free_blocks(), expected, "merged");
+        assert_eq!(self.drawn(), expected, "the picture");
+    }
+
+    /// The free blocks that a picture of the zone shows.
+    fn drawn(&self) -> [usize; ORDERS] {
+        let (mut at, mut drawn) = (0, [0; ORDERS]);
+        while at < self.free.len() as u32 {
+            let state = self.stand.metas.at(at).state();
+            let order = if state.is_free() {
+                Some(state.order())
+            } else {
+                self.lower().free_at(at)
+            };
+            order.inspect(|order| drawn[order.get()] += 1);
+            at += order.map_or(1, |order| order.pages() as u32);
+        }
+        drawn
     }
 
     /// A step of a long mix, chosen by `random`.

@@ -17,7 +17,7 @@ type Piece = (usize, usize);
 
 /// Memory in up to `N` regions of one range of addresses.
 ///
-/// A zone keeps 16 bytes of metadata for each page from the lowest region's start to the highest one's end, **holes included**.
+/// A zone keeps at most 16 bytes of metadata for each page from the lowest region's start to the highest one's end, **holes included**.
 /// By default they are cut off the front of the largest region, memory for the holes' metadata with them. Where holes are large, hand
 /// over addresses that get memory when they are used ([`Self::metadata_at`]): then a hole costs addresses only, for its metadata is never touched.
 ///

@@ -112,16 +112,24 @@ impl<C: Cpus, S: Source> Zone<C, S> {
     /// # Errors
     /// [`ZoneError`]: [`SourceError::Unsupported`] if the source cannot make pages inaccessible.
     pub fn with_guards(cpus: C, source: S, guards: Guards) -> Result<Self, ZoneError> {
-        if !source.can_protect() {
-            return Err(ZoneError::Source(SourceError::Unsupported));
-        }
-        let mut zone = Self::new(cpus, source)?;
-        zone.guards = Some(guards);
-        Ok(zone)
+        Self::with_lower_and_guards(cpus, source, guards)
     }
 }
 
 impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
+    /// As [`Zone::with_guards`], over the lower level that the type names.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_lower_and_guards(cpus: C, source: S, guards: Guards) -> Result<Self, ZoneError> {
+        if !source.can_protect() {
+            return Err(ZoneError::Source(SourceError::Unsupported));
+        }
+        let mut zone = Self::with_lower(cpus, source)?;
+        zone.guards = Some(guards);
+        Ok(zone)
+    }
+
     /// The order of the block that one of `order` is cut from, and how; `None` if it has no guards.
     #[inline]
     pub(super) fn guarded(&self, order: Order) -> Option<(Guards, Order)> {

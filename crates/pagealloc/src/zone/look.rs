@@ -37,14 +37,20 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// darker where free blocks are larger.
     ///
     /// Reads every page's state without a lock: exact if nobody else uses the zone. At most 4096 cells, whatever the zone's size,
-    /// so at most a MiB of text; needs no memory, and linear time. Only as far as the source gave memory. Free blocks show over [`Buddies`](crate::Buddies) only: other lower levels do
-    /// not mark them.
+    /// so at most a MiB of text; needs no memory, and linear time. Only as far as the source gave memory.
     ///
     /// # Errors
     /// Those of `out`.
     pub fn heatmap(&self, out: &mut impl fmt::Write) -> fmt::Result {
         let shared = self.shared();
-        heatmap::draw(out, self.frames.metas, shared.extent(), &self.stats())
+        let free_at = |page| shared.lower.free_at(page);
+        heatmap::draw(
+            out,
+            self.frames.metas,
+            shared.extent(),
+            &self.stats(),
+            &free_at,
+        )
     }
 
     /// Pages that the source has given so far.

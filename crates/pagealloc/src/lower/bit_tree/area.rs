@@ -8,6 +8,7 @@
 //! | word | bits | meaning | who writes |
 //! |---|---|---|---|
 //! | `word` | 0–9 and 16–25 | free pages of the lower and the upper half that nobody has counts for | claimers (−), givers (+) |
+//! | `word` | 10 and 26 | nobody claimed from the half since the last tick; a hint | who counts idle pages (set), claimers (clear) |
 //! | `word` | 31 | a slot keeps to this area; a hint | that slot |
 //! | `rows[r]` | 64 | bit set: page is free | claimers who have counts for it (1 → 0), its owner (0 → 1) |
 //! | `zero[r]` | 64 | bit set: page is free, or just claimed, and reads as zeroes | the page's owner |
@@ -28,7 +29,9 @@
 //!   The bits' pair: a claimer whose count came from another page finds this one's bit. The count's pair: a claimer of a
 //!   whole half looks at no bit; one of a page of a half that came back whole finds bits that were set by plain stores. Both words are
 //!   only added to and exchanged between a Release and the Acquire that meets it, so one release sequence carries them all.
-//!   Forbids that the new owner's accesses race with the old one's.
+//!   A failed claimer: bits set again, then counts given back (Release) / claimer of a whole half: count taken (Acquire), then rows cleared by
+//!   plain stores, which must not be overtaken by the bits.
+//!   Forbids that the new owner's accesses race with the old one's, and that a bit is set of a page that is out.
 //!
 //! # Progress and contexts
 //! Lock-free in any context: an exchange fails because another one succeeded. A claim of one page that has its count looks until it
@@ -36,6 +39,8 @@
 //! moment it may be missed, and so may a whole half while a claimer gives back counts.
 
 #![deny(unsafe_code)]
+
+mod look;
 
 use super::bits::{ROW_ORDER, ROW_PAGES, blocks, lowest, mask, spread};
 use crate::broken::broken;
@@ -54,6 +59,8 @@ pub(super) const AREA_PAGES: usize = 2 * HALF_PAGES;
 
 const COUNT: u32 = 0x3ff;
 const UPPER: u32 = 16;
+/// Beside a half's count.
+const IDLE: u32 = 1 << 10;
 const KEPT: u32 = 1 << 31;
 const WHOLE: u32 = HALF_PAGES as u32;
 
@@ -68,6 +75,38 @@ const GIVE_COUNT: Ordering = if cfg!(weaken = "p7_count") {
 } else {
     Ordering::Release
 };
+/// A claimer's side that did not find all, and its mutant.
+const BACK_COUNT: Ordering = if cfg!(weaken = "p7_back") {
+    Ordering::Relaxed
+} else {
+    Ordering::Release
+};
+/// The claimers' sides: a count taken, a whole half or area, bits of a row, a row, bits of a range; and their mutants.
+const TAKE_COUNT: Ordering = if cfg!(weaken = "p7_claim_count") {
+    Ordering::Relaxed
+} else {
+    Ordering::Acquire
+};
+const TAKE_WHOLE: Ordering = if cfg!(weaken = "p7_claim_whole") {
+    Ordering::Relaxed
+} else {
+    Ordering::Acquire
+};
+const TAKE_BITS: Ordering = if cfg!(weaken = "p7_claim_bits") {
+    Ordering::Relaxed
+} else {
+    Ordering::Acquire
+};
+const TAKE_ROW: Ordering = if cfg!(weaken = "p7_claim_row") {
+    Ordering::Relaxed
+} else {
+    Ordering::Acquire
+};
+const TAKE_RANGE: Ordering = if cfg!(weaken = "p7_claim_range") {
+    Ordering::Relaxed
+} else {
+    Ordering::Acquire
+};
 
 /// What an area's word says, for those who search.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +115,11 @@ pub(super) struct Word(u32);
 impl Word {
     const fn count(self, half: usize) -> u32 {
         self.0 >> (half as u32 * UPPER) & COUNT
+    }
+
+    /// Nobody claimed from the half since a tick.
+    pub(super) const fn is_idle(self, half: usize) -> bool {
+        self.0 >> (half as u32 * UPPER) & IDLE != 0
     }
 
     pub(super) const fn free(self) -> usize {
@@ -192,14 +236,13 @@ impl Area {
             if n == 0 {
                 return 0;
             }
-            let next = word - (((n << order) as u32) << shift);
+            let next = (word - (((n << order) as u32) << shift)) & !(IDLE << shift);
             // ORDERING: P7 (bits, count's claim side).
-            match self.word.0.compare_exchange_weak(
-                word,
-                next,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .word
+                .0
+                .compare_exchange_weak(word, next, TAKE_COUNT, Ordering::Relaxed)
+            {
                 Ok(_) => return n,
                 Err(now) => word = now,
             }
@@ -209,9 +252,21 @@ impl Area {
     /// Gives counts back that no bits were found for.
     fn return_counts(&self, half: usize, pages: usize) -> News {
         let add = (pages as u32) << (half as u32 * UPPER);
-        // ORDERING: Relaxed: nobody wrote to these pages; the word's release sequence goes on.
-        let before = self.word.0.fetch_add(add, Ordering::Relaxed);
+        // ORDERING: P7 (bits, a failed claimer's side).
+        let before = self.word.0.fetch_add(add, BACK_COUNT);
         Self::news(before, add)
+    }
+
+    /// Gives back what a claimer got that did not find all: its bits first (I3), or somebody who has a count finds no bit, and who claims
+    /// the whole half finds one set later. The mutant does it the other way round.
+    fn undo(&self, half: usize, pages: usize, bits: impl FnOnce()) -> News {
+        if cfg!(weaken = "bits_back") {
+            let news = self.return_counts(half, pages);
+            bits();
+            return news;
+        }
+        bits();
+        self.return_counts(half, pages)
     }
 
     fn news(before: u32, add: u32) -> News {
@@ -228,6 +283,7 @@ impl Area {
             (first..first + halves).fold(0, |sum, half| sum | WHOLE << (half as u32 * UPPER));
         let mask =
             (first..first + halves).fold(0, |sum, half| sum | COUNT << (half as u32 * UPPER));
+        let idle = (first..first + halves).fold(0, |sum, half| sum | IDLE << (half as u32 * UPPER));
         // ORDERING: Relaxed: checked again by the compare-exchange.
         let mut word = self.word.0.load(Ordering::Relaxed);
         loop {
@@ -237,8 +293,8 @@ impl Area {
             // ORDERING: P7 (bits, count's claim side).
             match self.word.0.compare_exchange_weak(
                 word,
-                word & !mask,
-                Ordering::Acquire,
+                word & !(mask | idle),
+                TAKE_WHOLE,
                 Ordering::Relaxed,
             ) {
                 Ok(_) => break,
@@ -275,11 +331,12 @@ impl Area {
             }
             let taken = rows.clone().take_while(|&row| self.take_row(row)).count();
             if taken < step {
-                for row in first..first + taken {
-                    // ORDERING: Relaxed: nobody wrote to these pages; the row's release sequence goes on.
-                    self.rows.0[row].fetch_or(u64::MAX, Ordering::Relaxed);
-                }
-                let news = self.return_counts(half, 1 << order);
+                let news = self.undo(half, 1 << order, || {
+                    for row in first..first + taken {
+                        // ORDERING: Relaxed: nobody wrote to these pages; the row's release sequence goes on.
+                        self.rows.0[row].fetch_or(u64::MAX, Ordering::Relaxed);
+                    }
+                });
                 claim.news.some |= news.some;
                 claim.news.whole |= news.whole;
                 continue;
@@ -299,7 +356,7 @@ impl Area {
     fn take_row(&self, row: usize) -> bool {
         self.rows.0[row]
             // ORDERING: P7 (bits, claim side).
-            .compare_exchange(u64::MAX, 0, Ordering::Acquire, Ordering::Relaxed)
+            .compare_exchange(u64::MAX, 0, TAKE_ROW, Ordering::Relaxed)
             .is_ok()
     }
 
@@ -360,7 +417,7 @@ impl Area {
             match self.rows.0[row].compare_exchange_weak(
                 value,
                 value & !bits,
-                Ordering::Acquire,
+                TAKE_BITS,
                 Ordering::Relaxed,
             ) {
                 Ok(_) => {
@@ -403,12 +460,13 @@ impl Area {
         if taken == rows(from, to).count() {
             return true;
         }
-        for (row, bits) in rows(from, to).take(taken) {
-            // ORDERING: Relaxed: nobody wrote to these pages; the row's release sequence goes on.
-            self.rows.0[row].fetch_or(bits, Ordering::Relaxed);
-        }
         if counted > 0 {
-            let back = self.return_counts(half, counted);
+            let back = self.undo(half, counted, || {
+                for (row, bits) in rows(from, to).take(taken) {
+                    // ORDERING: Relaxed: nobody wrote to these pages; the row's release sequence goes on.
+                    self.rows.0[row].fetch_or(bits, Ordering::Relaxed);
+                }
+            });
             news.some |= back.some;
             news.whole |= back.whole;
         }
@@ -417,7 +475,7 @@ impl Area {
 
     fn take_bits(&self, row: usize, bits: u64) -> bool {
         // ORDERING: P7 (bits, claim side); a failure changes nothing.
-        let taken = self.rows.0[row].fetch_update(Ordering::Acquire, Ordering::Relaxed, |value| {
+        let taken = self.rows.0[row].fetch_update(TAKE_RANGE, Ordering::Relaxed, |value| {
             (value & bits == bits).then_some(value & !bits)
         });
         taken.is_ok()
@@ -443,23 +501,6 @@ impl Area {
                 out(first + at, first + at + step, zero & part == part);
             }
         }
-    }
-
-    /// Pages in whole halves that are not known to read as zeroes. A look, no claim.
-    pub(super) fn dirty_pages(&self) -> usize {
-        let word = self.word();
-        let whole = if word.is_whole() {
-            2
-        } else {
-            usize::from(word.has_whole_half())
-        };
-        // A page that is out has no zero bit (I4).
-        let zero = self.zero.chunks(ROWS / 2).filter(|half| {
-            // ORDERING: Relaxed: a look.
-            half.iter()
-                .all(|row| row.load(Ordering::Relaxed) == u64::MAX)
-        });
-        whole.saturating_sub(zero.count()) << HALF_ORDER
     }
 
     /// Which of the pages, just claimed, read as zeroes; it is forgotten here (I4).
@@ -509,40 +550,6 @@ impl Area {
         };
         if before & bits != 0 {
             free_already(row, before & bits);
-        }
-    }
-
-    /// Adds the free blocks to `sum`, by order, each page in the largest that it is part of. Others should be still.
-    pub(super) fn add_blocks(&self, sum: &mut [usize]) {
-        if self.word().is_whole() {
-            sum[HALF_ORDER + 1] += 1;
-            return;
-        }
-        for half in 0..2 {
-            if self.word().count(half) == WHOLE {
-                sum[HALF_ORDER] += 1;
-                continue;
-            }
-            let mut rows: [u64; HALF_ROWS] = array::from_fn(|row| {
-                // ORDERING: Relaxed: a report.
-                self.rows.0[half * HALF_ROWS + row].load(Ordering::Relaxed)
-            });
-            for order in (0..HALF_ORDER).rev() {
-                if order > ROW_ORDER {
-                    for group in rows.chunks_mut(1 << (order - ROW_ORDER)) {
-                        if group.iter().all(|&row| row == u64::MAX) {
-                            sum[order] += 1;
-                            group.fill(0);
-                        }
-                    }
-                } else {
-                    for row in &mut rows {
-                        let heads = blocks(*row, order);
-                        sum[order] += heads.count_ones() as usize;
-                        *row &= !spread(heads, order);
-                    }
-                }
-            }
         }
     }
 }

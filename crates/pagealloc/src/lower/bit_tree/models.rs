@@ -60,6 +60,39 @@ impl World {
         self.hints.note(0, news);
     }
 
+    /// Claims exactly these pages, and writes to each, or none.
+    pub fn claim_range(&self, run: Out) -> bool {
+        match self.area.claim_range(run.0, run.1) {
+            Ok(()) => self.write(run),
+            Err(news) => {
+                self.hints.note(0, news);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What a tick does: how many pages nobody needed since the last.
+    pub fn idle(&self) -> usize {
+        self.area.idle_pages()
+    }
+
+    /// Whether a half is marked as one that nobody claimed from since a tick.
+    pub fn is_idle(&self, half: usize) -> bool {
+        self.area.word().is_idle(half)
+    }
+
+    /// What a searcher does that finds an area without a whole half.
+    pub fn forget_whole(&self) {
+        self.hints
+            .forget(0, Kind::Whole, || self.area.word().has_whole_half());
+    }
+
+    /// Whether a searcher would look for a whole half.
+    pub fn whole_is_hinted(&self) -> bool {
+        self.hints.load(Kind::Whole) & 1 == 1
+    }
+
     /// What a searcher does that finds an area without free pages.
     pub fn forget(&self) {
         self.hints
