@@ -20,7 +20,8 @@ pub(crate) use quarantine::Quarantine;
 bitflags::bitflags! {
     /// What a cache checks beyond what costs nothing; none by default, all with the `checks` feature.
     ///
-    /// Always checked, at the latest when a sheaf is flushed: that an object is out, of this cache, and the start of one.
+    /// Always checked, at the latest when a sheaf is flushed: that an object is out, of this cache, and the start of one. (What
+    /// was freed twice, and is allocated and freed over and over again without a flush, stays unseen so long.)
     /// What is found broken ends the program, with a message that names the cache, the object and the slab.
     ///
     /// Every check but [`Self::RANDOM`] takes the cache's calls off the fast paths, needs at least 32 bytes an object, and

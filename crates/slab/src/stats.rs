@@ -324,3 +324,24 @@ impl fmt::Display for CacheStats {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h13_every_event_has_the_counter_of_its_own() {
+        let tally = Tally::default();
+        for (i, event) in Event::ALL.into_iter().enumerate() {
+            assert_eq!(event as usize, i);
+            (0..=i).for_each(|_| tally.count(event));
+        }
+        let mut events = tally.events();
+        events.add(&tally.events());
+        assert!(
+            (0..)
+                .zip(Event::ALL)
+                .all(|(i, e)| events.of(e) == 2 * (i + 1))
+        );
+    }
+}

@@ -151,6 +151,11 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
     #[inline]
     #[track_caller]
     pub unsafe fn free(&self, object: NonNull<T>) {
+        // Before a freed value is dropped once more. Without the feature that would cost the fast path a branch.
+        #[cfg(feature = "checks")]
+        if needs_drop::<T>() {
+            self.raw.expect_live(object.cast());
+        }
         // SAFETY: debt 1: initialised and not used any more. No lock of ours is held.
         unsafe { object.drop_in_place() };
         // SAFETY: debts 1 and 2.

@@ -1,349 +1,25 @@
-//! What the checks find, and that they find nothing else.
+//! What the checks do while nothing is wrong, and what they report. What they find is in `faults.rs`.
 
-#[path = "common/child.rs"]
-mod child;
 mod common;
+#[path = "common/victim.rs"]
+mod victim;
 
-use child::aborts;
-use common::{Failure, Hand, Pages};
+use common::{Failure, Pages};
 use pagealloc::Attempt;
 use rcu_core::cpu::Threads;
-use rcu_core::manual::ManualGp;
-use slab::{CLASS_BYTES, Cache, CacheConfig, Checks, CreateError, Kmalloc, LeakReport, RawCache};
+use slab::{CLASS_BYTES, Cache, CacheConfig, Checks, CreateError, LeakReport, RawCache};
 use std::alloc::Layout;
 use std::mem::MaybeUninit;
 use std::panic::Location;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Not whole words, so that rounding up adds to the right zone.
-const SIZE: usize = 61;
-
-type Raw = RawCache<&'static Hand, &'static Pages, &'static ManualGp>;
-
-/// A cache of parts of its own.
-fn cache(checks: Checks) -> Raw {
-    let config = CacheConfig::new("victim", Layout::from_size_align(SIZE, 4).unwrap());
-    let (cpus, pages, gp) = (Hand::new(2), Pages::new(), ManualGp::new());
-    let [cpus, pages, gp] = [
-        Box::leak(Box::new(cpus)) as &'static dyn std::any::Any,
-        Box::leak(Box::new(pages)),
-        Box::leak(Box::new(gp)),
-    ];
-    RawCache::new(
-        config.checks(checks),
-        cpus.downcast_ref().unwrap(),
-        pages.downcast_ref().unwrap(),
-        gp.downcast_ref().unwrap(),
-    )
-    .unwrap()
-}
-
-#[track_caller]
-fn free(cache: &Raw, object: NonNull<u8>) {
-    // SAFETY: the test had the object, or breaks the contract on purpose.
-    unsafe { cache.free(object) };
-}
-
-#[track_caller]
-fn retire(cache: &Raw, object: NonNull<u8>) {
-    // SAFETY: the test had the object, or breaks the contract on purpose.
-    unsafe { cache.retire(object) }.unwrap();
-}
-
-/// Writes a byte where the test says, which is inside the slab.
-fn scribble(object: NonNull<u8>, at: isize, byte: u8) {
-    // SAFETY: inside the slab.
-    let place = unsafe { object.offset(at) };
-    // SAFETY: the slab's memory is there; that it is not the test's is the point.
-    unsafe { place.write(byte) };
-}
+use victim::{Raw, SIZE, cache, free, kmalloc, retire, scribble};
 
 fn byte(object: NonNull<u8>, at: usize) -> u8 {
     // SAFETY: inside the object.
     let place = unsafe { object.add(at) };
     // SAFETY: the slab's memory is there, and written by the checks.
     unsafe { place.read() }
-}
-
-/// A test that `deed`, done to a cache with these checks, ends the program with all of `words`.
-macro_rules! caught {
-    ($name:ident, $checks:expr, $words:expr, $deed:expr) => {
-        #[test]
-        fn $name() {
-            let deed: fn(&Raw) = $deed;
-            let deed = || deed(&cache($checks));
-            aborts(stringify!($name), deed, &$words);
-        }
-    };
-}
-
-const DOUBLE: [&str; 4] = [
-    "slab: object freed twice",
-    "cache victim",
-    "object 0x",
-    "slab 0x",
-];
-
-caught!(l15_at_once_freed_twice, Checks::AT_ONCE, DOUBLE, |cache| {
-    let object = cache.alloc().unwrap();
-    free(cache, object);
-    free(cache, object);
-});
-
-caught!(
-    l15_at_once_freed_twice_in_bulk,
-    Checks::AT_ONCE,
-    DOUBLE,
-    |cache| {
-        let (a, b) = (cache.alloc().unwrap(), cache.alloc().unwrap());
-        // SAFETY: none: the test breaks the contract on purpose.
-        unsafe { cache.free_bulk(&mut [a, b, a]) };
-    }
-);
-
-caught!(
-    l15_at_once_freed_twice_on_another_slot,
-    Checks::AT_ONCE,
-    DOUBLE,
-    |cache| {
-        let object = cache.alloc().unwrap();
-        free(cache, object);
-        cache.cpus().go(Some(1));
-        free(cache, object);
-    }
-);
-
-caught!(
-    l15_at_once_freed_twice_from_the_quarantine,
-    Checks::QUARANTINE,
-    DOUBLE,
-    |cache| {
-        let object = cache.alloc().unwrap();
-        free(cache, object);
-        let other = cache.alloc().unwrap();
-        assert_ne!(object, other);
-        free(cache, object);
-    }
-);
-
-caught!(
-    l15_at_once_retired_object_freed,
-    Checks::AT_ONCE,
-    ["retired object freed", "cache victim"],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        retire(cache, object);
-        free(cache, object);
-    }
-);
-
-caught!(
-    l15_at_once_freed_object_retired,
-    Checks::AT_ONCE,
-    ["freed object retired", "cache victim"],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        free(cache, object);
-        retire(cache, object);
-    }
-);
-
-caught!(
-    l15_at_once_retired_twice,
-    Checks::AT_ONCE,
-    ["object retired twice", "cache victim"],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        retire(cache, object);
-        retire(cache, object);
-    }
-);
-
-caught!(
-    l15_at_once_freed_after_the_grace_period_of_its_retirement,
-    Checks::AT_ONCE,
-    DOUBLE,
-    |cache| {
-        let object = cache.alloc().unwrap();
-        let _keeps_the_slab = cache.alloc().unwrap();
-        retire(cache, object);
-        cache.barrier();
-        free(cache, object);
-    }
-);
-
-caught!(
-    l15_at_once_foreign,
-    Checks::AT_ONCE,
-    ["pointer is not from this cache", "cache victim"],
-    |mine| {
-        let other = cache(Checks::AT_ONCE);
-        free(mine, other.alloc().unwrap());
-    }
-);
-
-caught!(
-    l15_at_once_retired_foreign,
-    Checks::AT_ONCE,
-    ["pointer is not from this cache", "cache victim"],
-    |cache| {
-        retire(
-            cache,
-            NonNull::from(Box::leak(Box::new([0_u64; 32]))).cast(),
-        )
-    }
-);
-
-caught!(
-    l15_at_once_misaligned,
-    Checks::AT_ONCE,
-    ["start of an object", "cache victim"],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        // SAFETY: inside the object.
-        free(cache, unsafe { object.add(8) });
-    }
-);
-
-caught!(
-    l15_words_overwritten,
-    Checks::AT_ONCE,
-    ["words of the checks before the object overwritten"],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        (1..=40).for_each(|at| scribble(object, -at, 0x41));
-        free(cache, object);
-    }
-);
-
-caught!(
-    l15_red_zone_right_at_free,
-    Checks::RED_ZONE,
-    [
-        "red zone overwritten",
-        "right, byte +61: is 0x41, should be 0xcc",
-        "cc cc",
-        " 41 ",
-    ],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        scribble(object, SIZE as isize, 0x41);
-        free(cache, object);
-    }
-);
-
-caught!(
-    l15_red_zone_left_at_free,
-    Checks::RED_ZONE,
-    [
-        "red zone overwritten",
-        "left, byte -1: is 0x00, should be 0xcc",
-    ],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        scribble(object, -1, 0);
-        free(cache, object);
-    }
-);
-
-caught!(
-    l15_red_zone_at_retire,
-    Checks::RED_ZONE,
-    ["red zone overwritten", "right, byte +68"],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        scribble(object, 68, 1);
-        retire(cache, object);
-    }
-);
-
-caught!(
-    l15_red_zone_at_the_end_of_the_grace_period,
-    Checks::RED_ZONE,
-    ["red zone overwritten", "left, byte -8"],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        retire(cache, object);
-        scribble(object, -8, 1);
-        cache.barrier();
-    }
-);
-
-caught!(
-    l15_red_zone_at_alloc,
-    Checks::RED_ZONE,
-    ["red zone overwritten", "should be 0xbb"],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        free(cache, object);
-        scribble(object, SIZE as isize + 1, 1);
-        cache.alloc().unwrap();
-    }
-);
-
-caught!(
-    l15_poison_at_alloc,
-    Checks::POISON,
-    [
-        "object written to after it was freed",
-        "inside, byte +17: is 0x42, should be 0x6b",
-        "+16: 6b 42 6b",
-    ],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        free(cache, object);
-        scribble(object, 17, 0x42);
-        cache.alloc().unwrap();
-    }
-);
-
-caught!(
-    l15_poison_of_the_last_byte,
-    Checks::POISON,
-    ["byte +60: is 0x6b, should be 0xa5"],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        free(cache, object);
-        scribble(object, SIZE as isize - 1, 0x6b);
-        cache.alloc().unwrap();
-    }
-);
-
-caught!(
-    l15_poison_after_the_grace_period,
-    Checks::POISON,
-    ["object written to after it was freed", "byte +0"],
-    |cache| {
-        let object = cache.alloc().unwrap();
-        let _keeps_the_slab = cache.alloc().unwrap();
-        retire(cache, object);
-        cache.barrier();
-        scribble(object, 0, 1);
-        cache.alloc().unwrap();
-    }
-);
-
-#[test]
-fn l15_owners_are_in_the_message() {
-    const BEFORE: u32 = line!();
-    let deed = || {
-        let cache = cache(Checks::OWNER);
-        let object = cache.alloc().unwrap();
-        free(&cache, object);
-        free(&cache, object);
-    };
-    let at = |deed: &str, line: u32| format!("{deed} at {}:{}:", file!(), BEFORE + line);
-    let lines = [
-        at("last allocated", 3),
-        at("last freed or retired", 4),
-        at("now freed", 5),
-    ];
-    aborts(
-        "l15_owners_are_in_the_message",
-        deed,
-        &[&lines[0], &lines[1], &lines[2]],
-    );
 }
 
 #[test]
@@ -450,11 +126,6 @@ fn l15_the_largest_object_has_no_room_for_checks() {
     assert!(matches!(made, Err(CreateError::TooLarge { bytes }) if bytes > layout.size()));
 }
 
-fn kmalloc() -> Kmalloc<Threads, &'static Pages, rcu_core::NoReaders> {
-    let pages = Box::leak(Box::new(Pages::new()));
-    Kmalloc::new_checked(Threads, &*pages, rcu_core::NoReaders, Checks::all()).unwrap()
-}
-
 #[test]
 fn l15_all_of_a_checked_class_is_usable() {
     let km = kmalloc();
@@ -478,22 +149,30 @@ fn l15_all_of_a_checked_class_is_usable() {
     km.destroy().expect("nothing is out");
 }
 
+/// H2: such a cache has no sheaf to hand out from, so the fast paths, which know of no checks, miss.
 #[test]
-fn l15_the_byte_after_a_class_is_not() {
-    let deed = || {
-        let km = kmalloc();
-        let memory = km.kmalloc(Layout::new::<[u8; 96]>()).unwrap();
-        scribble(memory, 96, 0);
-        // SAFETY: none: the test breaks the contract on purpose.
-        unsafe { km.kfree(memory) };
-    };
-    let words = [
-        "red zone overwritten",
-        "cache kmalloc-96",
-        "right, byte +96",
-        file!(),
-    ];
-    aborts("l15_the_byte_after_a_class_is_not", deed, &words);
+fn l15_checked_caches_miss_every_time() {
+    for checks in [Checks::AT_ONCE, Checks::OWNER, Checks::all()] {
+        let cache = cache(checks);
+        for _ in 0..3 {
+            let objects: Vec<_> = (0..100).map(|_| cache.alloc().unwrap()).collect();
+            for (n, &object) in objects.iter().enumerate() {
+                if n % 3 == 0 {
+                    retire(&cache, object);
+                } else {
+                    free(&cache, object);
+                }
+                let slot = cache.slot_stats().next().unwrap();
+                assert_eq!((slot.main, slot.spare), (0, 0), "{slot}");
+            }
+            cache.gp().advance();
+        }
+        let stats = cache.stats();
+        assert_eq!(stats.alloc_misses, 300, "{stats}");
+        assert_eq!(stats.free_misses, 198, "{stats}");
+        assert_eq!(stats.sheaves_recycled, 0, "{stats}");
+        assert!(stats.waiting > 0 && stats.live == 0, "{stats}");
+    }
 }
 
 #[test]
@@ -522,7 +201,7 @@ fn l15_live_objects_are_reported_by_owner() {
     );
     // Without owners there is one group, without checks a number.
     for (checks, sites) in [(Checks::AT_ONCE, 1), (Checks::empty(), 0)] {
-        let cache = self::cache(checks);
+        let cache = victim::cache(checks);
         let _live = [cache.alloc().unwrap(), cache.alloc().unwrap()];
         let report = cache.leak_report();
         assert_eq!((report.live(), report.sites().len()), (2, sites));

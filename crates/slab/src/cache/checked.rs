@@ -40,6 +40,18 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     pub fn leak_report(&self) -> LeakReport {
         self.inner().leak_report()
     }
+
+    /// Ends the program if the cache checks its objects, and `object` is not one that a user has.
+    #[cfg(feature = "checks")]
+    #[track_caller]
+    pub(crate) fn expect_live(&self, object: NonNull<u8>) {
+        let inner = self.inner();
+        if inner.shape.is_checked() {
+            let mut slabs = inner.slabs.0.lock();
+            let found = slabs.locate(inner.identity(), &inner.shape, &inner.pages, object);
+            inner.checked(found).expect_live(Location::caller());
+        }
+    }
 }
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
@@ -73,6 +85,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             self.trim_barn(attempt);
         }
         let mut born: Option<NonNull<Slab>> = None;
+        // Once: what cannot be brought home now, because the caller interrupted who holds the lock, cannot be later either.
+        let mut may_go_home = true;
         loop {
             let mut object = None;
             {
@@ -90,7 +104,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 self.checked(object).hand_out(by);
                 return Ok(object);
             }
-            if self.let_orphans_go(attempt) {
+            if core::mem::take(&mut may_go_home) && self.let_orphans_go(attempt) {
                 continue;
             }
             match self.new_slab(attempt) {

@@ -189,6 +189,19 @@ impl<'a> Checked<'a> {
         }
     }
 
+    /// Ends the program unless the object is live, as one must be that is about to be freed `by` whom.
+    #[cfg(feature = "checks")]
+    pub(crate) fn expect_live(&self, by: &'static Location<'static>) {
+        // ORDERING: Relaxed: nothing of the object is looked at.
+        let state = self.words().state.load(Ordering::Relaxed);
+        if state != LIVE {
+            self.broken(
+                Move::Free.fault(state),
+                format_args!("\n  now freed at {by}"),
+            );
+        }
+    }
+
     /// A live object is freed or retired `by` whom. Nobody else can do so any more.
     pub(crate) fn claim(&self, to: Move, by: &'static Location<'static>) {
         let words = self.words();
