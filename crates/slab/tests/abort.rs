@@ -217,10 +217,10 @@ fn l15_what_a_thread_freed_twice_is_found_when_another_flushes() {
 #[test]
 fn l15_freeing_twice_without_a_slot_is_found_at_once() {
     let deed = || {
-        static CPUS: Hand = Hand::new(1);
+        let cpus: &'static Hand = Box::leak(Box::new(Hand::new(1)));
         let config = CacheConfig::new("victim", Layout::new::<[u64; 8]>()).checks(Checks::empty());
-        let cache = RawCache::new(config, &CPUS, pages(), NoReaders).unwrap();
-        CPUS.go(None);
+        let cache = RawCache::new(config, cpus, pages(), NoReaders).unwrap();
+        cpus.go(None);
         let _keeps_the_slab = cache.alloc().unwrap();
         let object = cache.alloc().unwrap();
         // SAFETY: none: the test breaks the contract on purpose.

@@ -158,7 +158,7 @@ caught!(
     ["words of the checks before the object overwritten"],
     |cache| {
         let object = cache.alloc().unwrap();
-        (1..=40).for_each(|at| scribble(object, -at, 0x41));
+        (1..=32).for_each(|at| scribble(object, -at, 0x41));
         free(cache, object);
     }
 );
