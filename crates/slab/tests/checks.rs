@@ -37,11 +37,16 @@ fn l15_free_objects_are_filled_and_retired_ones_are_not() {
 
 #[test]
 fn l15_a_freed_object_is_kept_back_until_something_lets_it_go() {
-    let release: [fn(&Raw); 2] = [
+    let release: [fn(&Raw); 3] = [
         |c| {
             c.shrink();
         },
         Raw::barrier,
+        // What was retired is free then, not kept back either.
+        |c| {
+            retire(c, c.alloc().unwrap());
+            c.barrier();
+        },
     ];
     for release in release {
         let cache = cache(Checks::QUARANTINE);
