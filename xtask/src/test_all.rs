@@ -94,6 +94,8 @@ fn steps(workspace: &Workspace, options: &Options) -> Result<Vec<Step>, Failure>
     }
     steps.push(step("test -p xtask"));
     if !options.quick {
+        // The layer above, over caches that look at each object.
+        steps.push(step("test -p kvfree --features slab/checks"));
         steps.push(step("doc --no-deps --workspace").with("RUSTDOCFLAGS", "-Dwarnings"));
         steps.push(Step::Loom);
         steps.push(step("xtask scale --quick --no-report"));

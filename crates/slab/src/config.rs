@@ -1,7 +1,8 @@
 //! What a cache is to be like, and the arithmetic that follows from it.
 
-use crate::checks::Checks;
+use crate::checks::{Checks, Frame};
 use crate::error::CreateError;
+use crate::leaks::LeakReport;
 use crate::sheaf::HEADER_BYTES;
 use core::alloc::Layout;
 use core::ptr::NonNull;
@@ -51,7 +52,9 @@ pub struct CacheConfig {
     min_partial: usize,
     number: u16,
     watch: Option<fn()>,
-    checks: Checks,
+    /// `None`: nothing, or with the `checks` feature whatever the cache can have.
+    checks: Option<Checks>,
+    leaks: Option<fn(&LeakReport)>,
     constructor: Option<Constructor>,
     stability: Stability,
 }
@@ -91,11 +94,8 @@ impl CacheConfig {
             min_partial: MIN_PARTIAL,
             number: ANONYMOUS,
             watch: None,
-            checks: if cfg!(feature = "checks") {
-                Checks::all()
-            } else {
-                Checks::empty()
-            },
+            checks: None,
+            leaks: None,
             constructor: None,
             stability: Stability::None,
         }
@@ -134,9 +134,19 @@ impl CacheConfig {
         self
     }
 
-    /// What the cache checks. By default nothing, or everything with the `checks` feature.
+    /// What the cache checks. By default nothing; with the `checks` feature everything that a cache of this layout,
+    /// stability and constructor can have, with no change to the creation's outcome.
+    ///
+    /// With a constructor, [`Checks::POISON`] fills nothing: free objects are as constructed.
     pub const fn checks(mut self, checks: Checks) -> Self {
-        self.checks = checks;
+        self.checks = Some(checks);
+        self
+    }
+
+    /// Whom to tell, when the cache is dropped, that users still have objects of it, which are lost. Called outside of
+    /// locks, once, and only if there are any; `|leaks| eprintln!("{leaks}")` will do.
+    pub const fn leaks_to(mut self, tell: fn(&LeakReport)) -> Self {
+        self.leaks = Some(tell);
         self
     }
 
@@ -155,16 +165,41 @@ impl CacheConfig {
         self
     }
 
+    /// What is checked, and how an object lies in its frame for that.
+    fn checked(&self) -> Result<(Checks, Frame), CreateError> {
+        // Stale readers look at free objects of such caches.
+        let forbidden = match self.stability {
+            Stability::None => Checks::empty(),
+            Stability::Type | Stability::Delayed => Checks::POISON | Checks::QUARANTINE,
+        };
+        let asked = match self.checks {
+            Some(checks) if checks.intersects(forbidden) => {
+                return Err(CreateError::NotTypeStable(checks & forbidden));
+            }
+            Some(checks) => checks,
+            None if cfg!(feature = "checks") => Checks::all() - forbidden,
+            None => Checks::empty(),
+        };
+        let filled = match self.constructor {
+            Some(_) => asked - Checks::POISON,
+            None => asked,
+        };
+        match Frame::new(self.layout, filled) {
+            Ok(frame) => Ok((filled, frame)),
+            // Nobody asked for the checks by name, so they must not be what makes the creation fail.
+            Err(_) if self.checks.is_none() => {
+                let small = filled & Checks::RANDOM;
+                Ok((small, Frame::new(self.layout, small)?))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// The arithmetic.
     pub(crate) fn shape(&self) -> Result<Shape, CreateError> {
-        // Whole words, at least one, and whatever alignment is asked for beyond.
-        let align = self.layout.align().max(size_of::<usize>());
-        let size = self.layout.size().max(1).next_multiple_of(align);
-        let too_large = CreateError::TooLarge { bytes: size };
-        if size > MAX_OBJECT_BYTES {
-            return Err(too_large);
-        }
-        let order = slab_order(size).ok_or(too_large)?;
+        let (checks, frame) = self.checked()?;
+        let size = frame.bytes;
+        let order = slab_order(size).ok_or(CreateError::TooLarge { bytes: size })?;
         let nr_objects = (order.bytes() / size).min(MAX_OBJECTS);
         let sheaf_cap = match self.sheaf_capacity {
             Some(n) => n.clamp(1, (PAGE_SIZE - HEADER_BYTES) / size_of::<usize>()),
@@ -176,6 +211,8 @@ impl CacheConfig {
             name: self.name,
             layout: self.layout,
             size,
+            lead: frame.lead,
+            checks,
             reciprocal: (1_u64 << 32).div_ceil(size as u64),
             nr_objects,
             order,
@@ -185,6 +222,7 @@ impl CacheConfig {
             min_partial: self.min_partial,
             tag: TAG_MARK | self.number as u32,
             watch: self.watch,
+            leaks: self.leaks,
         })
     }
 }
@@ -205,6 +243,9 @@ pub(crate) struct Shape {
     pub(crate) layout: Layout,
     /// Bytes from one object to the next.
     pub(crate) size: usize,
+    /// Bytes of a frame before its object: the checks' (`checks::Frame`). Zero without them.
+    pub(crate) lead: usize,
+    pub(crate) checks: Checks,
     reciprocal: u64,
     pub(crate) nr_objects: usize,
     pub(crate) order: Order,
@@ -216,14 +257,27 @@ pub(crate) struct Shape {
     pub(crate) tag: u32,
     /// Whom to tell that something waits.
     pub(crate) watch: Option<fn()>,
+    /// Whom to tell of objects that are out when the cache ends.
+    pub(crate) leaks: Option<fn(&LeakReport)>,
 }
 
 impl Shape {
+    /// Whether each object is looked at when it comes and goes. Such a cache hands nothing out from sheaves.
+    pub(crate) const fn is_checked(&self) -> bool {
+        self.checks.intersects(Checks::EACH)
+    }
+
+    /// Bytes from a slab's base to an object of it.
+    pub(crate) const fn offset_of(&self, index: usize) -> usize {
+        self.lead + index * self.size
+    }
+
     /// Which object of its slab begins `offset` bytes into it, if one does.
     ///
     /// The product with the rounded-up reciprocal is exact: its error is below `offset * size`, and
     /// offset < 2¹⁵, size ≤ 2¹⁵, so below 2³². (Tested for every offset and size.)
     pub(crate) fn index_of(&self, offset: usize) -> Option<usize> {
+        let offset = offset.checked_sub(self.lead)?;
         let index = ((offset as u64 * self.reciprocal) >> 32) as usize;
         (index * self.size == offset && index < self.nr_objects).then_some(index)
     }
@@ -270,7 +324,61 @@ mod tests {
     use super::*;
 
     fn shape(size: usize, align: usize) -> Result<Shape, CreateError> {
-        CacheConfig::new("test", Layout::from_size_align(size, align).unwrap()).shape()
+        shape_with(size, align, Checks::empty())
+    }
+
+    fn shape_with(size: usize, align: usize, checks: Checks) -> Result<Shape, CreateError> {
+        CacheConfig::new("test", Layout::from_size_align(size, align).unwrap())
+            .checks(checks)
+            .shape()
+    }
+
+    #[test]
+    fn l15_every_checked_object_is_found_by_its_offset() {
+        for bits in 0..=Checks::all().bits() {
+            let checks = Checks::from_bits_truncate(bits);
+            for (size, align) in [
+                (1, 1),
+                (13, 4),
+                (24, 8),
+                (64, 64),
+                (1000, 128),
+                (8192, 8192),
+            ] {
+                let shape = shape_with(size, align, checks).unwrap();
+                let found = (0..shape.order.bytes()).filter_map(|o| Some((o, shape.index_of(o)?)));
+                let expected = (0..shape.nr_objects).map(|i| (shape.offset_of(i), i));
+                assert!(found.eq(expected), "{checks:?} {size} {align}");
+                assert_eq!(shape.lead % align, 0);
+                assert_eq!(shape.size % align, 0);
+                assert!(shape.nr_objects * shape.size <= shape.order.bytes());
+            }
+        }
+    }
+
+    #[test]
+    fn l15_what_the_checks_add_counts_as_size() {
+        let largest = MAX_OBJECT_BYTES;
+        assert!(shape_with(largest, 8, Checks::empty()).is_ok());
+        for checks in [Checks::AT_ONCE, Checks::RED_ZONE, Checks::all()] {
+            let error = shape_with(largest, 8, checks).unwrap_err();
+            assert!(matches!(error, CreateError::TooLarge { bytes } if bytes > largest));
+        }
+        // Only who asks by name is refused.
+        let layout = Layout::from_size_align(largest, 8).unwrap();
+        assert!(CacheConfig::new("test", layout).shape().is_ok());
+        assert!(shape_with(usize::MAX / 2, 1, Checks::all()).is_err());
+    }
+
+    #[test]
+    fn l15_type_stable_caches_cannot_be_poisoned() {
+        let config = CacheConfig::new("test", Layout::new::<u64>()).stability(Stability::Type);
+        let refused = config.checks(Checks::all()).shape().unwrap_err();
+        let forbidden = Checks::POISON | Checks::QUARANTINE;
+        assert_eq!(refused, CreateError::NotTypeStable(forbidden));
+        let rest = config.checks(Checks::all() - forbidden).shape().unwrap();
+        assert_eq!(rest.checks, Checks::all() - forbidden);
+        assert!(!config.shape().unwrap().checks.intersects(forbidden));
     }
 
     #[test]

@@ -11,6 +11,18 @@ pub(crate) enum Fault {
     Foreign,
     /// The pointer is into a slab of this cache, but not to the start of an object.
     Misaligned,
+    /// The object waits for its grace period, and is freed.
+    FreedRetired,
+    /// The object is free, and is retired.
+    RetiredFreed,
+    /// The object waits for its grace period, and is retired again.
+    RetiredTwice,
+    /// What lies beside the object was overwritten.
+    RedZone,
+    /// The object was written to while it was free.
+    Poison,
+    /// The checks' own words beside the object were overwritten.
+    Words,
 }
 
 impl fmt::Display for Fault {
@@ -19,6 +31,12 @@ impl fmt::Display for Fault {
             Self::DoubleFree => "object freed twice",
             Self::Foreign => "pointer is not from this cache",
             Self::Misaligned => "pointer is not to the start of an object",
+            Self::FreedRetired => "retired object freed",
+            Self::RetiredFreed => "freed object retired",
+            Self::RetiredTwice => "object retired twice",
+            Self::RedZone => "red zone overwritten",
+            Self::Poison => "object written to after it was freed",
+            Self::Words => "words of the checks before the object overwritten",
         })
     }
 }
@@ -30,8 +48,21 @@ impl fmt::Display for Fault {
 #[cold]
 #[inline(never)]
 pub(crate) fn broken(fault: Fault, cache: &str, object: *const u8, slab: *const u8) -> ! {
+    broken_with(fault, cache, object, slab, format_args!(""))
+}
+
+/// As [`broken`], with more to say.
+#[cold]
+#[inline(never)]
+pub(crate) fn broken_with(
+    fault: Fault,
+    cache: &str,
+    object: *const u8,
+    slab: *const u8,
+    detail: fmt::Arguments<'_>,
+) -> ! {
     abort(format_args!(
-        "slab: {fault}: cache {cache}, object {object:p}, slab {slab:p}"
+        "slab: {fault}: cache {cache}, object {object:p}, slab {slab:p}{detail}"
     ))
 }
 

@@ -3,6 +3,7 @@
 //! Source: Linux `mm/slab_common.c`, `kmalloc_info` (facts and constants only).
 
 use crate::cache::{Busy, RawCache};
+use crate::checks::Checks;
 use crate::config::{CacheConfig, number_of};
 use crate::error::CreateError;
 use crate::fault::{Fault, broken};
@@ -130,7 +131,22 @@ where
         G: 'static,
     {
         // SAFETY: what is borrowed for ever outlives a forgotten handle (debt 1).
-        unsafe { Self::build(cpus, pages, gp, None) }
+        unsafe { Self::build(cpus, pages, gp, None, None) }
+    }
+
+    /// Makes the caches, which check their objects: see [`Checks`]. All of each class's bytes stay usable. Large blocks are
+    /// not checked.
+    ///
+    /// # Errors
+    /// See [`RawCache::new`].
+    pub fn new_checked(cpus: C, pages: P, gp: G, checks: Checks) -> Result<Self, CreateError>
+    where
+        C: 'static,
+        P: 'static,
+        G: 'static,
+    {
+        // SAFETY: what is borrowed for ever outlives a forgotten handle (debt 1).
+        unsafe { Self::build(cpus, pages, gp, None, Some(checks)) }
     }
 
     /// Makes the caches, and tells `watch` when retired objects wait from now on: see
@@ -145,7 +161,7 @@ where
         G: 'static,
     {
         // SAFETY: what is borrowed for ever outlives a forgotten handle (debt 1).
-        unsafe { Self::build(cpus, pages, gp, Some(watch)) }
+        unsafe { Self::build(cpus, pages, gp, Some(watch), None) }
     }
 
     /// Makes the caches of borrowed parts.
@@ -157,12 +173,18 @@ where
     /// As for [`RawCache::new_scoped`].
     pub unsafe fn new_scoped(cpus: C, pages: P, gp: G) -> Result<Self, CreateError> {
         // SAFETY: the caller's debt.
-        unsafe { Self::build(cpus, pages, gp, None) }
+        unsafe { Self::build(cpus, pages, gp, None, None) }
     }
 
     /// # Safety
     /// As for [`RawCache::new_scoped`].
-    unsafe fn build(cpus: C, pages: P, gp: G, watch: Option<fn()>) -> Result<Self, CreateError> {
+    unsafe fn build(
+        cpus: C,
+        pages: P,
+        gp: G,
+        watch: Option<fn()>,
+        checks: Option<Checks>,
+    ) -> Result<Self, CreateError> {
         let mut caches = ArrayVec::<_, NR_CLASSES>::new();
         for (class, (&bytes, name)) in CLASS_BYTES.iter().zip(NAMES).enumerate() {
             let layout = Layout::from_size_align(bytes, class_align(class))
@@ -170,6 +192,9 @@ where
             let mut config = CacheConfig::new(name, layout).number(class as u16);
             if let Some(watch) = watch {
                 config = config.watched_by(watch);
+            }
+            if let Some(checks) = checks {
+                config = config.checks(checks);
             }
             let (cpus, pages, gp) = (cpus.clone(), pages.clone(), gp.clone());
             // SAFETY: the caller's debt.
@@ -214,6 +239,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// # Errors
     /// If no memory can be had; [`AllocError::Invalid`] for a size or an alignment above the largest block.
     #[inline]
+    #[track_caller]
     pub fn kmalloc(&self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
         self.kmalloc_attempt(layout, Attempt::MayGrow)
     }
@@ -223,6 +249,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// # Errors
     /// As for [`Self::kmalloc`], within `attempt`.
     #[inline]
+    #[track_caller]
     pub fn kmalloc_attempt(
         &self,
         layout: Layout,
@@ -238,6 +265,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     ///
     /// # Errors
     /// As for [`Self::kmalloc`].
+    #[track_caller]
     pub fn kzalloc(&self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
         let Some(class) = class_of(layout) else {
             return self.large(layout, Attempt::MayGrow, true);
@@ -284,6 +312,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// 1. `memory` came from this allocator, is not used any more, and was neither freed nor retired since.
     /// 2. No reader can still find it (else retire it).
     #[inline]
+    #[track_caller]
     pub unsafe fn kfree(&self, memory: NonNull<u8>) {
         match self.kind_of(memory.as_ptr()) {
             // SAFETY: the tag says which cache it came from; debts 1 and 2.
@@ -318,6 +347,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// 1. `memory` came from this allocator, and was neither freed nor retired since.
     /// 2. No *new* reader can find it; readers that have found it stay within their sections.
     #[inline]
+    #[track_caller]
     #[doc(alias = "kfree_rcu")]
     pub unsafe fn retire(&self, memory: NonNull<u8>) -> Result<(), NonNull<u8>> {
         match self.kind_of(memory.as_ptr()) {
@@ -367,6 +397,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     ///
     /// # Safety
     /// As for [`Self::kfree`], for each of them; they differ from each other.
+    #[track_caller]
     #[doc(alias = "kfree_bulk")]
     pub unsafe fn free_bulk(&self, memory: &mut [NonNull<u8>]) {
         let mut rest = memory;
@@ -426,6 +457,12 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         &self.pages
     }
 
+    /// Which memory of the classes is out, a report a class that has any; see [`RawCache::leak_report`]. The caches are looked at
+    /// as the value is displayed. Large blocks are in [`KmallocStats::large_bytes`].
+    pub fn leak_report(&self) -> impl fmt::Display + '_ {
+        Leaks(&self.caches)
+    }
+
     /// The numbers of all classes.
     #[must_use]
     pub fn stats(&self) -> KmallocStats {
@@ -434,6 +471,20 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
             // ORDERING: Relaxed: a number for statistics.
             large_bytes: self.large_bytes.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// The reports of all classes.
+struct Leaks<'a, C: Cpus, P: PageAlloc, G: GracePeriod>(&'a [RawCache<C, P, G>; NR_CLASSES]);
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> fmt::Display for Leaks<'_, C, P, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for report in self.0.iter().map(RawCache::leak_report) {
+            if report.live() > 0 {
+                writeln!(f, "{report}")?;
+            }
+        }
+        Ok(())
     }
 }
 

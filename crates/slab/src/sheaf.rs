@@ -153,8 +153,8 @@ impl Sheaf {
 /// empty place, which looks both empty and full: fast paths need no test for null.
 ///
 /// # Invariants
-/// If `len` or `cap` is not zero there is a sheaf, `cap` is its capacity, and its first `len`
-/// pointers are initialised.
+/// If `len` or `cap` is not zero there is a sheaf, `cap` is its capacity (or `len`, if the place was closed), and its first
+/// `len` pointers are initialised.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub(crate) struct Installed {
@@ -210,6 +210,18 @@ impl Installed {
         unsafe { place.write(object) };
         self.len += 1;
         true
+    }
+
+    /// Adds an object if there is room in the sheaf, and leaves the place looking full: fast paths go round it (H2).
+    pub(crate) fn push_closed(&mut self, object: NonNull<u8>) -> bool {
+        let Some(sheaf) = &self.sheaf else {
+            return false;
+        };
+        // INVARIANT: `cap` is the sheaf's here, and no more than that below.
+        self.cap = sheaf.cap() as u32;
+        let pushed = self.push(object);
+        self.cap = self.len;
+        pushed
     }
 
     /// Takes as many objects as there are and `out` wants, and says how many.

@@ -23,6 +23,7 @@
 //! # Contexts
 //! Everything here runs under the slabs lock (`&mut Slabs`) and calls nothing but [`PageAlloc::tag`].
 
+use crate::checks::Checks;
 use crate::config::{MAX_OBJECTS, Shape};
 use crate::fault::{Fault, broken};
 use core::ptr::NonNull;
@@ -112,6 +113,8 @@ pub(crate) struct Slabs {
     nr_empty: usize,
     /// Objects out of their slabs.
     inuse: usize,
+    /// Where the random numbers are ([`Checks::RANDOM`]).
+    random: u64,
 }
 
 // SAFETY: descriptors belong to the cache and are reached under its slabs lock only.
@@ -124,6 +127,7 @@ impl Slabs {
             nr_slabs: 0,
             nr_empty: 0,
             inuse: 0,
+            random: 0,
         }
     }
 
@@ -190,7 +194,16 @@ impl Slabs {
     /// 1. `slab` is an initialised descriptor ([`Slab::new`]) of a block tagged with it, and is the list's from now on.
     pub(crate) unsafe fn add(&mut self, slab: NonNull<Slab>) {
         self.nr_slabs += 1;
+        self.random ^= slab.addr().get() as u64;
         self.link(slab, EMPTY);
+    }
+
+    /// The next of a row of numbers that looks random (splitmix64, Steele et al. 2014).
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
     }
 
     /// Hands at most `want` free objects to `take`, from the fullest slabs first.
@@ -221,6 +234,9 @@ impl Slabs {
         want: usize,
         take: &mut impl FnMut(NonNull<u8>),
     ) -> usize {
+        if shape.checks.contains(Checks::RANDOM) {
+            return self.take_random(slab, shape, want, take);
+        }
         let this = self.slab(slab);
         let mut got = 0;
         for (i, word) in this.free.iter_mut().enumerate() {
@@ -228,12 +244,73 @@ impl Slabs {
                 let index = i * 64 + word.trailing_zeros() as usize;
                 *word &= *word - 1;
                 // SAFETY: bits are set for the slab's objects only (I1), which are inside the block.
-                take(unsafe { this.base.add(index * shape.size) });
+                take(unsafe { this.base.add(shape.offset_of(index)) });
                 got += 1;
             }
         }
         this.inuse += got as u16;
         got
+    }
+
+    /// As [`Self::take_from`], any free object as likely as any other.
+    fn take_random(
+        &mut self,
+        slab: NonNull<Slab>,
+        shape: &Shape,
+        want: usize,
+        take: &mut impl FnMut(NonNull<u8>),
+    ) -> usize {
+        let free = shape.nr_objects - usize::from(self.slab(slab).inuse);
+        let got = want.min(free);
+        for left in (free - got + 1..=free).rev() {
+            let nth = (self.next_random() % left as u64) as usize;
+            let this = self.slab(slab);
+            let index = nth_free(&this.free, nth);
+            this.free[index / 64] &= !(1 << (index % 64));
+            // SAFETY: bits are set for the slab's objects only (I1), which are inside the block.
+            take(unsafe { this.base.add(shape.offset_of(index)) });
+        }
+        self.slab(slab).inuse += got as u16;
+        got
+    }
+
+    /// The object at `object`, by a pointer that is good for its whole slab. Aborts if there is none of this cache's.
+    pub(crate) fn locate<P: PageAlloc>(
+        &mut self,
+        cache: *const (),
+        shape: &Shape,
+        pages: &P,
+        object: NonNull<u8>,
+    ) -> NonNull<u8> {
+        let base = self.slab(find(cache, shape, pages, object)).base;
+        let offset = object.addr().get() - base.addr().get();
+        if shape.index_of(offset).is_none() {
+            broken(
+                Fault::Misaligned,
+                shape.name,
+                object.as_ptr(),
+                base.as_ptr(),
+            );
+        }
+        // SAFETY: the offset is that of an object of the slab, so inside the block.
+        unsafe { base.add(offset) }
+    }
+
+    /// Shows every object that is out of its slab to `look`.
+    pub(crate) fn each_out(&mut self, shape: &Shape, mut look: impl FnMut(NonNull<u8>)) {
+        for list in EMPTY + 1..=FULL {
+            let mut next = self.lists[usize::from(list)];
+            while let Some(slab) = next {
+                let this = self.slab(slab);
+                for index in 0..shape.nr_objects {
+                    if this.free[index / 64] & (1 << (index % 64)) == 0 {
+                        // SAFETY: the offset is that of an object of the slab, so inside the block.
+                        look(unsafe { this.base.add(shape.offset_of(index)) });
+                    }
+                }
+                next = this.next;
+            }
+        }
     }
 
     /// Takes objects back into their slabs. Aborts on one that is not out.
@@ -311,6 +388,19 @@ impl Slabs {
     }
 }
 
+/// The index of the set bit that has `nth` set ones below it.
+fn nth_free(free: &[u64; WORDS], mut nth: usize) -> usize {
+    for (i, &word) in free.iter().enumerate() {
+        let ones = word.count_ones() as usize;
+        if nth < ones {
+            let rest = (0..nth).fold(word, |rest, _| rest & (rest - 1));
+            return i * 64 + rest.trailing_zeros() as usize;
+        }
+        nth -= ones;
+    }
+    unreachable!("fewer free objects than `inuse` says (I1)")
+}
+
 /// The slab that `object` lies in. Aborts if that is none of this cache's.
 fn find<P: PageAlloc>(
     cache: *const (),
@@ -345,7 +435,10 @@ mod tests {
     fn a_new_slab_has_its_objects_free_and_no_more() {
         for size in [8, 16, 24, 64, 1000, 4096, 32768] {
             let layout = Layout::from_size_align(size, 8).unwrap();
-            let shape = CacheConfig::new("test", layout).shape().unwrap();
+            let shape = CacheConfig::new("test", layout)
+                .checks(Checks::empty())
+                .shape()
+                .unwrap();
             let slab = Slab::new(core::ptr::null(), NonNull::dangling(), &shape);
             let free: u32 = slab.free.iter().map(|w| w.count_ones()).sum();
             assert_eq!(free as usize, shape.nr_objects);
@@ -356,8 +449,16 @@ mod tests {
     }
 
     #[test]
+    fn l15_the_nth_free_object_is_found() {
+        let free = [0b1011, 0, 1 << 63, 0, 0, 0, 1, 0];
+        let indices = [0, 1, 2, 3, 4].map(|n| nth_free(&free, n));
+        assert_eq!(indices, [0, 1, 3, 191, 384]);
+    }
+
+    #[test]
     fn lists_go_by_quarters() {
         let shape = CacheConfig::new("test", Layout::new::<[u64; 8]>())
+            .checks(Checks::empty())
             .shape()
             .unwrap();
         assert_eq!(shape.nr_objects, 64);

@@ -3,6 +3,7 @@
 use crate::cache::{Busy, RawCache};
 use crate::config::CacheConfig;
 use crate::error::CreateError;
+use crate::leaks::LeakReport;
 use core::alloc::Layout;
 use core::fmt;
 use core::marker::PhantomData;
@@ -129,6 +130,7 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
     /// # Errors
     /// Gives the value back if there is no memory.
     #[inline]
+    #[track_caller]
     pub fn alloc(&self, value: T) -> Result<NonNull<T>, AllocFailed<T>> {
         match self.raw.alloc() {
             Ok(object) => {
@@ -147,7 +149,13 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
     /// 1. `object` came from [`Self::alloc`] of this cache, is not used any more, and was neither freed nor retired since.
     /// 2. No reader can still find it (else retire it).
     #[inline]
+    #[track_caller]
     pub unsafe fn free(&self, object: NonNull<T>) {
+        // Before a freed value is dropped once more. Without the feature that would cost the fast path a branch.
+        #[cfg(feature = "checks")]
+        if needs_drop::<T>() {
+            self.raw.expect_live(object.cast());
+        }
         // SAFETY: debt 1: initialised and not used any more. No lock of ours is held.
         unsafe { object.drop_in_place() };
         // SAFETY: debts 1 and 2.
@@ -194,6 +202,7 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
     /// 1. `object` came from [`Self::alloc`] of this cache, and was neither freed nor retired since.
     /// 2. No *new* reader can find it; readers that have found it stay within their sections.
     #[inline]
+    #[track_caller]
     pub unsafe fn retire(&self, object: NonNull<T>) -> Result<(), NonNull<T>> {
         const { assert!(!needs_drop::<T>(), "a retired value is not dropped") };
         // SAFETY: debts 1 and 2.
@@ -209,6 +218,7 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
     /// # Safety
     /// As for [`Self::retire`]. Above [`Attempt::TryLock`], not from signal handlers and interrupts.
     #[inline]
+    #[track_caller]
     pub unsafe fn retire_attempt(
         &self,
         object: NonNull<T>,
@@ -217,6 +227,11 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
         const { assert!(!needs_drop::<T>(), "a retired value is not dropped") };
         // SAFETY: the caller's debts.
         unsafe { self.raw.retire_attempt(object.cast(), attempt) }.map_err(NonNull::cast)
+    }
+
+    /// Which values are out; see [`RawCache::leak_report`].
+    pub fn leak_report(&self) -> LeakReport {
+        self.raw.leak_report()
     }
 
     /// The cache below, which allocates memory without values.

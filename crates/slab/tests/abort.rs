@@ -1,36 +1,16 @@
 //! What ends the program: each case runs in a child process.
 
+#[path = "common/child.rs"]
+mod child;
 mod common;
 
-use common::Pages;
+use child::aborts;
+use common::{Hand, Pages};
 use rcu_core::NoReaders;
 use rcu_core::cpu::Threads;
-use slab::{CacheConfig, Kmalloc, RawCache};
+use slab::{CacheConfig, Checks, Kmalloc, RawCache};
 use std::alloc::Layout;
-use std::process::Command;
 use std::ptr::NonNull;
-
-const CASE: &str = "SLAB_ABORT_CASE";
-
-/// Runs `deed` in a child of its own, which must abort and say all of `words`.
-fn aborts(case: &str, deed: impl FnOnce(), words: &[&str]) {
-    if std::env::var_os(CASE).is_some() {
-        deed();
-        return;
-    }
-    let program = std::env::current_exe().unwrap();
-    let mut child = Command::new(program);
-    let output = child
-        .args(["--exact", case, "--nocapture"])
-        .env(CASE, "1")
-        .output()
-        .unwrap();
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "the child lived on: {message}");
-    for word in words {
-        assert!(message.contains(word), "no {word:?} in: {message}");
-    }
-}
 
 fn pages() -> &'static Pages {
     static PAGES: Pages = Pages::new();
@@ -38,7 +18,8 @@ fn pages() -> &'static Pages {
 }
 
 fn cache(name: &'static str) -> RawCache<Threads, &'static Pages, NoReaders> {
-    let config = CacheConfig::new(name, Layout::new::<[u64; 8]>());
+    // What is found without any of them.
+    let config = CacheConfig::new(name, Layout::new::<[u64; 8]>()).checks(Checks::empty());
     RawCache::new(config, Threads, pages(), NoReaders).unwrap()
 }
 
@@ -155,5 +136,101 @@ fn kfree_of_a_typed_object_is_found_at_once() {
         "kfree_of_a_typed_object_is_found_at_once",
         deed,
         &["not from this cache", "kmalloc"],
+    );
+}
+
+#[test]
+fn l15_freeing_twice_in_bulk_is_found_when_the_sheaf_is_flushed() {
+    let deed = || {
+        let cache = cache("victim");
+        let object = cache.alloc().unwrap();
+        // SAFETY: none: the test breaks the contract on purpose.
+        unsafe { cache.free_bulk(&mut [object, object]) };
+        cache.shrink();
+    };
+    aborts(
+        "l15_freeing_twice_in_bulk_is_found_when_the_sheaf_is_flushed",
+        deed,
+        &["freed twice", "cache victim"],
+    );
+}
+
+#[test]
+fn l15_freeing_a_retired_object_is_found_when_the_sheaves_are_flushed() {
+    let deed = || {
+        let cache = cache("victim");
+        let object = cache.alloc().unwrap();
+        // SAFETY: none: the test breaks the contract on purpose.
+        let _ = unsafe { cache.retire(object) };
+        // SAFETY: none, as above.
+        unsafe { cache.free(object) };
+        drop(cache);
+    };
+    aborts(
+        "l15_freeing_a_retired_object_is_found_when_the_sheaves_are_flushed",
+        deed,
+        &["freed twice", "cache victim"],
+    );
+}
+
+#[test]
+fn l15_kfree_twice_is_found_when_the_sheaf_is_flushed() {
+    let deed = || {
+        let km = Kmalloc::new_checked(Threads, pages(), NoReaders, Checks::empty()).unwrap();
+        let memory = km.kmalloc(Layout::new::<[u64; 8]>()).unwrap();
+        // SAFETY: none: the test breaks the contract on purpose.
+        unsafe { km.kfree(memory) };
+        // SAFETY: none, as above.
+        unsafe { km.kfree(memory) };
+        km.shrink();
+    };
+    aborts(
+        "l15_kfree_twice_is_found_when_the_sheaf_is_flushed",
+        deed,
+        &["freed twice", "cache kmalloc-64"],
+    );
+}
+
+#[test]
+fn l15_what_a_thread_freed_twice_is_found_when_another_flushes() {
+    let deed = || {
+        let cache = cache("victim");
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let object = cache.alloc().unwrap();
+                // SAFETY: none: the test breaks the contract on purpose.
+                unsafe { cache.free(object) };
+                // SAFETY: none, as above.
+                unsafe { cache.free(object) };
+            });
+        });
+        // The thread's end handed its sheaves over.
+        cache.shrink();
+    };
+    aborts(
+        "l15_what_a_thread_freed_twice_is_found_when_another_flushes",
+        deed,
+        &["freed twice", "cache victim"],
+    );
+}
+
+#[test]
+fn l15_freeing_twice_without_a_slot_is_found_at_once() {
+    let deed = || {
+        let cpus: &'static Hand = Box::leak(Box::new(Hand::new(1)));
+        let config = CacheConfig::new("victim", Layout::new::<[u64; 8]>()).checks(Checks::empty());
+        let cache = RawCache::new(config, cpus, pages(), NoReaders).unwrap();
+        cpus.go(None);
+        let _keeps_the_slab = cache.alloc().unwrap();
+        let object = cache.alloc().unwrap();
+        // SAFETY: none: the test breaks the contract on purpose.
+        unsafe { cache.free(object) };
+        // SAFETY: none, as above.
+        unsafe { cache.free(object) };
+    };
+    aborts(
+        "l15_freeing_twice_without_a_slot_is_found_at_once",
+        deed,
+        &["freed twice", "cache victim"],
     );
 }

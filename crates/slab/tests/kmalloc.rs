@@ -151,7 +151,7 @@ fn retiring_goes_by_the_address_alone() {
         let memory = km
             .kmalloc(Layout::from_size_align(bytes, 8).unwrap())
             .unwrap();
-        assert_eq!(km.cache_of(memory.as_ptr()).unwrap().object_bytes(), bytes);
+        assert_eq!(km.cache_of(memory.as_ptr()).unwrap().layout().size(), bytes);
         // SAFETY: the memory was ours.
         assert_eq!(unsafe { km.retire(memory) }, Ok(()));
     }

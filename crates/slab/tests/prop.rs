@@ -6,7 +6,7 @@ use common::{Canary, Failure, Hand, Pages};
 use proptest::prelude::*;
 use rcu_core::manual::ManualGp;
 use rcu_core::{Cookie, GracePeriod};
-use slab::{CacheConfig, RawCache};
+use slab::{CacheConfig, Checks, RawCache};
 use std::alloc::Layout;
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
@@ -55,6 +55,16 @@ struct Setup {
     ask: usize,
     min_partial: usize,
     auto: bool,
+    checks: Checks,
+}
+
+/// None, all, or any.
+fn checks() -> impl Strategy<Value = Checks> {
+    prop_oneof![
+        2 => Just(Checks::empty()),
+        1 => Just(Checks::all()),
+        1 => any::<u8>().prop_map(Checks::from_bits_truncate),
+    ]
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
@@ -74,15 +84,19 @@ fn setup() -> impl Strategy<Value = Setup> {
         1..40_usize,
         0..3_usize,
         any::<bool>(),
+        checks(),
     )
-        .prop_map(|(size, align, sheaf, ask, min_partial, auto)| Setup {
-            size,
-            align,
-            sheaf,
-            ask,
-            min_partial,
-            auto,
-        })
+        .prop_map(
+            |(size, align, sheaf, ask, min_partial, auto, checks)| Setup {
+                size,
+                align,
+                sheaf,
+                ask,
+                min_partial,
+                auto,
+                checks,
+            },
+        )
 }
 
 type Raw<'a> = RawCache<&'a Hand, &'a Pages, &'a ManualGp>;
@@ -190,6 +204,7 @@ impl Model<'_> {
             self.live.len(),
             "objects are lost or torn: {stats}"
         );
+        assert_eq!(stats.memory.total(), self.cache.pages().outstanding_bytes());
         assert!(self.cache.waiting_objects() <= stats.waiting);
         assert!(stats.waiting <= self.retired.len());
     }
@@ -207,7 +222,8 @@ fn play(setup: &Setup, ops: &[Op], failure: Failure) -> usize {
     let config = CacheConfig::new("prop", layout)
         .sheaf_capacity(setup.sheaf)
         .ask_after(setup.ask)
-        .min_partial(setup.min_partial);
+        .min_partial(setup.min_partial)
+        .checks(setup.checks);
     // The cache itself may find no memory either.
     pages.set_failure(failure);
     // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
@@ -251,6 +267,19 @@ proptest! {
 
     #[test]
     fn objects_are_conserved(setup in setup(), ops in prop::collection::vec(op(), 0..200)) {
+        play(&setup, &ops, Failure::Never);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn l15_no_check_finds_fault_with_what_is_allowed(
+        setup in setup(),
+        ops in prop::collection::vec(op(), 0..200),
+    ) {
+        let setup = Setup { checks: Checks::all(), ..setup };
         play(&setup, &ops, Failure::Never);
     }
 }

@@ -7,7 +7,7 @@ use pagealloc::{Attempt, Fixed, Zone};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OneCpu, Threads};
 use rcu_core::manual::ManualGp;
-use slab::{CacheConfig, RawCache};
+use slab::{CacheConfig, Checks, RawCache};
 use std::alloc::Layout;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
@@ -17,6 +17,11 @@ const CAP: usize = 5;
 
 fn config() -> CacheConfig {
     CacheConfig::new("regression", Layout::from_size_align(64, 8).unwrap()).sheaf_capacity(CAP)
+}
+
+/// Of a cache whose sheaves, or choice of slabs, are what is tested.
+fn unchecked() -> CacheConfig {
+    config().checks(Checks::empty())
 }
 
 type Raw<'a> = RawCache<&'a Hand, &'a Pages, &'a ManualGp>;
@@ -205,7 +210,7 @@ fn t16_partial_sheaf_is_not_lost() {
 /// An empty sheaf leaked on the way back, and an inverted condition sent every sheaf the slow way.
 #[test]
 fn t17_sheaves_circulate() {
-    with_cache(config().ask_after(CAP), |cache, _, pages, gp| {
+    with_cache(unchecked().ask_after(CAP), |cache, _, pages, gp| {
         let mut calls = 0;
         for round in 0..1000 {
             let objects = alloc(cache, CAP);
@@ -285,7 +290,7 @@ fn destroying_a_busy_cache_gives_it_back() {
 /// The array of retired objects becomes the allocation sheaf as it is.
 #[test]
 fn a_ripe_sheaf_becomes_the_allocation_sheaf() {
-    with_cache(config(), |cache, _, _, gp| {
+    with_cache(unchecked(), |cache, _, _, gp| {
         let objects = alloc(cache, CAP + 1);
         let rest = alloc(cache, 2 * CAP);
         retire(cache, &objects);
@@ -396,7 +401,7 @@ fn a_slot_that_ends_hands_over_what_waits() {
 /// Some empty slabs are kept, the others are given back.
 #[test]
 fn as_many_empty_slabs_are_kept_as_configured() {
-    with_cache(config().min_partial(2), |cache, cpus, _, _| {
+    with_cache(unchecked().min_partial(2), |cache, cpus, _, _| {
         cpus.go(None);
         let per_slab = cache.stats().objects_per_slab;
         for _ in 0..10 {
@@ -412,7 +417,7 @@ fn as_many_empty_slabs_are_kept_as_configured() {
 /// The fullest slab is refilled from first, so that others can become empty.
 #[test]
 fn refills_take_from_the_fullest_slab() {
-    with_cache(config(), |cache, cpus, _, _| {
+    with_cache(unchecked(), |cache, cpus, _, _| {
         cpus.go(None);
         let per_slab = cache.stats().objects_per_slab;
         let mut objects = alloc(cache, 2 * per_slab);

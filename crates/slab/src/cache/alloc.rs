@@ -17,6 +17,8 @@ use super::{Inner, RawCache};
 use crate::pool::lock;
 use crate::sheaf::Sheaf;
 use crate::slabs::{Dying, Slab};
+use crate::stats::Event;
+use core::panic::Location;
 use core::ptr::NonNull;
 use pagealloc::{AllocError, Attempt, PageAlloc, PageReq, PageTag};
 use rcu_core::GracePeriod;
@@ -31,6 +33,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// # Complexity
     /// A hit is a slot look-up, the local lock (no locked instruction and no fence with `Threads`) and a pop.
     #[inline]
+    #[track_caller]
     #[doc(alias = "kmem_cache_alloc")]
     pub fn alloc(&self) -> Result<NonNull<u8>, AllocError> {
         self.alloc_attempt(Attempt::MayGrow)
@@ -42,6 +45,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// # Errors
     /// If no memory can be had within `attempt`, see [`AllocError`].
     #[inline]
+    #[track_caller]
     pub fn alloc_attempt(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
         if let Some(local) = self.local() {
             // SAFETY: the slot is the caller's, from `current` just now.
@@ -58,7 +62,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[cold]
     #[inline(never)]
+    #[track_caller]
     pub(super) fn alloc_slow(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
+        if self.shape.is_checked() {
+            return self.alloc_checked(attempt, Location::caller());
+        }
         let Some(local) = self.local() else {
             return self.alloc_shared(attempt);
         };
@@ -104,6 +112,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     /// A sheaf with objects that are free to hand out, without asking the slabs.
     fn next_sheaf(&self, slot: &mut SlotState, attempt: Attempt) -> Option<Sheaf> {
         if let Some(spare) = slot.take_spare_full() {
+            self.tally(Event::Swap);
             return Some(spare);
         }
         if let Some(ripe) = slot.take_ripe(&self.gp) {
@@ -113,8 +122,10 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
         let mut stock = self.barn.0.lock(attempt)?;
         if let Some(full) = stock.take_full() {
+            self.tally(Event::BarnGet);
             return Some(full);
         }
+        self.tally(Event::BarnGetFail);
         let orphan = stock.take_ripe(&self.gp)?;
         self.count_let_go(orphan.len());
         Some(orphan)
@@ -126,6 +137,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         mut vessel: Sheaf,
         attempt: Attempt,
     ) -> Result<NonNull<u8>, AllocError> {
+        self.tally(Event::Refill);
         let filled = self.refill(&mut vessel, attempt);
         let object = vessel.pop();
         let mut surplus = Some(vessel);
@@ -209,11 +221,13 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         };
         // SAFETY: the block came from `pages` just now.
         unsafe { self.pages.set_tag(base, order, tag) };
+        self.birth(base);
+        self.tally(Event::SlabNew);
         Ok(slab)
     }
 
     /// Gives back a slab that never came into the lists.
-    fn unborn(&self, slab: Option<NonNull<Slab>>, attempt: Attempt) {
+    pub(super) fn unborn(&self, slab: Option<NonNull<Slab>>, attempt: Attempt) {
         if let Some(slab) = slab {
             let mut dying = Dying::default();
             dying.push(slab);
@@ -240,6 +254,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 }
             }
             if let Some(object) = object {
+                self.tally(Event::AllocSingle);
                 return Ok(object);
             }
             if let Some(object) = self.take_from_barn(attempt) {

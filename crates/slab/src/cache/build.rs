@@ -2,10 +2,12 @@
 
 use super::{Inner, Line, RawCache};
 use crate::barn::Barn;
-use crate::config::CacheConfig;
+use crate::checks::{Checks, Quarantine};
+use crate::config::{CacheConfig, Shape};
 use crate::error::CreateError;
 use crate::pool::Pool;
 use crate::slabs::{Dying, Slab, Slabs};
+use crate::stats::Tally;
 use core::alloc::Layout;
 use core::fmt;
 use core::mem::offset_of;
@@ -88,6 +90,16 @@ where
                 return Err(error.into());
             }
         };
+        let quarantine = match Self::quarantine(&shape, &pages) {
+            Ok(quarantine) => quarantine,
+            Err(error) => {
+                // SAFETY: the block came from `pages` just now.
+                unsafe { pages.free(slots, slots_order) };
+                // SAFETY: as above.
+                unsafe { pages.free(block, inner_order) };
+                return Err(error.into());
+            }
+        };
         let inner: NonNull<Inner<C, P, G>> = block.cast();
         // SAFETY: the function takes the pointer for what it is; the hook is removed, and waited for, before the cache ends, and
         // everything it touches may be touched from any thread (the bounds of this impl).
@@ -102,9 +114,11 @@ where
             inner_order,
             hook,
             nr_used: AtomicUsize::new(0),
+            tally: Tally::default(),
             waiting: Line(AtomicUsize::new(0)),
             barn: Line(Barn::new()),
             slabs: Line(SpinMutex::new(Slabs::new())),
+            quarantine: Line(SpinMutex::new(quarantine)),
             sheaves: Line(Pool::new(shape.sheaf_bytes)),
             descriptors: Line(Pool::new(size_of::<Slab>())),
         };
@@ -147,6 +161,16 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         (bytes.ok().and_then(Order::for_size)).ok_or(CreateError::TooManySlots { slots })
     }
 
+    /// The quarantine of a new cache.
+    fn quarantine(shape: &Shape, pages: &P) -> Result<Quarantine, AllocError> {
+        if !shape.checks.contains(Checks::QUARANTINE) {
+            return Ok(Quarantine::none());
+        }
+        let page = pages.alloc(PageReq::new(Quarantine::ORDER))?;
+        // SAFETY: the page came from `pages` just now, and goes back when the cache ends.
+        Ok(unsafe { Quarantine::new(page, shape) })
+    }
+
     /// The hook, by way of the block's own pointer.
     fn hook(&self) -> NonNull<OfflineHook> {
         // SAFETY: the offset is that of a field.
@@ -167,6 +191,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
         // A thread may have handed its slot over between the two; now none does any more.
         let live = self.inner().quiesce();
         if live > 0 {
+            if let Some(tell) = self.inner().shape.leaks {
+                tell(&self.inner().leak_report());
+            }
             self.inner().forget_used();
         }
         // SAFETY: the handle is the only one and ends here; no hook runs (removed above).
@@ -174,6 +201,10 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
         let mut dying = Dying::default();
         inner.slabs.0.get_mut().take_empty(&mut dying);
         inner.bury(dying, Attempt::NoWait);
+        if let Some(ring) = inner.quarantine.0.get_mut().page() {
+            // SAFETY: the page came from `pages` at birth; `quiesce` emptied the ring.
+            unsafe { inner.pages.free(ring, Quarantine::ORDER) };
+        }
         inner.sheaves.0.release(&inner.pages);
         inner.descriptors.0.release(&inner.pages);
         let (slots, slots_order, inner_order) = (inner.slots, inner.slots_order, inner.inner_order);

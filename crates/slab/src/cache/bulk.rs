@@ -12,6 +12,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     ///
     /// # Errors
     /// If not enough memory can be had within `attempt`; what was got has been freed again, and `out` holds nothing.
+    #[track_caller]
     #[doc(alias = "kmem_cache_alloc_bulk")]
     pub fn alloc_bulk(
         &self,
@@ -59,6 +60,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     ///
     /// # Safety
     /// As for [`Self::free`], for each of them; they differ from each other.
+    #[track_caller]
     #[doc(alias = "kmem_cache_free_bulk")]
     pub unsafe fn free_bulk(&self, objects: &mut [NonNull<u8>]) {
         let mut rest = &objects[..];

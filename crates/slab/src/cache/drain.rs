@@ -11,6 +11,7 @@ use super::{Inner, RawCache};
 use crate::barn::{Stock, later};
 use crate::sheaf::{Sheaf, SheafList};
 use crate::slabs::Dying;
+use crate::stats::Event;
 use pagealloc::{Attempt, PageAlloc, PageTag};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, Slot};
@@ -59,7 +60,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         self.count_waiting(sealed);
     }
 
-    fn adopt_ripe(&self, stock: &mut Stock) {
+    pub(super) fn adopt_ripe(&self, stock: &mut Stock) {
         let objects = stock.adopt_ripe(&self.gp);
         self.count_let_go(objects);
     }
@@ -74,6 +75,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         last = later(last, self.barn.0.enter().latest_orphan());
         // Nothing waited anywhere: what was retired before is free already.
         let Some(cookie) = last else {
+            self.end_quarantine(Attempt::NoWait);
             return;
         };
         self.gp.wait(cookie);
@@ -84,6 +86,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
         self.adopt_ripe(&mut self.barn.0.enter());
         self.trim_barn(Attempt::NoWait);
+        self.end_quarantine(Attempt::NoWait);
     }
 
     fn reap(&self) -> usize {
@@ -171,12 +174,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             }
         }
         while let Some(sheaf) = full.pop_front() {
+            self.tally(Event::FlushOther);
             match self.flush(sheaf, Attempt::NoWait, &mut dying) {
                 Ok(emptied) => self.drop_sheaf(emptied),
                 Err(sheaf) => self.barn.0.leave(sheaf),
             }
         }
         self.bury(dying, Attempt::NoWait);
+        self.end_quarantine(Attempt::NoWait);
     }
 
     /// Brings every object that is not with a user back into its slab, and says how many are out. Waits for grace periods.

@@ -6,6 +6,8 @@
 
 use super::{Inner, RawCache};
 use crate::slabs::Dying;
+use crate::stats::Event;
+use core::panic::Location;
 use core::ptr::NonNull;
 use core::slice;
 use pagealloc::{Attempt, PageAlloc};
@@ -19,6 +21,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// 1. `object` came from this cache, is not used any more, and was neither freed nor retired since.
     /// 2. No reader can still find it (else retire it).
     #[inline]
+    #[track_caller]
     #[doc(alias = "kmem_cache_free")]
     pub unsafe fn free(&self, object: NonNull<u8>) {
         if let Some(local) = self.local() {
@@ -36,8 +39,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[cold]
     #[inline(never)]
+    #[track_caller]
     pub(super) fn free_slow(&self, object: NonNull<u8>) {
         const ATTEMPT: Attempt = Attempt::NoWait;
+        if self.shape.is_checked() {
+            let freed = self.free_checked(object, ATTEMPT, Location::caller());
+            debug_assert!(freed.is_ok(), "this attempt waits for locks");
+            return;
+        }
         let Some(local) = self.local() else {
             return self.free_shared(slice::from_ref(&object));
         };
@@ -53,6 +62,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             // `main` is full, or there is none. A spare with room takes its place, and it the spare's.
             if let Some(spare) = slot.spare.take_if(|s| !s.is_full()) {
                 slot.spare = slot.main.install(spare);
+                self.tally(Event::Swap);
                 let pushed = slot.main.push(object);
                 debug_assert!(pushed, "a spare with room");
                 return;
@@ -102,6 +112,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
 
     /// Frees without a slot or a sheaf: straight to the slabs.
     pub(super) fn free_shared(&self, objects: &[NonNull<u8>]) {
+        self.tally(Event::FreeSingle);
         let mut dying = Dying::default();
         let (shape, pages) = (&self.shape, &self.pages);
         self.slabs

@@ -24,6 +24,8 @@
 //! - I3. Out of their slabs are: what users have, and what is in sheaves. Only objects in `main`, `spare` and the barn's `full`
 //!   are free to hand out.
 //!
+//! A cache that looks at each object ([`Checks`](crate::Checks)) hands nothing out from sheaves: see `checked`.
+//!
 //! # Orderings
 //! - P8. Local lock: the fast paths and the owner's slow paths / visitors.
 //! - P6. Hand-over of an object by free and alloc: local lock (P8) on one slot; barn and slabs locks, and the inbox's Release and
@@ -36,13 +38,14 @@
 //! see [`RawCache::waiting_objects`].
 //!
 //! # Contexts
-//! Lock order: local lock → barn → slabs → pool. Pages are asked for and given back, and grace periods are pushed, with no lock of
+//! Lock order: local lock → barn → quarantine → slabs → pool. Pages are asked for and given back, and grace periods are pushed, with no lock of
 //! ours held. `retire` may come in signal handlers and interrupts; `alloc` at `TryLock` too; `free` may not (its shared path waits
 //! for locks that the interrupted code may hold).
 
 mod alloc;
 mod build;
 mod bulk;
+mod checked;
 mod drain;
 mod free;
 mod report;
@@ -54,10 +57,12 @@ mod tests;
 pub use build::Busy;
 
 use crate::barn::Barn;
+use crate::checks::Quarantine;
 use crate::config::Shape;
 use crate::pool::Pool;
 use crate::sheaf::Sheaf;
 use crate::slabs::{Dying, Slabs};
+use crate::stats::{Event, Tally};
 use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -83,9 +88,12 @@ struct Inner<C: Cpus, P: PageAlloc, G: GracePeriod> {
     inner_order: Order,
     hook: OfflineHook,
     nr_used: AtomicUsize,
+    /// Events of callers without a slot.
+    tally: Tally,
     waiting: Line<AtomicUsize>,
     barn: Line<Barn>,
     slabs: Line<SpinMutex<Slabs>>,
+    quarantine: Line<SpinMutex<Quarantine>>,
     sheaves: Line<Pool>,
     descriptors: Line<Pool>,
 }
@@ -157,7 +165,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         self.inner().shape.layout
     }
 
-    /// Bytes from one object to the next: the layout's size, rounded up.
+    /// Bytes from one object to the next: the layout's size, rounded up, and what the checks add.
     #[must_use]
     pub fn object_bytes(&self) -> usize {
         self.inner().shape.size
@@ -275,6 +283,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         if sheaf.is_empty() {
             return self.drop_sheaf(sheaf);
         }
+        self.tally(Event::FlushMain);
         match self.flush(sheaf, attempt, dying) {
             Ok(emptied) => {
                 if let Err(emptied) = self.put_in_barn(emptied, attempt) {
@@ -287,15 +296,30 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
 
     /// Puts a sheaf into the barn, if that wants one and its lock is to be had.
     fn put_in_barn(&self, sheaf: Sheaf, attempt: Attempt) -> Result<(), Sheaf> {
-        match self.barn.0.lock(attempt) {
-            Some(mut stock) if sheaf.is_empty() => stock.put_empty(sheaf),
+        let is_empty = sheaf.is_empty();
+        let put = match self.barn.0.lock(attempt) {
+            Some(mut stock) if is_empty => stock.put_empty(sheaf),
             Some(mut stock) => stock.put_full(sheaf),
             None => Err(sheaf),
+        };
+        if !is_empty {
+            self.tally(match put {
+                Ok(()) => Event::BarnPut,
+                Err(_) => Event::BarnPutFail,
+            });
         }
+        put
     }
 
     /// Puts a sheaf's objects back into their slabs: all, or none if the lock is not to be had.
     fn flush(&self, mut sheaf: Sheaf, attempt: Attempt, dying: &mut Dying) -> Result<Sheaf, Sheaf> {
+        if self.shape.is_checked() {
+            if !self.put_home(sheaf.as_slice(), attempt, dying) {
+                return Err(sheaf);
+            }
+            sheaf.clear();
+            return Ok(sheaf);
+        }
         let Some(mut slabs) = crate::pool::lock(&self.slabs.0, attempt) else {
             return Err(sheaf);
         };
@@ -306,13 +330,19 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         Ok(sheaf)
     }
 
-    /// Takes from the barn what it has too much of (I2 of the barn) and puts it back into the slabs.
+    /// Takes from the barn what it has too much of (I2 of the barn) and puts it back into the slabs. In a checked cache, all.
     fn trim_barn(&self, attempt: Attempt) {
         let mut dying = Dying::default();
         while let Some(mut stock) = self.barn.0.lock(attempt) {
-            let Some(sheaf) = stock.take_surplus() else {
+            let surplus = if self.shape.is_checked() {
+                stock.take_full()
+            } else {
+                stock.take_surplus()
+            };
+            let Some(sheaf) = surplus else {
                 break;
             };
+            self.tally(Event::FlushOther);
             // Inside the barn's lock, which a barrier takes: objects are not on their way unseen (T15).
             match self.flush(sheaf, attempt, &mut dying) {
                 Ok(emptied) => {
@@ -338,6 +368,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             unsafe { self.pages.free_at(base, self.shape.order, attempt) };
             // SAFETY: the descriptor came from this pool, and nothing leads to it any more.
             unsafe { self.descriptors.0.put(slab.cast()) };
+            self.tally(Event::SlabGone);
             buried += 1;
         }
         buried

@@ -12,6 +12,8 @@
 use super::slot::SlotState;
 use super::{Inner, RawCache};
 use crate::slabs::Dying;
+use crate::stats::Event;
+use core::panic::Location;
 use core::ptr::NonNull;
 use pagealloc::{Attempt, PageAlloc};
 use rcu_core::GracePeriod;
@@ -34,6 +36,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// 1. `object` came from this cache, and was neither freed nor retired since.
     /// 2. No *new* reader can find it; readers that have found it stay within their sections.
     #[inline]
+    #[track_caller]
     #[doc(alias = "kfree_rcu")]
     #[doc(alias = "__kfree_rcu_sheaf")]
     pub unsafe fn retire(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
@@ -50,6 +53,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// # Safety
     /// As for [`Self::retire`]. Above `TryLock`, not from signal handlers and interrupts.
     #[inline]
+    #[track_caller]
     pub unsafe fn retire_attempt(
         &self,
         object: NonNull<u8>,
@@ -70,7 +74,35 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[cold]
     #[inline(never)]
+    #[track_caller]
     fn retire_slow(&self, object: NonNull<u8>, attempt: Attempt) -> Result<(), NonNull<u8>> {
+        let result = if self.shape.is_checked() {
+            match self.claim_retired(object, attempt, Location::caller()) {
+                Some(found) => (self.retire_into_sheaf(found, attempt)).map_err(|found| {
+                    self.unclaim(found);
+                    object
+                }),
+                None => Err(object),
+            }
+        } else {
+            self.retire_into_sheaf(object, attempt)
+        };
+        if result.is_err() {
+            self.tally(Event::RetireFail);
+        }
+        result
+    }
+
+    /// Puts an object into `rcu`, which the fast path takes for full.
+    fn push_retired(&self, slot: &mut SlotState, object: NonNull<u8>) -> bool {
+        if self.shape.is_checked() {
+            slot.rcu.push_closed(object)
+        } else {
+            slot.rcu.push(object)
+        }
+    }
+
+    fn retire_into_sheaf(&self, object: NonNull<u8>, attempt: Attempt) -> Result<(), NonNull<u8>> {
         let Some(local) = self.local() else {
             return Err(object);
         };
@@ -79,7 +111,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             let Some(mut slot) = (unsafe { local.cell.try_enter() }) else {
                 return Err(object);
             };
-            if slot.rcu.push(object) {
+            if self.push_retired(&mut slot, object) {
                 return Ok(());
             }
             let sealed = slot.seal(&self.gp);
@@ -92,7 +124,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             if let Some(vessel) = vessel {
                 let old = slot.rcu.install(vessel);
                 debug_assert!(old.is_none(), "T16: a sheaf was overwritten");
-                placed = slot.rcu.push(object);
+                placed = self.push_retired(&mut slot, object);
             }
             let ask = slot.should_ask(&self.gp, self.shape.ask_objects);
             (placed, ask, has_let_go)
@@ -133,14 +165,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         if let Some(local) = self.local() {
             // SAFETY: the slot is the caller's, from `current` just now.
             if let Some(mut slot) = unsafe { local.cell.try_enter() } {
-                retired = slot.rcu.push(object);
+                retired = self.push_retired(&mut slot, object);
                 if !retired
                     && slot.rcu.is_vacant()
                     && let Some(vessel) = vessel.take()
                 {
                     let old = slot.rcu.install(vessel);
                     debug_assert!(old.is_none(), "T16: a sheaf was overwritten");
-                    retired = slot.rcu.push(object);
+                    retired = self.push_retired(&mut slot, object);
                 }
             }
         }

@@ -8,6 +8,7 @@
 //!   objects was retired, so it may be handed out once that is done. Cookies in the line do not go back in time.
 
 use crate::sheaf::{Installed, Sheaf, SheafList};
+use crate::stats::Tally;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use rcu_core::cpu::{LocalCell, LocalLock, ZeroInit};
 use rcu_core::{Cookie, GracePeriod};
@@ -146,13 +147,14 @@ pub(crate) struct SlotCell<L> {
     /// The cookie last asked for by this slot, its lowest bit flipped so that zero is
     /// [`Cookie::COMPLETED`].
     asked: AtomicUsize,
+    pub(crate) tally: Tally,
 }
 
 // SAFETY: zero is valid for the cell (its own impl) and the hint.
 unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
-// A slot is one pair of cache lines, or a shift to find it becomes a multiplication.
-const_assert!(size_of::<SlotCell<rcu_core::cpu::BiasedLock>>() == 128);
-const_assert!(size_of::<SlotCell<rcu_core::cpu::SpinLock>>() == 128);
+// A slot is a power of two of bytes, its first 128 what the fast paths use, or a shift to find it becomes a multiplication.
+const_assert!(size_of::<SlotCell<rcu_core::cpu::BiasedLock>>() == 256);
+const_assert!(size_of::<SlotCell<rcu_core::cpu::SpinLock>>() == 256);
 
 impl<L> SlotCell<L> {
     /// The cookie that this slot last asked for.

@@ -1,8 +1,8 @@
 //! What needs a lock to be taken at the right moment.
 
 use super::*;
-use crate::CacheConfig;
 use crate::common::{Hand, Pages};
+use crate::{CacheConfig, Checks};
 use core::alloc::Layout;
 use rcu_core::manual::ManualGp;
 
@@ -14,7 +14,10 @@ type Raw<'a> = RawCache<&'a Hand, &'a Pages, &'a ManualGp>;
 fn with_cache(test: impl FnOnce(&Raw<'_>)) {
     let (pages, cpus, gp) = (Pages::new(), Hand::new(2), ManualGp::new());
     let layout = Layout::new::<[u64; 8]>();
-    let config = CacheConfig::new("test", layout).sheaf_capacity(CAP);
+    // Sheaves are what is tested here.
+    let config = CacheConfig::new("test", layout)
+        .sheaf_capacity(CAP)
+        .checks(Checks::empty());
     // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
     let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
     test(&cache);

@@ -70,6 +70,13 @@ impl Pages {
     }
 }
 
+impl Pages {
+    /// Bytes of the blocks that are out.
+    pub(crate) fn outstanding_bytes(&self) -> usize {
+        self.state().blocks.values().map(|b| b.order.bytes()).sum()
+    }
+}
+
 impl Drop for Pages {
     fn drop(&mut self) {
         // Blocks that a test lost on purpose.
