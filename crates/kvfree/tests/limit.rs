@@ -11,6 +11,7 @@ use std::time::Duration;
 const LIMIT: usize = 1 << 20;
 /// What each slot has not counted yet.
 const SLACK: usize = 4 * (64 << 10);
+const WRITERS: usize = 2;
 const BOXES: usize = 3000;
 
 static DROPPED: AtomicUsize = AtomicUsize::new(0);
@@ -42,7 +43,7 @@ fn boxes_wait_at_the_limit() {
         drop(guard);
     });
     is_inside.recv().unwrap();
-    let writers: Vec<_> = (0..2)
+    let writers: Vec<_> = (0..WRITERS)
         .map(|_| thread::spawn(|| (0..BOXES).for_each(|_| drop(RcuBox::new(Heavy([17; 4000]))))))
         .collect();
     while TOLD.load(Ordering::Relaxed) == 0 {
@@ -51,7 +52,8 @@ fn boxes_wait_at_the_limit() {
     for _ in 0..100 {
         let front = kvfree::stats().front.unwrap();
         assert!(front.bytes_waiting <= LIMIT + SLACK, "{front}");
-        assert_eq!(front.overdrawn, 0, "nobody was inside a section");
+        // Each writer had a box in its hands at most when the other one reached the limit.
+        assert!(front.overdrawn <= WRITERS, "{front}");
         thread::yield_now();
     }
     assert_eq!(
@@ -61,14 +63,17 @@ fn boxes_wait_at_the_limit() {
     );
     // Inside a section nobody can wait.
     let guard = read_lock();
-    drop(RcuBox::new(Heavy([17; 4000])));
+    (0..=WRITERS).for_each(|_| drop(RcuBox::new(Heavy([17; 4000]))));
     drop(guard);
-    assert_eq!(kvfree::stats().front.unwrap().overdrawn, 1);
+    assert!(kvfree::stats().front.unwrap().overdrawn > WRITERS);
     leave.send(()).unwrap();
     reader.join().unwrap();
     writers
         .into_iter()
         .for_each(|writer| writer.join().unwrap());
     kvfree::barrier();
-    assert_eq!(DROPPED.load(Ordering::Relaxed), 2 * BOXES + 1);
+    assert_eq!(
+        DROPPED.load(Ordering::Relaxed),
+        WRITERS * BOXES + WRITERS + 1
+    );
 }
