@@ -260,7 +260,8 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
             end: end as u32,
             zero: range.zeroed,
         };
-        self.lower.add(slot, run);
+        // SAFETY: noted as the zone's just now, so the source gave them, once; inside the span, as its ranges and regions are checked.
+        unsafe { self.lower.add(slot, run) };
         self.look();
     }
 
@@ -456,7 +457,8 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
     }
 
     fn give_runs(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
-        self.lower.give(slot, runs, attempt);
+        // SAFETY: blocks that were taken from there, and are on no list and nobody's any more (I1); `join` unmarked them.
+        unsafe { self.lower.give(slot, runs, attempt) };
         self.look();
     }
 

@@ -114,6 +114,7 @@ impl core::error::Error for SourceError {}
 /// 3. Ranges lie in the span, are disjoint, and are valid for reads and writes until they are removed or the source is dropped.
 ///    `zeroed` is true only of pages that read as zeroes.
 /// 4. Moving the source moves none of this memory.
+/// 5. "Until the source is dropped" is for ever where it is forgotten: memory that is only borrowed takes an `unsafe` constructor.
 pub unsafe trait Source {
     /// The addresses that ranges will have.
     fn span(&self) -> Span;

@@ -9,6 +9,12 @@ use proptest::prelude::*;
 use rcu_core::cpu::OneCpu;
 use std::collections::BTreeMap;
 
+/// A source over memory that outlives the zone: no test here forgets one.
+fn fixed(memory: &mut [MaybeUninit<u8>]) -> Fixed<'_> {
+    // SAFETY: the zone is dropped before the memory is.
+    unsafe { Fixed::borrowed(memory) }.unwrap()
+}
+
 const PAGE: PageReq = PageReq::new(Order::ZERO);
 
 type SmallZone<'a> = Zone<OneCpu, Fixed<'a>>;
@@ -24,7 +30,7 @@ fn memory(pages: usize) -> Vec<MaybeUninit<u8>> {
 fn zone(memory: &mut [MaybeUninit<u8>]) -> SmallZone<'_> {
     // SAFETY: each test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
-    Zone::new(cpu, Fixed::new(memory).unwrap()).unwrap()
+    Zone::new(cpu, fixed(memory)).unwrap()
 }
 
 fn page_of(block: NonNull<u8>, nr: usize) -> NonNull<u8> {

@@ -9,7 +9,7 @@
 //!   once show by what they do to a page (its contents, which loom watches; its state, which `take_back` checks; the count);
 //! - `Zone`'s own two lines of a hit, which are `Shared`'s (`models`).
 
-#![cfg(all(loom, feature = "std"))]
+#![cfg(all(loom, feature = "std", not(feature = "history")))]
 
 use loom::sync::Arc;
 use loom::thread;

@@ -10,6 +10,12 @@ use proptest::prelude::*;
 use rcu_core::cpu::OneCpu;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A source over memory that outlives the zone: no test here forgets one.
+fn fixed(memory: &mut [MaybeUninit<u8>]) -> Fixed<'_> {
+    // SAFETY: the zone is dropped before the memory is.
+    unsafe { Fixed::borrowed(memory) }.unwrap()
+}
+
 const PAGE: PageReq = PageReq::new(Order::ZERO);
 
 fn cpu() -> OneCpu {
@@ -130,7 +136,7 @@ fn metadata_may_lie_elsewhere_and_regions_may_come_later() {
 #[test]
 fn bad_regions_are_told_apart_and_change_nothing() {
     let mut memory = memory(600);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let pages = zone.span().pages;
     let own = pages - zone.total_pages();
     let before = (regions(&zone), zone.stats());
@@ -163,7 +169,7 @@ fn bad_regions_are_told_apart_and_change_nothing() {
 #[test]
 fn a_region_is_busy_while_pages_are_out_and_names_the_first() {
     let mut memory = memory(3000);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let fresh = zone.stats().free_blocks;
     let mut out = take_all(&zone);
     out.sort_unstable();
@@ -406,7 +412,7 @@ proptest! {
         ops in prop::collection::vec(op(PAGES), 1..100),
     ) {
         let mut memory = memory(PAGES - 1);
-        let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+        let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
         let fresh = zone.stats().free_blocks;
         let own = zone.span().pages - zone.total_pages();
         let has: BTreeSet<usize> = (own..zone.span().pages).collect();

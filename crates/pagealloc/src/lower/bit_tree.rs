@@ -291,14 +291,15 @@ unsafe impl Lower for BitTree {
         }
     }
 
-    fn add(&self, slot: Option<Slot>, run: Run) {
+    unsafe fn add(&self, slot: Option<Slot>, run: Run) {
         // ORDERING: Relaxed: a hint.
         self.common()
             .areas_added
             .fetch_add(self.extent.by_area(run).count(), Ordering::Relaxed);
         let mut runs = Runs::new();
         runs.push(run);
-        self.give(slot, &runs, Attempt::NoWait);
+        // SAFETY: debt 1.
+        unsafe { self.give(slot, &runs, Attempt::NoWait) };
     }
 
     fn take(&self, wanted: Wanted, runs: &mut Runs) -> Result<(), AllocError> {
@@ -339,7 +340,7 @@ unsafe impl Lower for BitTree {
         Ok(())
     }
 
-    fn take_range(&self, run: Run) -> bool {
+    unsafe fn take_range(&self, run: Run) -> bool {
         for (number, part) in self.extent.by_area(run) {
             let (first, end) = self.within(number, part);
             let claimed = self.area(number).claim_range(first, end);
@@ -352,7 +353,8 @@ unsafe impl Lower for BitTree {
                         zero: false,
                         ..run
                     });
-                    self.give(None, &back, Attempt::NoWait);
+                    // SAFETY: just taken.
+                    unsafe { self.give(None, &back, Attempt::NoWait) };
                 }
                 return false;
             }
@@ -361,7 +363,7 @@ unsafe impl Lower for BitTree {
         true
     }
 
-    fn give(&self, slot: Option<Slot>, runs: &Runs, _attempt: Attempt) {
+    unsafe fn give(&self, slot: Option<Slot>, runs: &Runs, _attempt: Attempt) {
         let mut pages = 0;
         for &run in runs {
             pages += (run.end - run.first) as usize;
@@ -395,7 +397,8 @@ unsafe impl Lower for BitTree {
                     if !run.zero {
                         return Some(run);
                     }
-                    self.give(None, &runs, Attempt::NoWait);
+                    // SAFETY: just taken.
+                    unsafe { self.give(None, &runs, Attempt::NoWait) };
                 }
             }
         }

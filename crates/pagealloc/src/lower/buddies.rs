@@ -249,7 +249,8 @@ impl Buddies {
             // ORDERING: Relaxed: a hint.
             self.arenas()[home].areas.fetch_add(1, Ordering::Relaxed);
             // A list operation long, and seldom contended: nobody else calls this arena home but by chance.
-            self.give(None, &runs, Attempt::TryLock);
+            // SAFETY: just taken.
+            unsafe { self.give(None, &runs, Attempt::TryLock) };
             return true;
         }
         false
@@ -389,7 +390,7 @@ unsafe impl Lower for Buddies {
         }
     }
 
-    fn add(&self, slot: Option<Slot>, run: Run) {
+    unsafe fn add(&self, slot: Option<Slot>, run: Run) {
         let home = self.home(slot);
         for (area, part) in self.extent.by_area(run) {
             // ORDERING: Relaxed: nobody has a page of the area before it is given below (I2).
@@ -405,7 +406,8 @@ unsafe impl Lower for Buddies {
             }
             let mut runs = Runs::new();
             runs.push(part);
-            self.give(slot, &runs, Attempt::NoWait);
+            // SAFETY: debt 1, for this part.
+            unsafe { self.give(slot, &runs, Attempt::NoWait) };
         }
     }
 
@@ -417,7 +419,7 @@ unsafe impl Lower for Buddies {
         }
     }
 
-    fn take_range(&self, run: Run) -> bool {
+    unsafe fn take_range(&self, run: Run) -> bool {
         let mut at = run.first;
         while at < run.end {
             // I4, in the smallest blocks.
@@ -438,7 +440,8 @@ unsafe impl Lower for Buddies {
                             end: part.first,
                             zero: false,
                         });
-                        self.give(None, &back, Attempt::NoWait);
+                        // SAFETY: just taken.
+                        unsafe { self.give(None, &back, Attempt::NoWait) };
                     }
                     return false;
                 }
@@ -448,7 +451,7 @@ unsafe impl Lower for Buddies {
         true
     }
 
-    fn give(&self, _slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
+    unsafe fn give(&self, _slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
         let leave = |held: &mut Option<(usize, SpinGuard<'_, Free>)>| {
             if let Some((home, free)) = held.take() {
                 self.arenas()[home].leave(free);
@@ -473,7 +476,7 @@ unsafe impl Lower for Buddies {
         leave(&mut held);
     }
 
-    fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
+    unsafe fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
         let area = self.extent.area_of(from);
         let next = ((area as u32 + 1) << Order::MAX.get()) - self.extent.bias();
         let end = range.end.min(next);

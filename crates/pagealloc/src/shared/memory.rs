@@ -97,7 +97,8 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
                 end,
                 zero: false,
             };
-            at = self.lower.take_within(range, at, &mut runs);
+            // SAFETY: a region of the zone's, so inside the span, and `at` is before its end.
+            at = unsafe { self.lower.take_within(range, at, &mut runs) };
             for run in &runs {
                 for (block, order) in index::blocks(run.first, run.end, self.bias()) {
                     metas.at(block).set_state(State::isolated(order, run.zero));

@@ -54,7 +54,8 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
             let given = unsafe { self.source.decommit(range) };
             let mut back = Runs::new();
             back.push(Run { zero: given, ..run });
-            self.lower().give(None, &back, Attempt::NoWait);
+            // SAFETY: just taken, unmarked, and zero if the source says so.
+            unsafe { self.lower().give(None, &back, Attempt::NoWait) };
             if !given {
                 break;
             }

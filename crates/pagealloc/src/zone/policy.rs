@@ -62,10 +62,10 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// ```
     /// # use core::mem::MaybeUninit;
     /// # use pagealloc::{Fallback, Fixed, Zone};
-    /// # let mut memory = vec![MaybeUninit::<u8>::uninit(); 1 << 20];
+    /// # let memory = vec![MaybeUninit::<u8>::uninit(); 1 << 20].leak();
     /// # // SAFETY: this program has one thread.
     /// # let cpu = unsafe { rcu_core::cpu::OneCpu::new() };
-    /// let zone = Zone::new(cpu, Fixed::new(&mut memory).unwrap()).unwrap();
+    /// let zone = Zone::new(cpu, Fixed::new(memory).unwrap()).unwrap();
     /// zone.set_fallback(|_| Fallback::never());
     /// zone.set_fallback(Fallback::linux);
     /// ```
