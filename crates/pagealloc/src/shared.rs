@@ -75,7 +75,7 @@ unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
 #[cfg(not(loom))]
 static_assertions::const_assert!(size_of::<SlotCell<rcu_core::cpu::BiasedLock>>() == 2048);
 
-#[cfg(loom)]
+#[cfg(all(loom, not(feature = "history")))]
 impl<L: LocalLock> SlotCell<L> {
     /// A cell for a model: loom's words must be made, zeroed memory will not do.
     pub(crate) const fn new(lock: L, pcp: Pcp) -> Self {

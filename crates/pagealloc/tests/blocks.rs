@@ -1,5 +1,7 @@
 //! Blocks that own themselves (row P17): out while the value lives, back when it ends.
 
+#![cfg(not(loom))]
+
 use core::mem::MaybeUninit;
 use pagealloc::{
     AllocError, Attempt, Filled, Fixed, Order, PAGE_SIZE, PageAlloc, PageBlock, PageReq, Unfilled,

@@ -1,6 +1,6 @@
 //! Broken contracts end the program with a message. Each test runs itself again in a child.
 
-#![cfg(all(feature = "std", target_os = "linux"))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
 use pagealloc::{Mmap, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag, Zone};
 use rcu_core::cpu::Threads;

@@ -1,7 +1,7 @@
 //! The two proofs that `PcpOnly` takes no lock: a zone lock that panics when it is touched, and a zone lock that somebody
 //! holds and does not let go.
 
-#![cfg(all(feature = "std", target_os = "linux"))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
 use pagealloc::conformance::checks::Out;
 use pagealloc::{AllocError, Attempt, Mmap, Order, PageAlloc, PageReq, Zone, ZoneStats};

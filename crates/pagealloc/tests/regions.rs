@@ -1,5 +1,7 @@
 //! Regions added and removed while the zone is in use: by example, against a model, and from several threads.
 
+#![cfg(not(loom))]
+
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{

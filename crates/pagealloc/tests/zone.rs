@@ -1,5 +1,7 @@
 //! The zone by example: small regions, bad input, growth, memory that is only addresses, statistics.
 
+#![cfg(not(loom))]
+
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{

@@ -535,7 +535,7 @@ unsafe impl Lower for Buddies {
     }
 
     fn mobility_of(&self, page: u32) -> Option<Mobility> {
-        Some(self.blocks.of(page))
+        (page < self.extent.pages()).then(|| self.blocks.of(page))
     }
 
     fn free_blocks_of(&self, mobility: Mobility) -> [usize; ORDERS] {
