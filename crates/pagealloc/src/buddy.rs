@@ -1,7 +1,7 @@
 //! The buddy system: free blocks of 2^0 to 2^10 pages, split on demand and merged at once.
 //!
 //! Source: Knuth, TAOCP 1, 2.5; Linux `mm/page_alloc.c` (`__rmqueue_smallest`, `__free_one_page`).
-//! Everything runs under the zone lock.
+//! Everything runs under the arena's lock.
 //!
 //! # Invariants
 //! - I1. A block on `areas[o]` has state `FREE` at order `o` in its head, and 0 in its other pages.

@@ -56,7 +56,7 @@ use rcu_core::cpu::{Slot, SpinGuard};
 const TRIES: usize = if cfg!(loom) { 1 } else { 24 };
 const PAUSES: usize = if cfg!(loom) { 0 } else { 16 };
 
-/// Buddy systems, one an arena, each under a spin lock (the zone lock, in Linux's words). See [`Lower`].
+/// Buddy systems, one an arena, each under a spin lock (together the zone lock, in Linux's words). See [`Lower`].
 ///
 /// Slots start in arenas of their own (by number, up to 8, never more than the zone has areas) and go to others' when their
 /// own has nothing left. Best where memory is short of nothing but a few threads ask for it at once, and where order matters:

@@ -1,6 +1,6 @@
 //! Regions that come and go while the zone is in use.
 //!
-//! A removal runs beside allocations and frees: it holds `growing`, so that nobody grows the zone meanwhile, and takes the zone lock step by step.
+//! A removal runs beside allocations and frees: it holds `growing`, so that nobody grows the zone meanwhile, and takes the arenas' locks step by step.
 //! The region's free pages are taken out first, so that they are not handed out meanwhile (see `shared::memory`); pages on slots' lists can go
 //! out until the lists are drained, and then the region is busy.
 
