@@ -39,7 +39,7 @@ const HUGE: usize = 512;
 /// Rounds of the fragmentation test as LLFree has it. A huge block's 256 pages out are hardly ever all freed in so few: the test tells nobody apart.
 const ROUNDS: usize = 8;
 /// Rounds that do: what is never allocated from meanwhile is free at the end (256 pages, of which a tenth goes each time, come to less than one).
-const LONG: usize = 64;
+const LONG: usize = 100;
 
 /// One thread's handle of an allocator.
 trait Pages {
@@ -405,23 +405,23 @@ fn main() {
     let mut bench = Bench { group: &mut group };
 
     let threads = [1, 2, 4];
-    bench.pairs::<0, _>("order0", &threads, || Ours(&ZONE));
+    bench.pairs::<0, _>("order0", &threads, || Ours(&*ZONE));
     bench.pairs::<0, _>("order0-mimalloc", &threads, || Mi);
     bench.pairs::<0, _>("order0-buddy-locked", &threads, || LockedFrames(&FRAMES));
     bench.pairs::<0, _>("order0-buddy-heap-locked", &threads, || LockedBytes(&HEAP));
     bench.pairs::<0, _>("order0-buddy", &[1], || frames(PAGES));
-    bench.pairs::<9, _>("order9", &threads, || Ours(&ZONE));
+    bench.pairs::<9, _>("order9", &threads, || Ours(&*ZONE));
     bench.pairs::<9, _>("order9-mimalloc", &[1], || Mi);
     bench.pairs::<9, _>("order9-buddy-locked", &threads, || LockedFrames(&FRAMES));
 
     let mut theirs = frames(PAGES);
-    bench.passes("bulk", || bulk(&mut Ours(&ZONE)));
+    bench.passes("bulk", || bulk(&mut Ours(&*ZONE)));
     bench.passes("bulk-buddy", || bulk(&mut theirs));
     let mut bytes = Bytes(heap());
     bench.passes("bulk-buddy-heap", || bulk(&mut bytes));
     bench.passes("bulk-mimalloc", || bulk(&mut Mi));
-    bench.passes("free-in-order", || frees(&mut Ours(&ZONE), false));
-    bench.passes("free-random", || frees(&mut Ours(&ZONE), true));
+    bench.passes("free-in-order", || frees(&mut Ours(&*ZONE), false));
+    bench.passes("free-random", || frees(&mut Ours(&*ZONE), true));
     bench.passes("free-random-buddy", || frees(&mut theirs, true));
 
     for (name, rounds) in [("fragmentation", ROUNDS), ("fragmentation-long", LONG)] {

@@ -180,6 +180,9 @@ impl Buddies {
             let more = Self::more_is_stashed(arena, &free);
             let (order, nr) = (wanted.order, wanted.nr.min(CHUNK));
             let (metas, mobility) = (self.metas, wanted.mobility);
+            // ORDERING: Relaxed: a hint.
+            let areas = arena.areas.load(Ordering::Relaxed);
+            free.buddy.draw_line(areas << Order::MAX.get());
             if steal {
                 free.buddy.take(metas, order, mobility, nr, runs);
             } else {
