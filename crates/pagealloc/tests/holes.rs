@@ -330,7 +330,7 @@ fn what_is_taken_below_is_lost<B: Lower>() {
         .map(|block| (block.as_ptr().addr() - base) / PAGE_SIZE);
     assert!(pages.all(|page| !taken.contains(&page)));
     for page in [CHUNK_PAGES as u32, u32::MAX] {
-        assert!(matches!(zone.lower().mobility_of(page), None));
+        assert!(zone.lower().mobility_of(page).is_none());
     }
 }
 
