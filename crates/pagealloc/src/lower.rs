@@ -254,7 +254,10 @@ pub unsafe trait Lower: Send + Sync + Sized {
     unsafe fn new(ground: Ground) -> Self;
 
     /// Makes pages that were not part of it free, for `slot` to begin with.
-    fn add(&self, slot: Option<Slot>, run: Run);
+    ///
+    /// # Safety
+    /// 1. The pages lie in the extent, are the caller's, and were not added before, or were taken since.
+    unsafe fn add(&self, slot: Option<Slot>, run: Run);
 
     /// Takes blocks, at least one, and adds them to `runs`, which is empty. At [`Attempt::MayGrow`] it may say that there are
     /// none where another slot would have to share: the caller then grows the zone, or asks again at [`Attempt::NoWait`].
@@ -265,16 +268,26 @@ pub unsafe trait Lower: Send + Sync + Sized {
 
     /// Takes exactly these pages if all of them are free, and says whether; if not, nothing has changed. Pages that wait do not count
     /// as free. For removing memory: others may claim single pages of the range meanwhile.
+    ///
+    /// # Safety
+    /// 1. The pages lie in the extent.
     #[must_use]
-    fn take_range(&self, run: Run) -> bool;
+    unsafe fn take_range(&self, run: Run) -> bool;
 
-    /// Takes pages back. They are the caller's, and their heads carry no mark.
-    fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt);
+    /// Takes pages back.
+    ///
+    /// # Safety
+    /// 1. The pages are the caller's, who took them from here, and are not used any more; `zero` is true only of runs that read as zeroes.
+    ///    Their heads carry no mark.
+    unsafe fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt);
 
     /// Takes the free pages of `range` that are at or behind page `from` of it, or in a block with that page, and says where to go
     /// on: a bounded part, as far as `runs`, which is empty, has room. For removing memory.
+    ///
+    /// # Safety
+    /// 1. The range lies in the extent, and `from` in the range.
     #[doc(alias = "start_isolate_page_range")]
-    fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
+    unsafe fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
         // Pieces double as long as they are free, and halve where they are not: two claims a page at most.
         let stop = range.end.min(from.saturating_add(1 << Order::MAX.get()));
         let (mut at, mut pages) = (from, 1);
@@ -284,7 +297,8 @@ pub unsafe trait Lower: Send + Sync + Sized {
                 end: stop.min(at + pages),
                 zero: false,
             };
-            if self.take_range(run) {
+            // SAFETY: a part of the range (debt 1).
+            if unsafe { self.take_range(run) } {
                 runs.join(run);
                 at = run.end;
                 pages *= 2;

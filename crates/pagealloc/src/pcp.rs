@@ -11,7 +11,7 @@
 //! Row P9, which keeps its counters on every allocation and free. Here a hit writes what it wrote before: the length and the hits.
 //! What happened between two visits of a list to the zone is read off those: the hits are the pops, and pops plus growth
 //! are the pushes. The constants are Linux's, scaled: a batch doubles [`SCALE_MAX`] times up to what was the batch before, for
-//! the list is an array, and larger batches would hold the zone lock longer (T27).
+//! the list is an array, and larger batches would hold the arena's lock longer (T27).
 //!
 //! - *Refill*: the batch doubles with each refill since which nothing was freed, halves with every free; the height grows by a batch.
 //! - *Overflow*: `freed` grows by what was freed (halves with every allocation) and says how many blocks leave, at least a
@@ -86,7 +86,7 @@ const SHARE: usize = 256;
 /// Single pages a slot may keep whatever the zone's size.
 const LEAST_SINGLES: usize = 4;
 
-/// Room for a batch of any class, and the bound on the blocks moved under one zone-lock hold (T27).
+/// Room for a batch of any class, and the bound on the blocks moved under one hold of an arena's lock (T27).
 pub(crate) const CHUNK: usize = 64;
 const_assert!(BATCH[0] < CHUNK);
 

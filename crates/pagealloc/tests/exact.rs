@@ -1,10 +1,13 @@
 //! Runs of any length, alignment beyond the order's own, split and merge: by example, and against a set of pages.
 
+#![cfg(not(loom))]
+
 #[macro_use]
 mod each;
 
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
+use each::fixed;
 use pagealloc::{
     AllocError, Attempt, Fixed, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag, SplitError, Zone,
 };
@@ -29,7 +32,7 @@ fn memory(pages: usize) -> Vec<MaybeUninit<u8>> {
 fn zone(memory: &mut [MaybeUninit<u8>]) -> SmallZone<'_> {
     // SAFETY: each test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
-    Zone::new(cpu, Fixed::new(memory).unwrap()).unwrap()
+    Zone::new(cpu, fixed(memory)).unwrap()
 }
 
 fn page_of(block: NonNull<u8>, nr: usize) -> NonNull<u8> {

@@ -1,10 +1,13 @@
 //! What a zone does with types, watermarks, heights and lists that are disabled: rows P4, P5, P9, P12, P14 and their bugs.
 
+#![cfg(not(loom))]
+
 #[macro_use]
 mod each;
 
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
+use each::fixed;
 use pagealloc::{
     AllocError, Attempt, Fallback, Fixed, Mobility, Order, PAGE_SIZE, PageAlloc, PageReq,
     PressureHook, Reserve, Watermarks, Zone,
@@ -22,7 +25,7 @@ type SmallZone<'a> = Zone<OneCpu, Fixed<'a>>;
 fn zone(memory: &mut [MaybeUninit<u8>]) -> SmallZone<'_> {
     // SAFETY: each test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
-    Zone::new(cpu, Fixed::new(memory).unwrap()).unwrap()
+    Zone::new(cpu, fixed(memory)).unwrap()
 }
 
 fn memory(bytes: usize) -> Vec<MaybeUninit<u8>> {

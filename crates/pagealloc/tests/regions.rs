@@ -1,10 +1,13 @@
 //! Regions added and removed while the zone is in use: by example, against a model, and from several threads.
 
+#![cfg(not(loom))]
+
 #[macro_use]
 mod each;
 
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
+use each::fixed;
 use pagealloc::{
     Attempt, Fixed, MemoryMap, Order, PAGE_SIZE, PageAlloc, PageReq, Range, RegionError, Source,
     SourceError, Zone, ZoneError,
@@ -135,7 +138,7 @@ fn metadata_may_lie_elsewhere_and_regions_may_come_later() {
 #[test]
 fn bad_regions_are_told_apart_and_change_nothing() {
     let mut memory = memory(600);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let pages = zone.span().pages;
     let own = pages - zone.total_pages();
     let before = (regions(&zone), zone.stats());
@@ -168,7 +171,7 @@ fn bad_regions_are_told_apart_and_change_nothing() {
 #[test]
 fn a_region_is_busy_while_pages_are_out_and_names_the_first() {
     let mut memory = memory(3000);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let fresh = zone.stats().free_blocks;
     let mut out = take_all(&zone);
     out.sort_unstable();
@@ -411,7 +414,7 @@ proptest! {
         ops in prop::collection::vec(op(PAGES), 1..100),
     ) {
         let mut memory = memory(PAGES - 1);
-        let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+        let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
         let fresh = zone.stats().free_blocks;
         let own = zone.span().pages - zone.total_pages();
         let has: BTreeSet<usize> = (own..zone.span().pages).collect();

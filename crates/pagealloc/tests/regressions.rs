@@ -1,6 +1,6 @@
 //! Bugs that Linux had (rows T25 to T33 of its history), each by its name.
 
-#![cfg(all(feature = "std", target_os = "linux"))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
 #[macro_use]
 mod each;
