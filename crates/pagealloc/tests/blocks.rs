@@ -2,18 +2,14 @@
 
 #![cfg(not(loom))]
 
-use core::mem::MaybeUninit;
+mod buffer;
+
+use buffer::{fixed, unwritten, written};
 use pagealloc::{
     AllocError, Attempt, Filled, Fixed, Order, PAGE_SIZE, PageAlloc, PageBlock, PageReq, Unfilled,
     Zone,
 };
 use rcu_core::cpu::OneCpu;
-
-/// A source over memory that outlives the zone: no test here forgets one.
-fn fixed(memory: &mut [MaybeUninit<u8>]) -> Fixed<'_> {
-    // SAFETY: the zone is dropped before the memory is.
-    unsafe { Fixed::borrowed(memory) }.unwrap()
-}
 
 fn order(log2_pages: u8) -> Order {
     Order::new(log2_pages).unwrap()
@@ -21,7 +17,7 @@ fn order(log2_pages: u8) -> Order {
 
 /// Runs `test` with a zone over memory full of other bytes than zero.
 fn with_zone(test: impl FnOnce(&Zone<OneCpu, Fixed<'_>>)) {
-    let mut memory = vec![MaybeUninit::new(0xa5_u8); 8 << 20];
+    let mut memory = written(8 << 20);
     // SAFETY: each test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
     let zone = Zone::new(cpu, fixed(&mut memory)).unwrap();
@@ -108,7 +104,7 @@ fn p17_a_block_may_be_freed_where_nobody_may_wait() {
 
 #[test]
 fn p17_a_leaked_block_lives_as_long_as_its_zone_is_borrowed() {
-    let mut memory = vec![MaybeUninit::uninit(); 1 << 20];
+    let mut memory = unwritten(1 << 20);
     // SAFETY: this test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
     let zone = Zone::new(cpu, fixed(&mut memory)).unwrap();

@@ -2,12 +2,13 @@
 
 #![cfg(not(loom))]
 
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::{fixed, written};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use each::fixed;
 use pagealloc::{
     AllocError, Attempt, Fixed, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag, SplitError, Zone,
 };
@@ -26,7 +27,7 @@ fn order(log2_pages: u8) -> Order {
 }
 
 fn memory(pages: usize) -> Vec<MaybeUninit<u8>> {
-    vec![MaybeUninit::new(0x5a); pages * PAGE_SIZE]
+    written(pages * PAGE_SIZE)
 }
 
 fn zone(memory: &mut [MaybeUninit<u8>]) -> SmallZone<'_> {

@@ -3,9 +3,11 @@
 
 #![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::unwritten;
 use pagealloc::{
     AllocError, Attempt, Fallback, Fixed, Lower as _, Mmap, Mobility, Order, PAGE_SIZE, PageAlloc,
     PageBlock, PageReq, PressureHook, Range, RegionError, Runs, Source, SourceError, Span, Wanted,
@@ -44,7 +46,7 @@ fn blocks<P: PageAlloc>(pages: &P) -> Vec<PageBlock<'_, P, pagealloc::Unfilled>>
 fn a_forgotten_zone_does_no_harm_when_threads_end() {
     let (free, used) = mpsc::channel();
     let (go, end) = mpsc::channel::<()>();
-    let memory = vec![MaybeUninit::<u8>::uninit(); 8 << 20].leak();
+    let memory = unwritten(8 << 20).leak();
     let zone = Zone::new(Threads, Fixed::new(memory).unwrap()).unwrap();
     thread::scope(|scope| {
         let zone = &zone;

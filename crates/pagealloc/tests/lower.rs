@@ -2,6 +2,9 @@
 
 #![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
+mod buffer;
+
+use buffer::written;
 use pagealloc::conformance::checks::{Out, churn};
 use pagealloc::conformance::forbidden::Forbidden;
 use pagealloc::conformance::lowers::Model;
@@ -25,7 +28,7 @@ fn over_mmap<B: Lower>(bytes: usize) -> Zone<Threads, Mmap, B> {
 }
 
 fn region(bytes: usize) -> &'static mut [MaybeUninit<u8>] {
-    Vec::leak(vec![MaybeUninit::new(0xa5); bytes])
+    written(bytes).leak()
 }
 
 fn over_region() -> Zone<Threads, Fixed<'static>, BitTree> {

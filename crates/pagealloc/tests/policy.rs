@@ -2,12 +2,13 @@
 
 #![cfg(not(loom))]
 
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::{fixed, unwritten as memory};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use each::fixed;
 use pagealloc::{
     AllocError, Attempt, Fallback, Fixed, Mobility, Order, PAGE_SIZE, PageAlloc, PageReq,
     PressureHook, Reserve, Watermarks, Zone,
@@ -26,10 +27,6 @@ fn zone(memory: &mut [MaybeUninit<u8>]) -> SmallZone<'_> {
     // SAFETY: each test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
     Zone::new(cpu, fixed(memory)).unwrap()
-}
-
-fn memory(bytes: usize) -> Vec<MaybeUninit<u8>> {
-    vec![MaybeUninit::uninit(); bytes]
 }
 
 fn order(log2_pages: u8) -> Order {

@@ -2,12 +2,13 @@
 
 #![cfg(not(loom))]
 
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::{fixed, written};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use each::fixed;
 use pagealloc::{
     AllocError, Attempt, Failing, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag, Range, Source,
     SourceError, Span, Zone,
@@ -235,19 +236,12 @@ impl<S: Source + Send + Sync> Run<S> {
 }
 
 fn memory(pages: usize) -> Vec<MaybeUninit<u8>> {
-    let mut memory = Vec::with_capacity(pages * PAGE_SIZE);
-    let bytes: *mut MaybeUninit<u8> = memory.as_mut_ptr();
-    // At once, for byte by byte this takes most of a test's time. SAFETY: as many bytes have been reserved.
-    unsafe { bytes.write_bytes(0x5a, pages * PAGE_SIZE) };
-    // SAFETY: as above, and just written.
-    unsafe { memory.set_len(pages * PAGE_SIZE) };
-    memory
+    written(pages * PAGE_SIZE)
 }
 
 fn cases(n: u32) -> ProptestConfig {
     ProptestConfig {
-        // The strings are the same: a part of them tells whether they go well over another lower level, too.
-        cases: if IS_BUDDIES { n } else { n / 3 },
+        cases: n,
         failure_persistence: None,
         ..ProptestConfig::default()
     }

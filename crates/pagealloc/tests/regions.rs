@@ -2,12 +2,13 @@
 
 #![cfg(not(loom))]
 
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::{fixed, written};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use each::fixed;
 use pagealloc::{
     Attempt, Fixed, MemoryMap, Order, PAGE_SIZE, PageAlloc, PageReq, Range, RegionError, Source,
     SourceError, Zone, ZoneError,
@@ -26,7 +27,7 @@ fn cpu() -> OneCpu {
 }
 
 fn memory(pages: usize) -> Vec<MaybeUninit<u8>> {
-    vec![MaybeUninit::new(0x5a); (pages + 1) * PAGE_SIZE]
+    written((pages + 1) * PAGE_SIZE)
 }
 
 /// The first page boundary.

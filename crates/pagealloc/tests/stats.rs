@@ -2,12 +2,13 @@
 
 #![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::{fixed, unwritten};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use each::fixed;
 use pagealloc::{Attempt, Mmap, Order, PageAlloc, PageBlock, PageReq, SlotStats, Zone, ZoneStats};
 use rcu_core::cpu::{OneCpu, Slot, Threads};
 
@@ -115,7 +116,7 @@ over_buddies! {
 
 #[test]
 fn splits_and_merges_are_counted_by_order() {
-    let mut memory = vec![MaybeUninit::uninit(); 8 << 20];
+    let mut memory = unwritten(8 << 20);
     // SAFETY: this test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
     let zone = Zone::new(cpu, fixed(&mut memory)).unwrap();
@@ -378,7 +379,7 @@ fn the_picture_is_xml_and_shows_every_page_once() {
 
 #[test]
 fn the_picture_of_a_region_that_starts_anywhere_has_its_holes() {
-    let mut memory = vec![MaybeUninit::uninit(); 1 << 20];
+    let mut memory = unwritten(1 << 20);
     // SAFETY: this test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
     let zone = Zone::new(cpu, fixed(&mut memory)).unwrap();

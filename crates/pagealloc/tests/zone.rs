@@ -2,12 +2,12 @@
 
 #![cfg(not(loom))]
 
+mod buffer;
 #[macro_use]
 mod each;
 
-use core::mem::MaybeUninit;
+use buffer::{fixed, unwritten as memory};
 use core::ptr::NonNull;
-use each::fixed;
 use pagealloc::{
     AllocError, Attempt, Failing, Fixed, Order, PAGE_SIZE, PageAlloc, PageReq, Range, Source,
     SourceError, Span, Zone, ZoneError,
@@ -22,10 +22,6 @@ const PAGE: PageReq = PageReq::new(Order::ZERO);
 fn cpu() -> OneCpu {
     // SAFETY: each test uses its zone in its own thread only.
     unsafe { OneCpu::new() }
-}
-
-fn memory(bytes: usize) -> Vec<MaybeUninit<u8>> {
-    vec![MaybeUninit::uninit(); bytes]
 }
 
 fn order(log2_pages: u8) -> Order {

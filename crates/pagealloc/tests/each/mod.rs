@@ -1,15 +1,7 @@
 //! The same tests over each lower level: what a zone offers it offers over either.
 
-use core::mem::MaybeUninit;
-use pagealloc::{Fixed, Source, Zone, ZoneError};
+use pagealloc::{Source, Zone, ZoneError};
 use rcu_core::cpu::Cpus;
-
-/// A source over memory that outlives the zone: no test forgets one.
-#[allow(dead_code, reason = "not every file needs it")]
-pub(crate) fn fixed(memory: &mut [MaybeUninit<u8>]) -> Fixed<'_> {
-    // SAFETY: the zone is dropped before the memory is.
-    unsafe { Fixed::borrowed(memory) }.unwrap()
-}
 
 /// Makes [`Zone::new`], which is for the default lower level, the name for a zone over another one, too.
 #[allow(dead_code, reason = "not every file needs all of it")]
