@@ -19,6 +19,8 @@
 //! room for what is out and a quarter of what is free; above it pages are freed and hardly allocated, and huge blocks become whole. Where lists
 //! are out of order, because the line moved, a block is missed, not lost. Why not by how full each pageblock is: it is a word to be
 //! written for each block that comes or goes. Without a line (`u32::MAX`, as at first) it is P2 and P3 alone.
+//! P3's random option (front or end by a coin, `shuffle_pick_tail`) is not here: a coin that nobody can guess is no layer's below, and it would
+//! undo the line.
 
 #![deny(unsafe_code)]
 

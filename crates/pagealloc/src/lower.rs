@@ -225,8 +225,8 @@ pub struct Changes {
 /// # What is the same, and what need not be
 /// All that a zone offers it offers over every lower level, and the suite holds each to it: regions that come and go, memory given back under every policy,
 /// exact runs, watermarks and hooks, disabled lists, statistics of pages and of free blocks, the picture, and what a free of a free page meets. May differ:
-/// - *Which* of the blocks that fit goes out, and so who is whose neighbour. [`Buddies`] prefer the smallest that fits, and what was used
-///   before; [`BitTree`] the area that the slot had last, in it the lowest address, and then areas that are used in part.
+/// - *Which* of the blocks that fit goes out, and so who is whose neighbour. [`Buddies`] prefer the lower part of an arena, there the smallest that fits, and what was
+///   used before; [`BitTree`] the area that the slot had last, in it the lowest address, and then areas that are used in part.
 /// - Whether pageblocks have types (`mobility_of`): all, or none, and then any request is served from anywhere and
 ///   `set_fallback` changes nothing. Slots' lists are apart by type in any case.
 /// - Whether there are locks: where there are none, `TryLock` is never contended, nothing ever waits, and nothing is split or merged that could be

@@ -19,6 +19,12 @@
 //! - *Zone short of pages*: the height falls by what was freed; while pressure hooks run, to four batches.
 //! - *Tick*: the height falls by an eighth.
 //!
+//! # What a drain takes
+//! The oldest blocks of the list that overflowed, a batch or more, at most [`CHUNK`] under one hold; the lower level, if it keeps types, reads that of
+//! each block's pageblock again (P11, T32). Why not round robin over a slot's lists, as in Linux: there they share one count and one height,
+//! so a push to one makes all of them pay; here each has its own height and drains itself, and where all are drained they are drained
+//! whole.
+//!
 //! # Invariants
 //! - I1. `len <= high <= CAPACITY` of each list.
 //!   Unchecked accesses rest on it, because a bounds check on the hit path is a branch, and its panic a landing pad.

@@ -7,8 +7,8 @@
 //! Why not `MADV_FREE` for the lazy way. What it frees counts as used (RSS) until the machine itself runs short, so a program that gave memory
 //! back could not be told from one that kept it, and a container's limit is hit by both. It may vanish at any later moment, page by page, until it is
 //! written to: the zone, which keeps account of what reads as zeroes, would have to forget that for good and clear each zeroed block again, and poison
-//! could not be checked any more. And the system splits huge pages for it as it does for `MADV_DONTNEED`. What it is good at, not to pay for memory that
-//! is wanted again soon, the ticks do instead: only what nobody needed for a whole tick goes back.
+//! could not be checked any more. What it is good at, not to pay for memory that is wanted again soon, the ticks do instead: only what nobody
+//! needed for a whole tick goes back.
 
 use super::Zone;
 use crate::api::Attempt;
