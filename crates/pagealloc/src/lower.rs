@@ -327,13 +327,14 @@ pub unsafe trait Lower: Send + Sync + Sized {
     /// Free blocks by order, each page in the largest it is part of. Exact while nobody uses it. May visit everything.
     fn free_blocks(&self) -> [usize; ORDERS];
 
-    /// The largest free block that begins at a page, for a picture: a look. `None` where pages' metadata says so.
+    /// The largest free block that begins at a page, for a picture: a look. `None` where pages' metadata says so, and
+    /// outside of the extent.
     fn free_at(&self, page: u32) -> Option<Order> {
         let _ = page;
         None
     }
 
-    /// The type of the pageblock that a page lies in: a hint (T32). `None` where types are not kept.
+    /// The type of the pageblock that a page lies in: a hint (T32). `None` where types are not kept, and outside of the extent.
     fn mobility_of(&self, page: u32) -> Option<Mobility> {
         let _ = page;
         None

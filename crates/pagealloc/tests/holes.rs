@@ -337,7 +337,8 @@ fn what_is_taken_below_the_zone_is_lost() {
         .map(|block| (block.as_ptr().addr() - base) / PAGE_SIZE);
     assert!(pages.all(|page| !taken.contains(&page)));
     for page in [CHUNK_PAGES as u32, u32::MAX] {
-        assert!(zone.lower().mobility_of(page).is_none());
+        assert_eq!(zone.lower().mobility_of(page), None);
+        assert_eq!(zone.lower().free_at(page), None);
     }
 }
 

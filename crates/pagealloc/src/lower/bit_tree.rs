@@ -480,6 +480,10 @@ unsafe impl Lower for BitTree {
     }
 
     fn free_at(&self, page: u32) -> Option<Order> {
+        // Any number may be asked about, and `area` checks none.
+        if page >= self.extent.pages() {
+            return None;
+        }
         let area = self.extent.area_of(page);
         let at = page + self.extent.bias() - ((area as u32) << Order::MAX.get());
         self.area(area).free_at(at).map(Order::at)

@@ -194,6 +194,11 @@ pub fn types_are_kept_by_pageblock_or_not_at_all<B: Lower>() {
     let mut model = Model::<B>::new(PAGES, 0);
     model.add(0, PAGES, false);
     let kept = model.lower().mobility_of(0).is_some();
+    // Safe code may ask about any number.
+    for page in [PAGES, u32::MAX] {
+        assert_eq!(model.lower().mobility_of(page), None, "no such page");
+        assert_eq!(model.lower().free_at(page), None, "no such page");
+    }
     for round in 0..3 {
         for mobility in Mobility::ALL {
             for order in [0, 3, 9] {
