@@ -8,7 +8,7 @@
 //! | `order0`, `order9` | one block allocated and freed, by each thread |
 //! | `bulk` | a 65,536th of: allocate as many pages, then free them, by the bulk calls where there are some |
 //! | `free-in-order`, `free-random` | a 65,536th of freeing as many pages, which were allocated one by one before |
-//! | `fragmentation` | nothing: the number is a count, see [`fragmentation`] |
+//! | `fragmentation`, `fragmentation-long` | nothing: the number is a count, see [`fragmentation`] |
 //!
 //! Peers: `buddy` is buddy_system_allocator's frame allocator, `buddy-locked` the same behind its spin lock, `buddy-heap` and
 //! `buddy-heap-locked` its heap; `mimalloc` is asked for as many bytes, aligned to their size.
@@ -17,7 +17,7 @@ use buddy_system_allocator::{FrameAllocator, Heap, LockedFrameAllocator, LockedH
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode};
 use mimalloc::MiMalloc;
-use pagealloc::{Mmap, Order, PAGE_SIZE, PageAlloc, PageReq, Zone};
+use pagealloc::{BitTree, Buddies, Lower, Mmap, Order, PAGE_SIZE, PageAlloc, PageReq, Zone};
 use rcu_core::cpu::Threads;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::OnceCell;
@@ -36,6 +36,10 @@ const PAGES: usize = 512 << 10;
 const FRAGMENTED: usize = 256 << 10;
 /// Pages in a huge block.
 const HUGE: usize = 512;
+/// Rounds of the fragmentation test as LLFree has it. A huge block's 256 pages out are hardly ever all freed in so few: the test tells nobody apart.
+const ROUNDS: usize = 8;
+/// Rounds that do: what is never allocated from meanwhile is free at the end (256 pages, of which a tenth goes each time, come to less than one).
+const LONG: usize = 100;
 
 /// One thread's handle of an allocator.
 trait Pages {
@@ -59,9 +63,9 @@ trait Pages {
 
 type OurZone = Zone<Threads, Mmap>;
 
-fn zone(pages: usize) -> OurZone {
+fn zone<B: Lower>(pages: usize) -> Zone<Threads, Mmap, B> {
     let source = Mmap::reserve(pages * PAGE_SIZE).expect("address space");
-    Zone::new(Threads, source).expect("memory for the metadata")
+    Zone::with_lower(Threads, source).expect("memory for the metadata")
 }
 
 static ZONE: LazyLock<OurZone> = LazyLock::new(|| zone(PAGES));
@@ -99,9 +103,9 @@ fn layout(log2_pages: u8) -> Layout {
     Layout::from_size_align(bytes, bytes).expect("a power of two")
 }
 
-struct Ours<'z>(&'z OurZone);
+struct Ours<'z, P>(&'z P);
 
-impl Pages for Ours<'_> {
+impl<P: PageAlloc> Pages for Ours<'_, P> {
     type Block = NonNull<u8>;
 
     #[inline(always)]
@@ -294,9 +298,13 @@ fn frees<P: Pages>(pages: &mut P, shuffled: bool) -> Duration {
     start.elapsed()
 }
 
-/// LLFree's fragmentation test: 1 GiB is filled page by page, half of it freed at random, and then eight times a tenth of
+/// LLFree's fragmentation test: 1 GiB is filled page by page, half of it freed at random, and then in each of the `rounds` a tenth of
 /// what is out freed at random and allocated again. Says how many huge blocks have a page out then.
-fn fragmentation<P: Pages>(mut pages: P, number: impl Fn(P::Block) -> usize) -> usize {
+fn fragmentation<P: Pages>(
+    rounds: usize,
+    mut pages: P,
+    number: impl Fn(P::Block) -> usize,
+) -> usize {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let mut out: Vec<_> = core::iter::from_fn(|| pages.alloc(0)).collect();
     assert_eq!(out.len(), FRAGMENTED);
@@ -308,7 +316,7 @@ fn fragmentation<P: Pages>(mut pages: P, number: impl Fn(P::Block) -> usize) -> 
         }
     };
     free(&mut pages, &mut out, FRAGMENTED / 2);
-    for _ in 0..8 {
+    for _ in 0..rounds {
         let tenth = out.len() / 10;
         free(&mut pages, &mut out, tenth);
         out.extend((0..tenth).map(|_| pages.alloc(0).expect("as many were freed")));
@@ -320,14 +328,19 @@ fn fragmentation<P: Pages>(mut pages: P, number: impl Fn(P::Block) -> usize) -> 
     used.iter().filter(|&&used| used).count()
 }
 
-fn our_fragmentation() -> usize {
-    let zone = zone(FRAGMENTED);
+fn our_fragmentation<B: Lower>(rounds: usize) -> usize {
+    let zone = zone::<B>(FRAGMENTED);
     let base = zone.span().base.addr().get();
     assert!(
         base.is_multiple_of(HUGE * PAGE_SIZE),
         "huge blocks are whole"
     );
-    fragmentation(Ours(&zone), |block| (block.addr().get() - base) / PAGE_SIZE)
+    let number = |block: NonNull<u8>| (block.addr().get() - base) / PAGE_SIZE;
+    fragmentation(rounds, Ours(&zone), number)
+}
+
+fn their_fragmentation(rounds: usize) -> usize {
+    fragmentation(rounds, frames(FRAGMENTED), |frame| frame)
 }
 
 fn frames(pages: usize) -> Frames {
@@ -392,29 +405,32 @@ fn main() {
     let mut bench = Bench { group: &mut group };
 
     let threads = [1, 2, 4];
-    bench.pairs::<0, _>("order0", &threads, || Ours(&ZONE));
+    bench.pairs::<0, _>("order0", &threads, || Ours(&*ZONE));
     bench.pairs::<0, _>("order0-mimalloc", &threads, || Mi);
     bench.pairs::<0, _>("order0-buddy-locked", &threads, || LockedFrames(&FRAMES));
     bench.pairs::<0, _>("order0-buddy-heap-locked", &threads, || LockedBytes(&HEAP));
     bench.pairs::<0, _>("order0-buddy", &[1], || frames(PAGES));
-    bench.pairs::<9, _>("order9", &threads, || Ours(&ZONE));
+    bench.pairs::<9, _>("order9", &threads, || Ours(&*ZONE));
     bench.pairs::<9, _>("order9-mimalloc", &[1], || Mi);
     bench.pairs::<9, _>("order9-buddy-locked", &threads, || LockedFrames(&FRAMES));
 
     let mut theirs = frames(PAGES);
-    bench.passes("bulk", || bulk(&mut Ours(&ZONE)));
+    bench.passes("bulk", || bulk(&mut Ours(&*ZONE)));
     bench.passes("bulk-buddy", || bulk(&mut theirs));
     let mut bytes = Bytes(heap());
     bench.passes("bulk-buddy-heap", || bulk(&mut bytes));
     bench.passes("bulk-mimalloc", || bulk(&mut Mi));
-    bench.passes("free-in-order", || frees(&mut Ours(&ZONE), false));
-    bench.passes("free-random", || frees(&mut Ours(&ZONE), true));
+    bench.passes("free-in-order", || frees(&mut Ours(&*ZONE), false));
+    bench.passes("free-random", || frees(&mut Ours(&*ZONE), true));
     bench.passes("free-random-buddy", || frees(&mut theirs, true));
 
-    bench.count("fragmentation", our_fragmentation);
-    bench.count("fragmentation-buddy", || {
-        fragmentation(frames(FRAGMENTED), |frame| frame)
-    });
+    for (name, rounds) in [("fragmentation", ROUNDS), ("fragmentation-long", LONG)] {
+        bench.count(name, || our_fragmentation::<Buddies>(rounds));
+        let bits = format!("{name}-bits");
+        bench.count(&bits, || our_fragmentation::<BitTree>(rounds));
+        let theirs = format!("{name}-buddy");
+        bench.count(&theirs, || their_fragmentation(rounds));
+    }
     group.finish();
     criterion.final_summary();
 }

@@ -78,10 +78,10 @@ pub enum Attempt {
     /// The slot's own list or nothing: no lock is touched. Right in any context.
     #[doc(alias = "__rcu_alloc_page_lockless")]
     PcpOnly,
-    /// The zone too, if its lock is free now.
+    /// The zone too, as far as its locks are free now.
     #[doc(alias = "alloc_pages_nolock")]
     TryLock,
-    /// The zone, waiting for its lock (short, bounded holds); no growth.
+    /// The zone, waiting for its locks (short, bounded holds); no growth.
     #[doc(alias = "GFP_NOWAIT")]
     NoWait,
     /// The zone, and more memory from the source when it is empty. May make system calls.
@@ -150,7 +150,7 @@ pub enum Reserve {
 pub enum AllocError {
     /// This slot's list has none: retry at a higher [`Attempt`].
     Empty,
-    /// The slot's list or the zone's lock was taken at this moment: retry later or at [`Attempt::NoWait`].
+    /// The slot's list or a lock of the zone's was taken at this moment: retry later or at [`Attempt::NoWait`].
     Contended,
     /// The zone has no block of this order: retry at [`Attempt::MayGrow`], or after freeing.
     Exhausted,
@@ -370,7 +370,7 @@ pub unsafe trait PageAlloc: Send + Sync {
     #[cfg_attr(feature = "history", track_caller)]
     unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt);
 
-    /// Frees one block. May wait for the zone's lock.
+    /// Frees one block. May wait for one of the allocator's locks.
     ///
     /// # Safety
     /// As for [`Self::free_at`].

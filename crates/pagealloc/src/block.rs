@@ -38,7 +38,7 @@ pub enum Filled {}
 
 /// A block of pages that goes back to its allocator when it is dropped.
 ///
-/// It borrows the allocator, which so outlives it. Dropping may wait for the zone's lock, as [`PageAlloc::free`] does; where that is not
+/// It borrows the allocator, which so outlives it. Dropping may wait for one of the zone's locks, as [`PageAlloc::free`] does; where that is not
 /// allowed, use [`Self::free_at`].
 ///
 /// ```

@@ -1,7 +1,7 @@
 //! The buddy system: free blocks of 2^0 to 2^10 pages, split on demand and merged at once.
 //!
 //! Source: Knuth, TAOCP 1, 2.5; Linux `mm/page_alloc.c` (`__rmqueue_smallest`, `__free_one_page`).
-//! Everything runs under the zone lock.
+//! Everything runs under the arena's lock.
 //!
 //! # Invariants
 //! - I1. A block on `areas[o]` has state `FREE` at order `o` in its head, and 0 in its other pages.
@@ -11,6 +11,16 @@
 //!   a pageblock, and are then of the type of the one that came last (T32). So a free pageblock merges whatever its type.
 //! - I5. On the lists of huge orders, blocks that may have memory behind them (dirty ones) come before those known to read as
 //!   zeroes; `dirty.pages` is the sum of the former. So memory in use is used again first, and what can be given back is found at once.
+//!
+//! # Which of several small blocks
+//! By order alone, blocks of each size lie everywhere, and pages that come and go one by one keep a page out of every huge block for ever
+//! (the bench `fragmentation-long`). So below a pageblock's size the part under a `line` goes first: blocks under it lie in front of their lists
+//! (hot ones first, P3), those above at the end, and the smallest sufficient block (P2) is looked for in front, and only then anywhere. The line leaves
+//! room for what is out and a quarter of what is free; above it pages are freed and hardly allocated, and huge blocks become whole. Where lists
+//! are out of order, because the line moved, a block is missed, not lost. Why not by how full each pageblock is: it is a word to be
+//! written for each block that comes or goes. Without a line (`u32::MAX`, as at first) it is P2 and P3 alone.
+//! P3's random option (front or end by a coin, `shuffle_pick_tail`) is not here: a coin that nobody can guess is no layer's below, and it would
+//! undo the line.
 
 #![deny(unsafe_code)]
 
@@ -52,6 +62,10 @@ pub(crate) struct Buddy {
     blocks: PageBlocks,
     fallback: [Fallback; TYPES],
     dirty: Dirty,
+    /// Small blocks before this page are used first.
+    line: u32,
+    /// No page was ever put before the first number, nor from the second one on.
+    bounds: (u32, u32),
     /// Blocks that were cut for smaller ones, by order.
     splits: [u64; ORDERS],
     /// Pairs of buddies that became one block, by the buddies' order.
@@ -76,6 +90,8 @@ impl Buddy {
             blocks,
             fallback: Mobility::ALL.map(Fallback::linux),
             dirty: Dirty { pages: 0, low: 0 },
+            line: u32::MAX,
+            bounds: (u32::MAX, 0),
             splits: [0; ORDERS],
             merges: [0; ORDERS],
         }
@@ -88,6 +104,21 @@ impl Buddy {
 
     pub(crate) const fn free_pages(&self) -> usize {
         self.free_pages
+    }
+
+    /// Draws the line anew for a memory of about `pages` pages in all.
+    pub(crate) fn draw_line(&mut self, pages: u32) {
+        let free = self.free_pages as u32;
+        let under = pages.saturating_sub(free).saturating_add(free / 4);
+        let (first, end) = self.bounds;
+        let width = end.saturating_sub(first);
+        // Others' memory may lie in between; then the part is the same.
+        let under = if width > pages && pages > 0 {
+            (u64::from(width) * u64::from(under) / u64::from(pages)) as u32
+        } else {
+            under
+        };
+        self.line = first.saturating_add(under);
     }
 
     /// Free blocks by order.
@@ -163,7 +194,7 @@ impl Buddy {
             got += n;
             // What is left are whole blocks whose buddies just went out: nothing merges (I2).
             for (block, order) in index::blocks(end, first + from.pages() as u32, self.bias) {
-                self.link(metas, block, order, zero, false);
+                self.link(metas, block, order, zero, block >= self.line);
             }
         }
     }
@@ -231,6 +262,7 @@ impl Buddy {
 
     /// Puts pages back, merged as far as they go. No head among them is marked.
     pub(crate) fn put_run(&mut self, metas: Metas, run: Run) {
+        self.bounds = (self.bounds.0.min(run.first), self.bounds.1.max(run.end));
         for (block, order) in index::blocks(run.first, run.end, self.bias) {
             self.put(metas, block, order, run.zero);
         }
@@ -256,7 +288,7 @@ impl Buddy {
         if order > PAGEBLOCK {
             self.blocks.set(block, order.pages(), mobility);
         }
-        let keep = self.merge_is_likely(metas, block, order);
+        let keep = block >= self.line || self.merge_is_likely(metas, block, order);
         self.link(metas, block, order, zero, keep);
     }
 
@@ -281,11 +313,23 @@ impl Buddy {
         self.free_buddy(metas, block.min(buddy), above).is_some()
     }
 
-    /// The first of the smallest sufficient blocks in pageblocks of `mobility`.
+    /// The first of the smallest sufficient blocks in pageblocks of `mobility`: of those under the line, or else of all.
     fn smallest(&self, order: Order, mobility: Mobility) -> Option<(u32, Order)> {
         let areas = &self.areas[mobility.get()];
-        let order = (order.get()..ORDERS).find(|&o| areas[o].nr > 0)?;
-        Some((areas[order].first, Order::at(order)))
+        let mut above = None;
+        for (o, area) in areas.iter().enumerate().skip(order.get()) {
+            if area.nr == 0 {
+                continue;
+            }
+            if o >= PAGEBLOCK.get() {
+                return above.or(Some((area.first, Order::at(o))));
+            }
+            if area.first < self.line {
+                return Some((area.first, Order::at(o)));
+            }
+            above = above.or(Some((area.first, Order::at(o))));
+        }
+        above
     }
 
     /// A block for a request whose own type has none: out of a pageblock taken over, or else out of another type's if

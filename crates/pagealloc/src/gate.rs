@@ -21,7 +21,8 @@
 //!   over. In the first case the full fences on both sides (store of `used`, fence, load of `closed` / addition to `closed`, fence, load of
 //!   `used`) let the closer see the slot in `used`; its visit waits for the stay's end, finds heights and takes them. A stay that begins
 //!   after the visit sees the addition, handed on by the local lock (P8), so it raises nothing while that is in force.
-//! - I3. `closed` is never below the number of guards, so nested closings open with the last one.
+//! - I3. `closed` is never below the number of guards, so nested closings open with the last one. Guards that are forgotten count for ever;
+//!   a count that they could overflow ends in a panic.
 //!
 //! The model is `tests/loom_gate.rs`, with the mutant `gate`: the owner's fence left out.
 //!
@@ -78,11 +79,17 @@ impl Gate {
     /// From here on no slot that is visited raises its heights again. The caller visits all that [`Self::used`] says.
     pub(crate) fn close(&self) -> ListsDisabled<'_> {
         // ORDERING: Relaxed: ordered before the load of `used` by the fence (I2).
-        self.closed.fetch_add(1, Ordering::Relaxed);
-        fence::full();
-        ListsDisabled {
+        let before = self.closed.fetch_add(1, Ordering::Relaxed);
+        let disabled = ListsDisabled {
             closed: &self.closed,
-        }
+        };
+        // Half of what there is: as many threads as may be in between cannot wrap it (I3).
+        assert!(
+            before < u32::MAX / 2,
+            "two thousand million `ListsDisabled` were forgotten"
+        );
+        fence::full();
+        disabled
     }
 }
 

@@ -99,7 +99,7 @@ mod index;
 mod lower;
 mod meta;
 mod mobility;
-#[cfg(all(loom, feature = "std"))]
+#[cfg(all(loom, feature = "std", not(feature = "history")))]
 #[doc(hidden)]
 pub mod models;
 mod pcp;

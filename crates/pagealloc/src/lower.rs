@@ -225,8 +225,8 @@ pub struct Changes {
 /// # What is the same, and what need not be
 /// All that a zone offers it offers over every lower level, and the suite holds each to it: regions that come and go, memory given back under every policy,
 /// exact runs, watermarks and hooks, disabled lists, statistics of pages and of free blocks, the picture, and what a free of a free page meets. May differ:
-/// - *Which* of the blocks that fit goes out, and so who is whose neighbour. [`Buddies`] prefer the smallest that fits, and what was used
-///   before; [`BitTree`] the area that the slot had last, in it the lowest address, and then areas that are used in part.
+/// - *Which* of the blocks that fit goes out, and so who is whose neighbour. [`Buddies`] prefer the lower part of an arena, there the smallest that fits, and what was
+///   used before; [`BitTree`] the area that the slot had last, in it the lowest address, and then areas that are used in part.
 /// - Whether pageblocks have types (`mobility_of`): all, or none, and then any request is served from anywhere and
 ///   `set_fallback` changes nothing. Slots' lists are apart by type in any case.
 /// - Whether there are locks: where there are none, `TryLock` is never contended, nothing ever waits, and nothing is split or merged that could be
@@ -254,7 +254,10 @@ pub unsafe trait Lower: Send + Sync + Sized {
     unsafe fn new(ground: Ground) -> Self;
 
     /// Makes pages that were not part of it free, for `slot` to begin with.
-    fn add(&self, slot: Option<Slot>, run: Run);
+    ///
+    /// # Safety
+    /// 1. The pages lie in the extent, are the caller's, and were not added before, or were taken since.
+    unsafe fn add(&self, slot: Option<Slot>, run: Run);
 
     /// Takes blocks, at least one, and adds them to `runs`, which is empty. At [`Attempt::MayGrow`] it may say that there are
     /// none where another slot would have to share: the caller then grows the zone, or asks again at [`Attempt::NoWait`].
@@ -265,16 +268,26 @@ pub unsafe trait Lower: Send + Sync + Sized {
 
     /// Takes exactly these pages if all of them are free, and says whether; if not, nothing has changed. Pages that wait do not count
     /// as free. For removing memory: others may claim single pages of the range meanwhile.
+    ///
+    /// # Safety
+    /// 1. The pages lie in the extent.
     #[must_use]
-    fn take_range(&self, run: Run) -> bool;
+    unsafe fn take_range(&self, run: Run) -> bool;
 
-    /// Takes pages back. They are the caller's, and their heads carry no mark.
-    fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt);
+    /// Takes pages back.
+    ///
+    /// # Safety
+    /// 1. The pages are the caller's, who took them from here, and are not used any more; `zero` is true only of runs that read as zeroes.
+    ///    Their heads carry no mark.
+    unsafe fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt);
 
     /// Takes the free pages of `range` that are at or behind page `from` of it, or in a block with that page, and says where to go
     /// on: a bounded part, as far as `runs`, which is empty, has room. For removing memory.
+    ///
+    /// # Safety
+    /// 1. The range lies in the extent, and `from` in the range.
     #[doc(alias = "start_isolate_page_range")]
-    fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
+    unsafe fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
         // Pieces double as long as they are free, and halve where they are not: two claims a page at most.
         let stop = range.end.min(from.saturating_add(1 << Order::MAX.get()));
         let (mut at, mut pages) = (from, 1);
@@ -284,7 +297,8 @@ pub unsafe trait Lower: Send + Sync + Sized {
                 end: stop.min(at + pages),
                 zero: false,
             };
-            if self.take_range(run) {
+            // SAFETY: a part of the range (debt 1).
+            if unsafe { self.take_range(run) } {
                 runs.join(run);
                 at = run.end;
                 pages *= 2;
@@ -313,13 +327,14 @@ pub unsafe trait Lower: Send + Sync + Sized {
     /// Free blocks by order, each page in the largest it is part of. Exact while nobody uses it. May visit everything.
     fn free_blocks(&self) -> [usize; ORDERS];
 
-    /// The largest free block that begins at a page, for a picture: a look. `None` where pages' metadata says so.
+    /// The largest free block that begins at a page, for a picture: a look. `None` where pages' metadata says so, and
+    /// outside of the extent.
     fn free_at(&self, page: u32) -> Option<Order> {
         let _ = page;
         None
     }
 
-    /// The type of the pageblock that a page lies in: a hint (T32). `None` where types are not kept.
+    /// The type of the pageblock that a page lies in: a hint (T32). `None` where types are not kept, and outside of the extent.
     fn mobility_of(&self, page: u32) -> Option<Mobility> {
         let _ = page;
         None

@@ -9,9 +9,9 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `state` of a head, `FREE` | a free block of this order, on the zone's lists | the zone-lock holder |
+//! | `state` of a head, `FREE` | a free block of this order, on the zone's lists | the holder of the arena's lock |
 //! | `state` of a head, `LISTED` | a free block on a slot's list, or on its way there | who freed it, or took it from the zone |
-//! | `state` of a head, `STASHED` | a freed block on the stash | who freed it; then the zone-lock holder |
+//! | `state` of a head, `STASHED` | a freed block on the stash | who freed it; then the holder of the arena's lock |
 //! | `state` of a head, `ALLOCATED` | a block that is out; `TAGGED` if its owner noted something | the block's owner |
 //! | `state` of a head, `ALLOCATED` with `MORE` or `CONTINUED` | a block of an exact run of several | the run's owner |
 //! | `state` of a head, `ISOLATED` | a free block in a region that is being removed | who removes |
@@ -23,14 +23,14 @@
 //! list it lies on, or what it was asked for as. Unmovable is 0, so the usual free compares the word with a constant.
 //!
 //! # Invariants
-//! - I1. `FREE` is entered and left under the zone lock only. A holder that reads `FREE` in a buddy may therefore
+//! - I1. `FREE` is entered and left under the arena's lock only. A holder that reads `FREE` in a buddy may therefore
 //!   rely on it; everything else it may read there is some other owner's business and only means "do not merge".
 //! - I2. `tag` is 0 and `owner` null in every page that is neither inside a tagged block nor the head of a `FREE` or `STASHED` one.
 //!   So an allocation need not touch the metadata of any page but the head.
 //!
 //! # Orderings
 //! Every access is Relaxed. The words of a block belong to the block's owner and travel with the block: through the
-//! zone lock, a slot's local lock (P8), the stash (P7), or whatever the layer above hands a block over by (P6).
+//! arena's lock, a slot's local lock (P8), the stash (P7), or whatever the layer above hands a block over by (P6).
 
 use crate::api::{Mobility, Order, PageTag};
 use core::ptr;
@@ -331,24 +331,24 @@ impl PageMeta<'_> {
 
     /// The free list's next block, or [`NONE`](crate::index::NONE).
     pub(crate) fn next(&self) -> u32 {
-        // ORDERING: Relaxed: read under the zone lock, or by the one who took the stash (P7).
+        // ORDERING: Relaxed: read under the arena's lock, or by the one who took the stash (P7).
         self.tag_word().load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_next(&self, next: u32) {
-        // ORDERING: Relaxed: written under the zone lock, or before the stash's Release (P7).
+        // ORDERING: Relaxed: written under the arena's lock, or before the stash's Release (P7).
         self.tag_word().store(next, Ordering::Relaxed);
     }
 
     /// The free list's previous block, or [`NONE`](crate::index::NONE).
     pub(crate) fn prev(&self) -> u32 {
-        // ORDERING: Relaxed: read under the zone lock.
+        // ORDERING: Relaxed: read under the arena's lock.
         self.owner_word().load(Ordering::Relaxed).addr() as u32
     }
 
     pub(crate) fn set_prev(&self, prev: u32) {
         let link = ptr::without_provenance_mut(prev as usize);
-        // ORDERING: Relaxed: written under the zone lock.
+        // ORDERING: Relaxed: written under the arena's lock.
         self.owner_word().store(link, Ordering::Relaxed);
     }
 }

@@ -2,24 +2,24 @@
 //!
 //! Source: Linux `mm/page_alloc.c` (`find_suitable_fallback`, `try_to_claim_block`, `__rmqueue_steal`, 6.12 to 7.x), row P4.
 //! Why a byte a pageblock and not bits of the pageblock's first `PageMeta`: all of its bytes are its owner's, who
-//! writes them without the zone lock. A byte for 512 pages is the five-hundredth part of a byte a page, in an array of its own
+//! writes them without the arena's lock. A byte for 512 pages is the five-hundredth part of a byte a page, in an array of its own
 //! that is all zeroes, and so uncommitted, while everybody asks for the default type.
 //!
-//! Why the policy is a table and not a function that the buddy system calls: it would be foreign code under the zone lock.
+//! Why the policy is a table and not a function that the buddy system calls: it would be foreign code under the arena's lock.
 //! The embedder's function is called once for each type, outside of every lock, and what it says is kept.
 //!
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | a pageblock's byte | its type's number | the holder of the lock that guards its free blocks, "the zone lock" here |
+//! | a pageblock's byte | its type's number | the holder of the arena's lock |
 //!
 //! # Invariants
 //! - I1. A free block lies on the lists of its pageblock's type; a block of two pageblocks only if both have one type.
-//! - I2. Outside of the zone lock a type is a hint: it may have changed when the block arrives (T32). Whatever comes back to
+//! - I2. Outside of the arena's lock a type is a hint: it may have changed when the block arrives (T32). Whatever comes back to
 //!   the buddy system is sorted in by the type that is read then.
 //!
 //! # Progress and contexts
-//! A claim looks at no more than one pageblock an order, 512 words each, under the zone lock; only a request whose own type has nothing does.
+//! A claim looks at no more than one pageblock an order, 512 words each, under the arena's lock; only a request whose own type has nothing does.
 
 use crate::api::{Mobility, Order};
 use core::fmt;
@@ -151,20 +151,20 @@ impl PageBlocks {
         Some(unsafe { byte.as_ref() })
     }
 
-    /// The type of the pageblock that `page` lies in. Exact under the zone lock (I2).
+    /// The type of the pageblock that `page` lies in. Exact under the arena's lock (I2).
     pub(crate) fn of(&self, page: u32) -> Mobility {
-        // ORDERING: Relaxed: written and read under the zone lock, or a hint (I2).
+        // ORDERING: Relaxed: written and read under the arena's lock, or a hint (I2).
         let number = self.byte(page).map_or(0, |b| b.load(Ordering::Relaxed));
         Mobility::at(u32::from(number))
     }
 
-    /// Gives every pageblock of the `pages` pages from `page` on that type. Under the zone lock.
+    /// Gives every pageblock of the `pages` pages from `page` on that type. Under the arena's lock.
     pub(crate) fn set(&self, page: u32, pages: usize, mobility: Mobility) {
         for page in (page..page + pages as u32).step_by(PAGEBLOCK.pages()) {
             if let Some(byte) = self.byte(page)
                 && self.of(page) != mobility
             {
-                // ORDERING: Relaxed: under the zone lock; others take it for a hint (I2).
+                // ORDERING: Relaxed: under the arena's lock; others take it for a hint (I2).
                 byte.store(mobility as u8, Ordering::Relaxed);
             }
         }

@@ -11,13 +11,19 @@
 //! Row P9, which keeps its counters on every allocation and free. Here a hit writes what it wrote before: the length and the hits.
 //! What happened between two visits of a list to the zone is read off those: the hits are the pops, and pops plus growth
 //! are the pushes. The constants are Linux's, scaled: a batch doubles [`SCALE_MAX`] times up to what was the batch before, for
-//! the list is an array, and larger batches would hold the zone lock longer (T27).
+//! the list is an array, and larger batches would hold the arena's lock longer (T27).
 //!
 //! - *Refill*: the batch doubles with each refill since which nothing was freed, halves with every free; the height grows by a batch.
 //! - *Overflow*: `freed` grows by what was freed (halves with every allocation) and says how many blocks leave, at least a
 //!   batch; the height rises to hold that much and a batch.
 //! - *Zone short of pages*: the height falls by what was freed; while pressure hooks run, to four batches.
 //! - *Tick*: the height falls by an eighth.
+//!
+//! # What a drain takes
+//! The oldest blocks of the list that overflowed, a batch or more, at most [`CHUNK`] under one hold; the lower level, if it keeps types, reads that of
+//! each block's pageblock again (P11, T32). Why not round robin over a slot's lists, as in Linux: there they share one count and one height,
+//! so a push to one makes all of them pay; here each has its own height and drains itself, and where all are drained they are drained
+//! whole.
 //!
 //! # Invariants
 //! - I1. `len <= high <= CAPACITY` of each list.
@@ -86,7 +92,7 @@ const SHARE: usize = 256;
 /// Single pages a slot may keep whatever the zone's size.
 const LEAST_SINGLES: usize = 4;
 
-/// Room for a batch of any class, and the bound on the blocks moved under one zone-lock hold (T27).
+/// Room for a batch of any class, and the bound on the blocks moved under one hold of an arena's lock (T27).
 pub(crate) const CHUNK: usize = 64;
 const_assert!(BATCH[0] < CHUNK);
 

@@ -29,7 +29,77 @@ use rcu_core::sync::Backoff;
 
 /// One layer's offer: `run(data, pages)` gives pages back to the zone, about `pages` of them, and says how many.
 ///
-/// Lives inside the layer's own structure; the list links it in place.
+/// Lives inside the layer's own structure, or in a `static`; the list links it in place, and nothing is ever allocated for it. [`Zone::add_pressure_hook`]
+/// lists it, [`Zone::remove_pressure_hook`] takes it off and, once it returned, the hook does not run and will not.
+///
+/// **When.** Once for each time that fewer pages are free than the low watermark says ([`Zone::set_watermarks`]; without watermarks, not), inside the next
+/// allocation at [`Attempt::MayGrow`] that its list did not serve, or the next [`Zone::tick`]; `pages` is then what is missing to the high watermark. And, watermarks or not,
+/// inside an allocation at `MayGrow` for which the source has nothing and lists and stash have been drained; `pages` is at least its size. Allocations at lower
+/// levels, and frees at any, never run hooks.
+///
+/// **What it may do.** Free to the zone, at any level. Allocate from it: what it then gets is what is there, for hooks do not nest; with
+/// [`Reserve::All`](crate::Reserve::All) it gets the last pages too. Read statistics, drain lists, take other hooks off.
+/// It should be quick: the allocation waits.
+///
+/// **What it must not do.** Take itself off. Wait for a lock that anybody holds while allocating at `MayGrow`, or while taking this hook off: a layer that allocates under a lock of its own
+/// does so at [`Attempt::NoWait`](crate::Attempt::NoWait), or its hook only tries that lock and says 0 where it is taken. Wait for a grace period: the allocation may be in a read section.
+///
+/// **How many pages** it says decides only whether the next hook is asked. Pages that come back later (those of deferred frees, say) are not to be counted; an allocation that was about to
+/// fail then drains the lists and tries once more, whatever they said.
+///
+/// **Panics** pass through the allocation, which takes nothing then; the other hooks run the next time.
+///
+/// ```
+/// # #[cfg(all(feature = "std", target_os = "linux"))] {
+/// use core::ptr::NonNull;
+/// use core::sync::atomic::{AtomicPtr, Ordering};
+/// use pagealloc::{Mmap, Order, PageAlloc, PageBlock, PageReq, PressureHook, Watermarks, Zone};
+/// use rcu_core::cpu::Threads;
+///
+/// type Pages = Zone<Threads, Mmap>;
+///
+/// /// A layer that keeps a page for later.
+/// struct Layer<'z> {
+///     zone: &'z Pages,
+///     spare: AtomicPtr<u8>,
+/// }
+///
+/// impl Layer<'_> {
+///     /// Gives back what it has, without a lock.
+///     unsafe fn shrink(data: *const (), _pages: usize) -> usize {
+///         // SAFETY: the hook's data, a layer that is there while the hook is listed.
+///         let layer = unsafe { &*data.cast::<Self>() };
+///         let spare = layer.spare.swap(core::ptr::null_mut(), Ordering::AcqRel);
+///         let Some(spare) = NonNull::new(spare) else { return 0 };
+///         // SAFETY: the layer's own page, which the swap took.
+///         unsafe { layer.zone.free(spare, Order::ZERO) };
+///         1
+///     }
+/// }
+///
+/// let zone = Zone::new(Threads, Mmap::reserve(4 << 20).unwrap()).unwrap();
+/// let page = PageBlock::new(&zone, PageReq::new(Order::ZERO)).unwrap();
+/// let layer = Layer { zone: &zone, spare: AtomicPtr::new(page.into_raw().as_ptr()) };
+/// // SAFETY: `shrink` may run in any thread, and holds up nobody.
+/// let hook = unsafe { PressureHook::new(Layer::shrink, (&raw const layer).cast()) };
+/// // SAFETY: hook and layer stay where they are until the hook is taken off, below.
+/// unsafe { zone.add_pressure_hook(NonNull::from_ref(&hook)) };
+///
+/// // All there is, and a page more: the layer's.
+/// let mut out = Vec::new();
+/// while let Ok(page) = PageBlock::new(&zone, PageReq::new(Order::ZERO)) {
+///     out.push(page);
+/// }
+/// assert_eq!(out.len(), 1024);
+/// zone.remove_pressure_hook(NonNull::from_ref(&hook));
+/// # }
+/// ```
+///
+/// [`Zone::add_pressure_hook`]: crate::Zone::add_pressure_hook
+/// [`Zone::remove_pressure_hook`]: crate::Zone::remove_pressure_hook
+/// [`Zone::set_watermarks`]: crate::Zone::set_watermarks
+/// [`Zone::tick`]: crate::Zone::tick
+/// [`Attempt::MayGrow`]: crate::Attempt::MayGrow
 #[doc(alias = "shrinker")]
 pub struct PressureHook {
     run: unsafe fn(*const (), usize) -> usize,

@@ -38,7 +38,18 @@ pub enum RegionError {
     Source(SourceError),
 }
 
+impl RegionError {
+    /// Whether asking again later can help: pages were out, or on their way from one place to another.
+    #[must_use]
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, Self::Busy(_))
+    }
+}
+
 /// The pages that keep a region from being removed.
+///
+/// Pages on lists, of whatever slot, and in the stash, do not: they are fetched. But a page that an allocation or a free of another
+/// thread has in its hands at that moment counts as out, so where pages come and go, this may pass, and the removal is to be tried again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RegionBusy {
     /// How many pages of it are out, or were on their way when the region was looked at.
@@ -46,6 +57,13 @@ pub struct RegionBusy {
     /// The first of them.
     pub first: NonNull<u8>,
 }
+
+// SAFETY: an address that is only told.
+#[expect(unsafe_code, reason = "errors travel between threads")]
+unsafe impl Send for RegionBusy {}
+// SAFETY: as above.
+#[expect(unsafe_code, reason = "errors travel between threads")]
+unsafe impl Sync for RegionBusy {}
 
 impl fmt::Display for RegionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

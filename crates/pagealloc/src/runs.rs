@@ -1,6 +1,6 @@
 //! Blocks between the zone and the lists, as runs of neighbours.
 //!
-//! Why not block by block: what the zone lock must cover is a few list operations a run; marking the blocks'
+//! Why not block by block: what the arena's lock must cover is a few list operations a run; marking the blocks'
 //! heads, most of the work, is done before the lock is taken or after it is released. And a run of neighbours goes back
 //! as a few large blocks that need not be merged one by one. Runs are filled in place: they are large to return.
 

@@ -25,8 +25,8 @@
 //! # Invariants
 //! - I1. A page is in exactly one place: out, on one list, in the lower level, or isolated for a region's removal.
 //! - I2. The gate's `used` is above every slot whose lists hold anything.
-//! - I3. Lock order: slot, then zone (the locks inside the lower level). A visitor waits for the owner before it calls the lower
-//!   level, so an owner that waits for a zone lock inside its cell waits for nobody who waits for it.
+//! - I3. Lock order: slot, then the locks inside the lower level (an arena's, in `Buddies`). A visitor waits for the owner before it calls the lower
+//!   level, so an owner that waits for an arena's lock inside its cell waits for nobody who waits for it.
 //! - I4. At most [`CHUNK`] blocks move between a list and the lower level at once (T27).
 //! - I5. While a [`ListsDisabled`] lives, every list is empty (`gate` I2): heights are raised in `set_up` alone, inside the
 //!   owner's cell, and a height of 0 takes no block.
@@ -39,7 +39,7 @@
 //!
 //! # Progress and contexts
 //! A hit and any attempt up to `TryLock` wait for nobody. `NoWait` waits as the lower level does, for bounded holds at most;
-//! not for interrupt handlers that may have interrupted a holder. No foreign code runs under the slot's or a zone's lock:
+//! not for interrupt handlers that may have interrupted a holder. No foreign code runs under a slot's lock or one of the lower level's:
 //! the source runs under `growing`, for which only growers wait, and pressure hooks run where no lock is held.
 
 mod memory;
@@ -75,7 +75,7 @@ unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
 #[cfg(not(loom))]
 static_assertions::const_assert!(size_of::<SlotCell<rcu_core::cpu::BiasedLock>>() == 2048);
 
-#[cfg(loom)]
+#[cfg(all(loom, not(feature = "history")))]
 impl<L: LocalLock> SlotCell<L> {
     /// A cell for a model: loom's words must be made, zeroed memory will not do.
     pub(crate) const fn new(lock: L, pcp: Pcp) -> Self {
@@ -260,7 +260,8 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
             end: end as u32,
             zero: range.zeroed,
         };
-        self.lower.add(slot, run);
+        // SAFETY: noted as the zone's just now, so the source gave them, once; inside the span, as its ranges and regions are checked.
+        unsafe { self.lower.add(slot, run) };
         self.look();
     }
 
@@ -456,7 +457,8 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
     }
 
     fn give_runs(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
-        self.lower.give(slot, runs, attempt);
+        // SAFETY: blocks that were taken from there, and are on no list and nobody's any more (I1); `join` unmarked them.
+        unsafe { self.lower.give(slot, runs, attempt) };
         self.look();
     }
 

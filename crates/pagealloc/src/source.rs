@@ -42,7 +42,9 @@ pub enum Decommit {
     /// It is kept, until [`Zone::trim`](crate::Zone::trim) is called.
     #[default]
     Keep,
-    /// [`Zone::tick`](crate::Zone::tick) gives back what nobody needed since the tick before.
+    /// [`Zone::tick`](crate::Zone::tick) gives back what nobody needed since the tick before: memory that is wanted again soon costs
+    /// nothing, and the program's memory falls a tick after it was needed last, whether the machine is short of memory or not. (`MADV_FREE`, the
+    /// system's own lazy way, frees only when it is.)
     Lazy,
     /// It goes back at once, in the free (at [`Attempt::NoWait`](crate::Attempt) and above) that completes a block, which then makes system calls.
     Now,
@@ -104,6 +106,9 @@ impl core::error::Error for SourceError {}
 /// Production: [`Mmap`](https://docs.rs/pagealloc), lazily, a range at a time. Minimal: [`Fixed`], a region of the
 /// caller's. For tests: [`Failing`] around another one. The memory goes back when the source is dropped.
 ///
+/// The zone calls `grow`, `decommit`, `add_range` and `remove_range` one at a time, with its regions locked, so none of them may call back into that zone where it
+/// grows, trims, or adds or removes regions: it would wait for itself. One that panics leaves the zone usable; at worst the pages it was about are out for ever.
+///
 /// # Safety
 /// An implementer keeps the guarantees below.
 ///
@@ -114,6 +119,7 @@ impl core::error::Error for SourceError {}
 /// 3. Ranges lie in the span, are disjoint, and are valid for reads and writes until they are removed or the source is dropped.
 ///    `zeroed` is true only of pages that read as zeroes.
 /// 4. Moving the source moves none of this memory.
+/// 5. "Until the source is dropped" is for ever where it is forgotten: memory that is only borrowed takes an `unsafe` constructor.
 pub unsafe trait Source {
     /// The addresses that ranges will have.
     fn span(&self) -> Span;

@@ -10,7 +10,7 @@
 //! | `head` | the block pushed last, or `NONE` | anyone, by compare-exchange; the holder of the arena's lock, by swap |
 //! | a stashed head's `next` | the block pushed before it, or `NONE` | the pusher, before its push |
 //! | `peak` | the most that `pages` ever was | pushers |
-//! | `pages` | pages pushed and not yet merged | pushers (+) before their push, the zone-lock holder (−) |
+//! | `pages` | pages pushed and not yet merged | pushers (+) before their push, the holder of the arena's lock (−) |
 //!
 //! # Invariants
 //! - I1. A block is pushed by its owner and then belongs to the stash; the one who swaps owns all of them.
@@ -22,7 +22,7 @@
 //!
 //! # Progress and contexts
 //! Push is lock-free and right in any context; taking all is wait-free. The stash holds at most what was
-//! out, and every zone-lock holder works off a chunk of it (T31).
+//! out, and every holder of the lock works off a chunk of it (T31).
 
 #![deny(unsafe_code)]
 
@@ -46,7 +46,7 @@ const P7_TAKE: Ordering = if cfg!(weaken = "p7_take") {
     Ordering::Acquire
 };
 
-/// Freed blocks that wait for a holder of the zone lock.
+/// Freed blocks that wait for a holder of the arena's lock.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Stash {

@@ -219,7 +219,7 @@ pub struct ZoneStats {
     pub drains: u64,
     /// The allocations that no list served, by level.
     pub attempts: [AttemptStats; ATTEMPTS],
-    /// How often somebody who may wait found the zone lock taken.
+    /// How often somebody who may wait found a lock of the lower level's taken.
     pub lock_waits: usize,
     /// Ranges that the source gave.
     pub grows: usize,

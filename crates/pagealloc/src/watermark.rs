@@ -224,7 +224,7 @@ impl Marks {
 
     /// Whether hooks wait to be run; then the caller has to, for it is told once.
     pub(crate) fn take_pending(&self) -> bool {
-        // ORDERING: Relaxed: a hint; then one caller wins, and reads what it needs under the zone lock.
+        // ORDERING: Relaxed: a hint; then one caller wins, and reads what it needs again.
         self.pending.load(Ordering::Relaxed) && self.pending.swap(false, Ordering::Relaxed)
     }
 }

@@ -221,7 +221,16 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         unsafe { self.shared.as_ref() }
     }
 
-    /// What keeps the pages that no slot has.
+    /// What keeps the pages that no slot has: for what a lower level of your own says about itself. Whoever takes pages from it has to give
+    /// them back there; and to give is `unsafe`, for they could be somebody's.
+    ///
+    /// ```compile_fail,E0133
+    /// # use pagealloc::{Attempt, Lower, Mmap, Run, Runs, Zone};
+    /// # let zone = Zone::new(rcu_core::cpu::Threads, Mmap::new().unwrap()).unwrap();
+    /// let mut runs = Runs::new();
+    /// runs.push(Run { first: 0, end: 1, zero: true });
+    /// zone.lower().give(None, &runs, Attempt::NoWait);
+    /// ```
     pub fn lower(&self) -> &B {
         &self.shared().lower
     }
@@ -286,7 +295,7 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         };
         self.shared().counters.missed(req.attempt, &taken);
         if req.attempt == Attempt::MayGrow {
-            self.relieve_if_noted();
+            self.relieve_with(taken.ok(), req);
         }
         taken
     }
@@ -326,10 +335,9 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         self.drain_all();
         take(Attempt::NoWait)
             .or_else(|_| {
-                if self.relieve(req.order.pages()) > 0 {
-                    self.drain_all();
-                }
-                // In any case: somebody else's hooks may have been running.
+                self.relieve(req.order.pages());
+                // Whatever they say: somebody else's may have been running, and what they freed lies on a list.
+                self.drain_all();
                 take(Attempt::NoWait)
             })
             .map_err(|_| AllocError::OutOfMemory)
@@ -425,9 +433,10 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
         if req.is_plain()
             && let Some(guarded) = self.guarded(order)
         {
-            for place in out.iter_mut() {
-                match self.alloc_guarded(req, guarded, who) {
-                    Ok(block) => place.write(block),
+            while got < out.len() {
+                let next = || self.alloc_guarded(req, guarded, who);
+                match self.undone_by_panics(&out[..got], order, next) {
+                    Ok(block) => out[got].write(block),
                     Err(_) => break,
                 };
                 got += 1;
@@ -456,12 +465,14 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
             }
             if got == before && !lists {
                 // One at a time, with all that a single allocation tries.
-                let one = if req.is_plain() {
-                    self.alloc_slow(SmallReq::of(req), who)
-                } else {
-                    self.alloc_aligned(req, who)
+                let one = || {
+                    if req.is_plain() {
+                        self.alloc_slow(SmallReq::of(req), who)
+                    } else {
+                        self.alloc_aligned(req, who)
+                    }
                 };
-                match one {
+                match self.undone_by_panics(&out[..got], order, one) {
                     Ok(block) => out[got].write(block),
                     Err(_) => break,
                 };
@@ -469,7 +480,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
             }
         }
         if req.attempt == Attempt::MayGrow {
-            self.relieve_if_noted();
+            self.undone_by_panics(&out[..got], order, || self.relieve_if_noted());
         }
         got
     }

@@ -1,6 +1,10 @@
 //! Blocks that own themselves (row P17): out while the value lives, back when it ends.
 
-use core::mem::MaybeUninit;
+#![cfg(not(loom))]
+
+mod buffer;
+
+use buffer::{fixed, unwritten, written};
 use pagealloc::{
     AllocError, Attempt, Filled, Fixed, Order, PAGE_SIZE, PageAlloc, PageBlock, PageReq, Unfilled,
     Zone,
@@ -13,10 +17,10 @@ fn order(log2_pages: u8) -> Order {
 
 /// Runs `test` with a zone over memory full of other bytes than zero.
 fn with_zone(test: impl FnOnce(&Zone<OneCpu, Fixed<'_>>)) {
-    let mut memory = vec![MaybeUninit::new(0xa5_u8); 8 << 20];
+    let mut memory = written(8 << 20);
     // SAFETY: each test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
-    let zone = Zone::new(cpu, Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu, fixed(&mut memory)).unwrap();
     test(&zone);
     assert_eq!(zone.nr_allocated(), 0, "every block came back");
 }
@@ -100,10 +104,10 @@ fn p17_a_block_may_be_freed_where_nobody_may_wait() {
 
 #[test]
 fn p17_a_leaked_block_lives_as_long_as_its_zone_is_borrowed() {
-    let mut memory = vec![MaybeUninit::uninit(); 1 << 20];
+    let mut memory = unwritten(1 << 20);
     // SAFETY: this test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
-    let zone = Zone::new(cpu, Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu, fixed(&mut memory)).unwrap();
     let bytes = PageBlock::zeroed(&zone, PageReq::new(Order::ZERO))
         .unwrap()
         .leak();

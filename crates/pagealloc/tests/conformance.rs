@@ -1,9 +1,11 @@
 //! The conformance suite, run by the zone over every source and by a dull twin.
 
-#![cfg(feature = "std")]
+#![cfg(all(feature = "std", not(loom)))]
 
+mod buffer;
 mod dull;
 
+use buffer::written;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use dull::Dull;
@@ -14,7 +16,7 @@ use pagealloc::{
 use rcu_core::cpu::{OneCpu, Threads};
 
 fn region(bytes: usize) -> &'static mut [MaybeUninit<u8>] {
-    Vec::leak(vec![MaybeUninit::new(0xa5); bytes])
+    written(bytes).leak()
 }
 
 fn over_mmap() -> Zone<Threads, Mmap> {

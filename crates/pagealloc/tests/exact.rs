@@ -1,8 +1,12 @@
 //! Runs of any length, alignment beyond the order's own, split and merge: by example, and against a set of pages.
 
+#![cfg(not(loom))]
+
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::{fixed, written};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{
@@ -23,13 +27,13 @@ fn order(log2_pages: u8) -> Order {
 }
 
 fn memory(pages: usize) -> Vec<MaybeUninit<u8>> {
-    vec![MaybeUninit::new(0x5a); pages * PAGE_SIZE]
+    written(pages * PAGE_SIZE)
 }
 
 fn zone(memory: &mut [MaybeUninit<u8>]) -> SmallZone<'_> {
     // SAFETY: each test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
-    Zone::new(cpu, Fixed::new(memory).unwrap()).unwrap()
+    Zone::new(cpu, fixed(memory)).unwrap()
 }
 
 fn page_of(block: NonNull<u8>, nr: usize) -> NonNull<u8> {

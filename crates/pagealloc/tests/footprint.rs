@@ -1,6 +1,6 @@
 //! What zones cost and give back, measured by the program's resident memory. One test at a time: the measure is the whole program's.
 
-#![cfg(all(feature = "std", target_os = "linux"))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
 #[macro_use]
 mod each;

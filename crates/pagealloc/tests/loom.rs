@@ -9,7 +9,7 @@
 //!   once show by what they do to a page (its contents, which loom watches; its state, which `take_back` checks; the count);
 //! - `Zone`'s own two lines of a hit, which are `Shared`'s (`models`).
 
-#![cfg(all(loom, feature = "std"))]
+#![cfg(all(loom, feature = "std", not(feature = "history")))]
 
 use loom::sync::Arc;
 use loom::thread;
@@ -46,7 +46,7 @@ fn put_at(world: &World, owner: bool, out: Out, attempt: Attempt) {
     unsafe { world.put(owner, out, attempt) }
 }
 
-/// One frees without a lock; a holder of the zone lock merges what was pushed and hands it on.
+/// One frees without a lock; a holder of the arena's lock merges what was pushed and hands it on.
 #[test]
 fn p7_stash_push_vs_take_all() {
     model(3, || {

@@ -2,6 +2,9 @@
 
 #![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
+mod buffer;
+
+use buffer::written;
 use pagealloc::conformance::checks::{Out, churn};
 use pagealloc::conformance::forbidden::Forbidden;
 use pagealloc::conformance::lowers::Model;
@@ -25,7 +28,7 @@ fn over_mmap<B: Lower>(bytes: usize) -> Zone<Threads, Mmap, B> {
 }
 
 fn region(bytes: usize) -> &'static mut [MaybeUninit<u8>] {
-    Vec::leak(vec![MaybeUninit::new(0xa5); bytes])
+    written(bytes).leak()
 }
 
 fn over_region() -> Zone<Threads, Fixed<'static>, BitTree> {
@@ -242,4 +245,40 @@ fn the_last_page_is_found<B: Lower>() {
 fn the_last_page_is_found_whoever_has_it() {
     the_last_page_is_found::<Buddies>();
     the_last_page_is_found::<BitTree>();
+}
+
+/// Half of the pages are out, and for a while a tenth of them comes and goes at random: what lies behind the line drains.
+#[test]
+fn p2_p3_pages_that_come_and_go_leave_huge_blocks_free() {
+    const PAGES: usize = if cfg!(miri) { 4 << 10 } else { 16 << 10 };
+    const ROUNDS: usize = if cfg!(miri) { 1 } else { 128 };
+    let zone = over_mmap::<Buddies>(PAGES * 4096);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut below = |end: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % end as u64) as usize
+    };
+    let mut out: Vec<_> = core::iter::from_fn(|| zone.alloc(PAGE).ok()).collect();
+    assert_eq!(out.len(), PAGES);
+    let mut free = |out: &mut Vec<_>, nr: usize| {
+        for _ in 0..nr {
+            let page = out.swap_remove(below(out.len()));
+            // SAFETY: out, with this order.
+            unsafe { zone.free(page, Order::ZERO) };
+        }
+    };
+    free(&mut out, PAGES / 2);
+    for _ in 0..ROUNDS {
+        free(&mut out, PAGES / 20);
+        out.extend((0..PAGES / 20).map(|_| zone.alloc(PAGE).unwrap()));
+    }
+    zone.drain_all();
+    let blocks = zone.stats().free_blocks;
+    let huge = blocks[9] + 2 * blocks[10];
+    // Of 16 there could be; by order alone it is none.
+    assert!(huge >= 8 || cfg!(miri), "{huge} huge blocks are free");
+    free(&mut out, PAGES / 2);
+    all_back(&zone);
 }

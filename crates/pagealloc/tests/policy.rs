@@ -1,8 +1,12 @@
 //! What a zone does with types, watermarks, heights and lists that are disabled: rows P4, P5, P9, P12, P14 and their bugs.
 
+#![cfg(not(loom))]
+
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::{fixed, unwritten as memory};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{
@@ -22,11 +26,7 @@ type SmallZone<'a> = Zone<OneCpu, Fixed<'a>>;
 fn zone(memory: &mut [MaybeUninit<u8>]) -> SmallZone<'_> {
     // SAFETY: each test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
-    Zone::new(cpu, Fixed::new(memory).unwrap()).unwrap()
-}
-
-fn memory(bytes: usize) -> Vec<MaybeUninit<u8>> {
-    vec![MaybeUninit::uninit(); bytes]
+    Zone::new(cpu, fixed(memory)).unwrap()
 }
 
 fn order(log2_pages: u8) -> Order {

@@ -1,8 +1,12 @@
 //! Regions added and removed while the zone is in use: by example, against a model, and from several threads.
 
+#![cfg(not(loom))]
+
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::{fixed, written};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{
@@ -23,7 +27,7 @@ fn cpu() -> OneCpu {
 }
 
 fn memory(pages: usize) -> Vec<MaybeUninit<u8>> {
-    vec![MaybeUninit::new(0x5a); (pages + 1) * PAGE_SIZE]
+    written((pages + 1) * PAGE_SIZE)
 }
 
 /// The first page boundary.
@@ -135,7 +139,7 @@ fn metadata_may_lie_elsewhere_and_regions_may_come_later() {
 #[test]
 fn bad_regions_are_told_apart_and_change_nothing() {
     let mut memory = memory(600);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let pages = zone.span().pages;
     let own = pages - zone.total_pages();
     let before = (regions(&zone), zone.stats());
@@ -168,7 +172,7 @@ fn bad_regions_are_told_apart_and_change_nothing() {
 #[test]
 fn a_region_is_busy_while_pages_are_out_and_names_the_first() {
     let mut memory = memory(3000);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let fresh = zone.stats().free_blocks;
     let mut out = take_all(&zone);
     out.sort_unstable();
@@ -411,7 +415,7 @@ proptest! {
         ops in prop::collection::vec(op(PAGES), 1..100),
     ) {
         let mut memory = memory(PAGES - 1);
-        let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+        let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
         let fresh = zone.stats().free_blocks;
         let own = zone.span().pages - zone.total_pages();
         let has: BTreeSet<usize> = (own..zone.span().pages).collect();

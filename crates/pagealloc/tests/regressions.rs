@@ -1,16 +1,17 @@
 //! Bugs that Linux had (rows T25 to T33 of its history), each by its name.
 
-#![cfg(all(feature = "std", target_os = "linux"))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::unwritten;
 use core::ptr::NonNull;
 use pagealloc::conformance::checks::Out;
 use pagealloc::{AllocError, Attempt, Fixed, Mmap, Order, PageAlloc, PageReq, Zone};
 use rcu_core::cpu::{Cpus, LocalLock, OfflineHook, Slot, Threads, UpLock, ZeroInit};
 use std::cell::RefCell;
-use std::mem::MaybeUninit;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -140,7 +141,7 @@ unsafe impl Cpus for Machine {
 /// On one processor a try-lock that always succeeds lets an interrupt into half-done lists.
 #[test]
 fn p7_t26_an_interrupt_finds_the_lists_locked_and_does_no_harm() {
-    let memory = Vec::leak(vec![MaybeUninit::uninit(); 64 << 20]);
+    let memory = unwritten(64 << 20).leak();
     let zone: &'static _ = Box::leak(Box::new(
         Zone::new(Machine, Fixed::new(memory).unwrap()).unwrap(),
     ));

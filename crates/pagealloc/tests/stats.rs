@@ -1,15 +1,15 @@
 //! What a zone says about itself: counts that add up, the two indices of fragmentation, the picture.
 
-#![cfg(all(feature = "std", target_os = "linux"))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
+mod buffer;
 #[macro_use]
 mod each;
 
+use buffer::{fixed, unwritten};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use pagealloc::{
-    Attempt, Fixed, Mmap, Order, PageAlloc, PageBlock, PageReq, SlotStats, Zone, ZoneStats,
-};
+use pagealloc::{Attempt, Mmap, Order, PageAlloc, PageBlock, PageReq, SlotStats, Zone, ZoneStats};
 use rcu_core::cpu::{OneCpu, Slot, Threads};
 
 over_each_lower! {
@@ -116,10 +116,10 @@ over_buddies! {
 
 #[test]
 fn splits_and_merges_are_counted_by_order() {
-    let mut memory = vec![MaybeUninit::uninit(); 8 << 20];
+    let mut memory = unwritten(8 << 20);
     // SAFETY: this test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
-    let zone = Zone::new(cpu, Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu, fixed(&mut memory)).unwrap();
     let fresh = zone.stats();
     // One page from the smallest block, and back.
     let first = fresh.free_blocks.iter().position(|&n| n > 0).unwrap();
@@ -379,10 +379,10 @@ fn the_picture_is_xml_and_shows_every_page_once() {
 
 #[test]
 fn the_picture_of_a_region_that_starts_anywhere_has_its_holes() {
-    let mut memory = vec![MaybeUninit::uninit(); 1 << 20];
+    let mut memory = unwritten(1 << 20);
     // SAFETY: this test uses its zone in its own thread only.
     let cpu = unsafe { OneCpu::new() };
-    let zone = Zone::new(cpu, Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu, fixed(&mut memory)).unwrap();
     let block = PageBlock::new(&zone, PageReq::new(order(5))).unwrap();
     let mut svg = String::new();
     zone.heatmap(&mut svg).unwrap();

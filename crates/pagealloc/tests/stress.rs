@@ -1,6 +1,6 @@
 //! Threads that allocate, free, hand over, drain, come and go; at the end every page is back.
 
-#![cfg(all(feature = "std", target_os = "linux"))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
 #[macro_use]
 mod each;

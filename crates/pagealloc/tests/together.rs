@@ -1,6 +1,6 @@
 //! Runs, regions and splits where histories, poison, guards and counts by order look at them.
 
-#![cfg(all(feature = "std", target_os = "linux"))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
 use pagealloc::{Mmap, Order, PAGE_SIZE, PageAlloc, PageReq, Zone};
 use rcu_core::cpu::Threads;

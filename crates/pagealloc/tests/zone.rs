@@ -1,9 +1,12 @@
 //! The zone by example: small regions, bad input, growth, memory that is only addresses, statistics.
 
+#![cfg(not(loom))]
+
+mod buffer;
 #[macro_use]
 mod each;
 
-use core::mem::MaybeUninit;
+use buffer::{fixed, unwritten as memory};
 use core::ptr::NonNull;
 use pagealloc::{
     AllocError, Attempt, Failing, Fixed, Order, PAGE_SIZE, PageAlloc, PageReq, Range, Source,
@@ -21,10 +24,6 @@ fn cpu() -> OneCpu {
     unsafe { OneCpu::new() }
 }
 
-fn memory(bytes: usize) -> Vec<MaybeUninit<u8>> {
-    vec![MaybeUninit::uninit(); bytes]
-}
-
 fn order(log2_pages: u8) -> Order {
     Order::new(log2_pages).unwrap()
 }
@@ -32,7 +31,7 @@ fn order(log2_pages: u8) -> Order {
 #[test]
 fn a_region_of_64_kib_is_enough() {
     let mut memory = memory(64 << 10);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let total = zone.total_pages();
     // One goes to alignment, two to the zone's structures.
     assert!(total >= 13, "{total} of 16 pages are usable");
@@ -74,7 +73,7 @@ fn take_all<S: Source + Send + Sync>(zone: &Zone<OneCpu, S>, pages: usize) -> Ve
 #[test]
 fn what_lies_on_the_slots_own_lists_is_merged_when_it_is_needed() {
     let mut memory = memory(64 << 10);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     for page in take_all(&zone, 4) {
         // SAFETY: the page is out.
         unsafe { zone.free(page, Order::ZERO) };
@@ -90,7 +89,7 @@ fn what_lies_on_the_slots_own_lists_is_merged_when_it_is_needed() {
 #[test]
 fn what_waits_in_the_stash_is_merged_when_it_is_needed() {
     let mut memory = memory(8 << 20);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let block = take_all(&zone, 512);
     // Far neighbours first, so that nothing is whole before the last chunk.
     for i in 0..512 {
@@ -107,7 +106,7 @@ fn what_waits_in_the_stash_is_merged_when_it_is_needed() {
 #[test]
 fn a_zone_may_be_moved() {
     let mut memory = memory(1 << 20);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let page = zone.alloc(PAGE).unwrap();
     let moved = Box::new(zone);
     assert_eq!(moved.order_of(page.as_ptr()), Some(Order::ZERO));
@@ -120,7 +119,7 @@ fn a_zone_may_be_moved() {
 fn bad_regions_are_told_apart() {
     assert_eq!(Fixed::new(&mut []).unwrap_err(), SourceError::Empty);
     assert_eq!(
-        Fixed::new(&mut memory(100)).unwrap_err(),
+        Fixed::new(memory(100).leak()).unwrap_err(),
         SourceError::Empty
     );
     let whole = NonNull::without_provenance((1_usize << 20).try_into().unwrap());
@@ -138,7 +137,7 @@ fn bad_regions_are_told_apart() {
         assert_eq!(refused.unwrap_err(), error, "{base:p} {size}");
     }
     let mut tiny = memory(2 * PAGE_SIZE);
-    let refused = Zone::new(cpu(), Fixed::new(&mut tiny).unwrap()).unwrap_err();
+    let refused = Zone::new(cpu(), fixed(&mut tiny)).unwrap_err();
     assert!(
         matches!(refused, ZoneError::Source(SourceError::TooSmall { needed }) if needed > PAGE_SIZE),
         "{refused}"
@@ -180,7 +179,7 @@ fn bad_spans_are_refused() {
 #[test]
 fn p14_a_zone_grows_only_where_that_is_allowed() {
     let mut memory = memory(1 << 20);
-    let source = Failing::at(Fixed::new(&mut memory).unwrap().in_steps(16), 1);
+    let source = Failing::at(fixed(&mut memory).in_steps(16), 1);
     let zone = Zone::new(cpu(), source).unwrap();
     assert_eq!(zone.total_pages(), 0);
     for (attempt, error) in [
@@ -206,7 +205,7 @@ fn p14_a_zone_grows_only_where_that_is_allowed() {
 #[test]
 fn p1_the_order_of_frees_does_not_matter() {
     let mut memory = memory(4 << 20);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let fresh = zone.stats().free_blocks;
     // Strides that share no factor with 600, so that each page comes up once.
     for stride in [1, 7, 101, 499, 599] {
@@ -223,7 +222,7 @@ fn p1_the_order_of_frees_does_not_matter() {
 #[test]
 fn statistics_read_like_buddyinfo() {
     let mut memory = memory(8 << 20);
-    let zone = Zone::new(cpu(), Fixed::new(&mut memory).unwrap()).unwrap();
+    let zone = Zone::new(cpu(), fixed(&mut memory)).unwrap();
     let kept = zone.alloc(PageReq::new(order(4))).unwrap();
     for _ in 0..5 {
         let page = zone.alloc(PAGE).unwrap();

@@ -441,7 +441,9 @@ fn one_cpu_and_a_fixed_region_suffice() {
     let mut memory = vec![MaybeUninit::<u8>::uninit(); 1 << 20];
     // SAFETY: this value is used by this thread only.
     let cpu = unsafe { OneCpu::new() };
-    let zone = Zone::new(cpu, Fixed::new(&mut memory).unwrap()).unwrap();
+    // SAFETY: the zone is dropped before the memory is.
+    let source = unsafe { Fixed::borrowed(&mut memory) }.unwrap();
+    let zone = Zone::new(cpu, source).unwrap();
     let gp = ManualGp::new();
     // SAFETY: the cache is destroyed below, before what it borrows ends.
     let cache = unsafe { RawCache::new_scoped(config(), cpu, &zone, &gp) }.unwrap();

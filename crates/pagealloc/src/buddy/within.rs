@@ -11,7 +11,7 @@ use crate::frames::Metas;
 use crate::index;
 use crate::runs::{Run, Runs};
 
-/// Pages looked at under one hold of the zone lock, so that it stays short (T27): the metadata of a largest block, 16 KiB.
+/// Pages looked at under one hold of the arena's lock, so that it stays short (T27): the metadata of a largest block, 14 KiB.
 const SCAN: u32 = 1 << Order::MAX.get();
 
 impl Buddy {

@@ -83,8 +83,9 @@ unsafe impl<B: Lower, const FAULT: u8> Lower for Faulty<B, FAULT> {
         }
     }
 
-    fn add(&self, slot: Option<Slot>, run: Run) {
-        self.inner.add(slot, run);
+    unsafe fn add(&self, slot: Option<Slot>, run: Run) {
+        // SAFETY: debt 1.
+        unsafe { self.inner.add(slot, run) };
     }
 
     fn take(&self, wanted: Wanted, runs: &mut Runs) -> Result<(), AllocError> {
@@ -103,14 +104,16 @@ unsafe impl<B: Lower, const FAULT: u8> Lower for Faulty<B, FAULT> {
             let (first, end) = (run.first + pages / 2, run.end - pages / 2);
             let rest = [Run { end: first, ..run }, Run { first: end, ..run }];
             for run in rest {
-                self.give(wanted.slot, &one(run), Attempt::NoWait);
+                // SAFETY: just taken.
+                unsafe { self.give(wanted.slot, &one(run), Attempt::NoWait) };
             }
             runs.push(Run { first, end, ..run });
             return Ok(());
         }
         self.inner.take(wanted, runs)?;
         if FAULT == DOUBLES {
-            self.inner.give(wanted.slot, runs, Attempt::NoWait);
+            // SAFETY: just taken; that the caller has them too is the fault, and their memory is nobody's.
+            unsafe { self.inner.give(wanted.slot, runs, Attempt::NoWait) };
         }
         if FAULT == ZEROES {
             runs.iter_mut().for_each(|run| run.zero = true);
@@ -118,16 +121,18 @@ unsafe impl<B: Lower, const FAULT: u8> Lower for Faulty<B, FAULT> {
         Ok(())
     }
 
-    fn take_range(&self, run: Run) -> bool {
-        let taken = self.inner.take_range(run);
+    unsafe fn take_range(&self, run: Run) -> bool {
+        // SAFETY: debt 1.
+        let taken = unsafe { self.inner.take_range(run) };
         if !taken && FAULT == KEEPS {
             let end = run.first + 1;
-            let _ = self.inner.take_range(Run { end, ..run });
+            // SAFETY: a part of it.
+            let _ = unsafe { self.inner.take_range(Run { end, ..run }) };
         }
         taken
     }
 
-    fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
+    unsafe fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
         let mut runs = runs.clone();
         if self.every(5, LOSES)
             && let Some(run) = runs.first_mut()
@@ -135,18 +140,21 @@ unsafe impl<B: Lower, const FAULT: u8> Lower for Faulty<B, FAULT> {
         {
             run.end -= 1;
         }
-        self.inner.give(slot, &runs, attempt);
+        // SAFETY: debt 1, of some of them.
+        unsafe { self.inner.give(slot, &runs, attempt) };
     }
 
-    fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
-        let at = self.inner.take_within(range, from, runs);
+    unsafe fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
+        // SAFETY: debt 1.
+        let at = unsafe { self.inner.take_within(range, from, runs) };
         if FAULT == SKIPS
             && let Some(run) = runs.last_mut().filter(|run| run.end > run.first + 1)
         {
             run.end -= 1;
             let (first, end) = (run.end, run.end + 1);
             let left = Run { first, end, ..*run };
-            self.inner.give(None, &one(left), Attempt::NoWait);
+            // SAFETY: just taken, and kept from the caller.
+            unsafe { self.inner.give(None, &one(left), Attempt::NoWait) };
         }
         at
     }

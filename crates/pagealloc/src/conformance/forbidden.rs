@@ -49,29 +49,33 @@ unsafe impl<B: Lower> Lower for Forbidden<B> {
         }
     }
 
-    fn add(&self, slot: Option<Slot>, run: Run) {
-        self.touch().add(slot, run);
+    unsafe fn add(&self, slot: Option<Slot>, run: Run) {
+        // SAFETY: debt 1.
+        unsafe { self.touch().add(slot, run) };
     }
 
     fn take(&self, wanted: Wanted, runs: &mut Runs) -> Result<(), AllocError> {
         self.touch().take(wanted, runs)
     }
 
-    fn take_range(&self, run: Run) -> bool {
-        self.touch().take_range(run)
+    unsafe fn take_range(&self, run: Run) -> bool {
+        // SAFETY: debt 1.
+        unsafe { self.touch().take_range(run) }
     }
 
-    fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
+    unsafe fn give(&self, slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
         let inner = if attempt == Attempt::PcpOnly {
             &self.inner
         } else {
             self.touch()
         };
-        inner.give(slot, runs, attempt);
+        // SAFETY: debt 1.
+        unsafe { inner.give(slot, runs, attempt) };
     }
 
-    fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
-        self.touch().take_within(range, from, runs)
+    unsafe fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
+        // SAFETY: debt 1.
+        unsafe { self.touch().take_within(range, from, runs) }
     }
 
     fn take_dirty(&self) -> Option<Run> {

@@ -194,9 +194,16 @@ impl<B: Lower> Model<B> {
     }
 
     /// Adds pages.
+    ///
+    /// # Panics
+    /// If there are no such pages, or they were added before.
     pub fn add(&mut self, first: u32, end: u32, zero: bool) {
-        self.lower().add(None, Run { first, end, zero });
-        self.free[first as usize..end as usize].fill(Some(zero));
+        // Panics where there are no such pages.
+        let pages = &mut self.free[first as usize..end as usize];
+        assert!(pages.iter().all(Option::is_none), "added twice");
+        pages.fill(Some(zero));
+        // SAFETY: inside, and not added before.
+        unsafe { self.lower().add(None, Run { first, end, zero }) };
     }
 
     /// The blocks of an order all of whose pages are free.
@@ -259,8 +266,9 @@ impl<B: Lower> Model<B> {
             self.free[first as usize..end as usize].fill(Some(zero));
             runs.join(Run { first, end, zero });
         }
-        self.lower()
-            .give(Some(Slot::new(which as u32 % SLOTS)), &runs, attempt);
+        let slot = Some(Slot::new(which as u32 % SLOTS));
+        // SAFETY: blocks that were out.
+        unsafe { self.lower().give(slot, &runs, attempt) };
     }
 
     /// Gives everything back in pieces of a page to a block, and checks that it merges to what it was at first.
@@ -386,7 +394,8 @@ pub fn zero_is_true_of_every_page<B: Lower>() {
         let mut runs = Runs::new();
         model.lower().take(largest, &mut runs).expect("whole");
         let zero = runs[0].zero;
-        model.lower().give(None, &runs, Attempt::NoWait);
+        // SAFETY: just taken.
+        unsafe { model.lower().give(None, &runs, Attempt::NoWait) };
         zero
     };
     assert!(zero(&mut model), "fresh memory is not cleared again");
@@ -399,7 +408,8 @@ pub fn zero_is_true_of_every_page<B: Lower>() {
         let mut runs = Runs::new();
         model.lower().take(largest, &mut runs).expect("whole");
         runs[0].zero = true;
-        model.lower().give(None, &runs, Attempt::NoWait);
+        // SAFETY: just taken.
+        unsafe { model.lower().give(None, &runs, Attempt::NoWait) };
         model.free.fill(Some(true));
         assert!(zero(&mut model), "cleared as a whole");
     }
@@ -429,12 +439,15 @@ pub fn give_waits_for_nobody_below_no_wait<B: Lower>() {
     {
         let lower = &model.stand.lower;
         let _held = lower.hold();
-        lower.give(None, &first, Attempt::PcpOnly);
-        lower.give(Some(Slot::new(1)), &second, Attempt::TryLock);
+        // SAFETY: taken above.
+        unsafe { lower.give(None, &first, Attempt::PcpOnly) };
+        // SAFETY: taken above.
+        unsafe { lower.give(Some(Slot::new(1)), &second, Attempt::TryLock) };
         let mut runs = Runs::new();
         let wanted = Wanted::new(Order::ZERO, 1, Attempt::TryLock);
         match lower.take(wanted, &mut runs) {
-            Ok(()) => lower.give(None, &runs, Attempt::PcpOnly),
+            // SAFETY: just taken.
+            Ok(()) => unsafe { lower.give(None, &runs, Attempt::PcpOnly) },
             Err(error) => assert_eq!(error, AllocError::Contended),
         }
     }
@@ -456,7 +469,8 @@ pub fn whole_blocks_are_shown_once<B: Lower>() {
         shown.push(run.first);
         let mut runs = Runs::new();
         runs.push(Run { zero: true, ..run });
-        model.lower().give(None, &runs, Attempt::NoWait);
+        // SAFETY: just taken.
+        unsafe { model.lower().give(None, &runs, Attempt::NoWait) };
     }
     assert_eq!(model.lower().take_dirty(), None);
     assert_eq!(model.lower().dirty_pages(), 0);
@@ -487,14 +501,17 @@ pub fn a_range_is_taken_whole_or_not_at_all<B: Lower>() {
         };
         model.lower().settle();
         let is_free = model.free[pages.clone()].iter().all(Option::is_some);
-        assert_eq!(model.lower().take_range(run), is_free, "{run:?}");
+        // SAFETY: inside the model's pages.
+        let taken = unsafe { model.lower().take_range(run) };
+        assert_eq!(taken, is_free, "{run:?}");
         ranges += usize::from(is_free);
         if is_free {
             model.free[pages.clone()].fill(None);
             model.check();
             let mut runs = Runs::new();
             runs.push(run);
-            model.lower().give(None, &runs, Attempt::NoWait);
+            // SAFETY: just taken.
+            unsafe { model.lower().give(None, &runs, Attempt::NoWait) };
             model.free[pages].fill(Some(false));
         }
         model.check();
@@ -534,7 +551,8 @@ pub fn threads_never_have_the_same_page<B: Lower>() {
         end: PAGES,
         zero: false,
     };
-    stand.lower.add(None, whole);
+    // SAFETY: all its pages, for the first time.
+    unsafe { stand.lower.add(None, whole) };
     let fresh = stand.lower.free_blocks();
     let contents = &Contents((0..PAGES).map(|_| UnsafeCell::new(0)).collect());
     std::thread::scope(|scope| {
@@ -565,7 +583,8 @@ pub fn threads_never_have_the_same_page<B: Lower>() {
                         }
                         let attempt = [Attempt::PcpOnly, Attempt::TryLock, Attempt::NoWait]
                             [(random >> 4) as usize % 3];
-                        stand.lower.give(slot, &runs, attempt);
+                        // SAFETY: this thread's.
+                        unsafe { stand.lower.give(slot, &runs, attempt) };
                     }
                     steps -= usize::from(steps > 0);
                 }

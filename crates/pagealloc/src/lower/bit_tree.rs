@@ -292,7 +292,8 @@ impl BitTree {
         let &run = runs.first()?;
         self.count(None, 0_usize.wrapping_sub(order.pages()));
         if run.zero {
-            self.give(None, &runs, Attempt::NoWait);
+            // SAFETY: just taken.
+            unsafe { self.give(None, &runs, Attempt::NoWait) };
             return None;
         }
         Some(run)
@@ -348,14 +349,15 @@ unsafe impl Lower for BitTree {
         }
     }
 
-    fn add(&self, slot: Option<Slot>, run: Run) {
+    unsafe fn add(&self, slot: Option<Slot>, run: Run) {
         // ORDERING: Relaxed: a hint.
         self.common()
             .areas_added
             .fetch_add(self.extent.by_area(run).count(), Ordering::Relaxed);
         let mut runs = Runs::new();
         runs.push(run);
-        self.give(slot, &runs, Attempt::NoWait);
+        // SAFETY: debt 1.
+        unsafe { self.give(slot, &runs, Attempt::NoWait) };
     }
 
     fn take(&self, wanted: Wanted, runs: &mut Runs) -> Result<(), AllocError> {
@@ -411,7 +413,7 @@ unsafe impl Lower for BitTree {
         Ok(())
     }
 
-    fn take_range(&self, run: Run) -> bool {
+    unsafe fn take_range(&self, run: Run) -> bool {
         for (number, part) in self.extent.by_area(run) {
             let (first, end) = self.within(number, part);
             let claimed = self.area(number).claim_range(first, end);
@@ -424,7 +426,8 @@ unsafe impl Lower for BitTree {
                         zero: false,
                         ..run
                     });
-                    self.give(None, &back, Attempt::NoWait);
+                    // SAFETY: just taken.
+                    unsafe { self.give(None, &back, Attempt::NoWait) };
                 }
                 return false;
             }
@@ -433,7 +436,7 @@ unsafe impl Lower for BitTree {
         true
     }
 
-    fn give(&self, slot: Option<Slot>, runs: &Runs, _attempt: Attempt) {
+    unsafe fn give(&self, slot: Option<Slot>, runs: &Runs, _attempt: Attempt) {
         let mut pages = 0;
         for &run in runs {
             pages += (run.end - run.first) as usize;
@@ -477,6 +480,10 @@ unsafe impl Lower for BitTree {
     }
 
     fn free_at(&self, page: u32) -> Option<Order> {
+        // Any number may be asked about, and `area` checks none.
+        if page >= self.extent.pages() {
+            return None;
+        }
         let area = self.extent.area_of(page);
         let at = page + self.extent.bias() - ((area as u32) << Order::MAX.get());
         self.area(area).free_at(at).map(Order::at)

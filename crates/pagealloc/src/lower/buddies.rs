@@ -56,7 +56,7 @@ use rcu_core::cpu::{Slot, SpinGuard};
 const TRIES: usize = if cfg!(loom) { 1 } else { 24 };
 const PAUSES: usize = if cfg!(loom) { 0 } else { 16 };
 
-/// Buddy systems, one an arena, each under a spin lock (the zone lock, in Linux's words). See [`Lower`].
+/// Buddy systems, one an arena, each under a spin lock (together the zone lock, in Linux's words). See [`Lower`].
 ///
 /// Slots start in arenas of their own (by number, up to 8, never more than the zone has areas) and go to others' when their
 /// own has nothing left. Best where memory is short of nothing but a few threads ask for it at once, and where order matters:
@@ -180,6 +180,9 @@ impl Buddies {
             let more = Self::more_is_stashed(arena, &free);
             let (order, nr) = (wanted.order, wanted.nr.min(CHUNK));
             let (metas, mobility) = (self.metas, wanted.mobility);
+            // ORDERING: Relaxed: a hint.
+            let areas = arena.areas.load(Ordering::Relaxed);
+            free.buddy.draw_line(areas << Order::MAX.get());
             if steal {
                 free.buddy.take(metas, order, mobility, nr, runs);
             } else {
@@ -249,7 +252,8 @@ impl Buddies {
             // ORDERING: Relaxed: a hint.
             self.arenas()[home].areas.fetch_add(1, Ordering::Relaxed);
             // A list operation long, and seldom contended: nobody else calls this arena home but by chance.
-            self.give(None, &runs, Attempt::TryLock);
+            // SAFETY: just taken.
+            unsafe { self.give(None, &runs, Attempt::TryLock) };
             return true;
         }
         false
@@ -389,7 +393,7 @@ unsafe impl Lower for Buddies {
         }
     }
 
-    fn add(&self, slot: Option<Slot>, run: Run) {
+    unsafe fn add(&self, slot: Option<Slot>, run: Run) {
         let home = self.home(slot);
         for (area, part) in self.extent.by_area(run) {
             // ORDERING: Relaxed: nobody has a page of the area before it is given below (I2).
@@ -405,7 +409,8 @@ unsafe impl Lower for Buddies {
             }
             let mut runs = Runs::new();
             runs.push(part);
-            self.give(slot, &runs, Attempt::NoWait);
+            // SAFETY: debt 1, for this part.
+            unsafe { self.give(slot, &runs, Attempt::NoWait) };
         }
     }
 
@@ -417,7 +422,7 @@ unsafe impl Lower for Buddies {
         }
     }
 
-    fn take_range(&self, run: Run) -> bool {
+    unsafe fn take_range(&self, run: Run) -> bool {
         let mut at = run.first;
         while at < run.end {
             // I4, in the smallest blocks.
@@ -438,7 +443,8 @@ unsafe impl Lower for Buddies {
                             end: part.first,
                             zero: false,
                         });
-                        self.give(None, &back, Attempt::NoWait);
+                        // SAFETY: just taken.
+                        unsafe { self.give(None, &back, Attempt::NoWait) };
                     }
                     return false;
                 }
@@ -448,7 +454,7 @@ unsafe impl Lower for Buddies {
         true
     }
 
-    fn give(&self, _slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
+    unsafe fn give(&self, _slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
         let leave = |held: &mut Option<(usize, SpinGuard<'_, Free>)>| {
             if let Some((home, free)) = held.take() {
                 self.arenas()[home].leave(free);
@@ -473,7 +479,7 @@ unsafe impl Lower for Buddies {
         leave(&mut held);
     }
 
-    fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
+    unsafe fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
         let area = self.extent.area_of(from);
         let next = ((area as u32 + 1) << Order::MAX.get()) - self.extent.bias();
         let end = range.end.min(next);
@@ -532,7 +538,7 @@ unsafe impl Lower for Buddies {
     }
 
     fn mobility_of(&self, page: u32) -> Option<Mobility> {
-        Some(self.blocks.of(page))
+        (page < self.extent.pages()).then(|| self.blocks.of(page))
     }
 
     fn free_blocks_of(&self, mobility: Mobility) -> [usize; ORDERS] {

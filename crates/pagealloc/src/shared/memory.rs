@@ -11,10 +11,11 @@ use crate::meta::State;
 use crate::runs::{Run, Runs};
 use core::sync::atomic::Ordering;
 use rcu_core::cpu::{LocalLock, Slot};
+use rcu_core::sync::Backoff;
 
-/// How often lists are drained before a region counts as busy: once for what lies there, and once more for what was handed out between
-/// the drain and the look, and came back, or moved from one list to another.
-const DRAINS: usize = 2;
+/// How often a region is looked at, its lists closed, before it counts as busy. What is missing then and comes back, or moves from one arena to
+/// another, is found at one of the next looks; what is out stays so.
+const LOOKS: usize = 4;
 
 impl<L: LocalLock, B: Lower> Shared<L, B> {
     /// Puts pages that are the caller's back, no head among them marked; waits as far as `attempt` goes.
@@ -45,20 +46,27 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
     /// Takes all pages from `first` to before `end`, which are the zone's, out of it for good. If some are out, nothing
     /// changes: how many, and the first of them. The caller holds `growing`.
     ///
-    /// Free pages are taken and marked `ISOLATED`, at first those in the lower level, then those that draining brings there; when all pages
-    /// are, they are nobody else's.
+    /// Free pages are taken and marked `ISOLATED`, at first those in the lower level, then, with all lists closed, those that lay there and
+    /// those that come back; when all pages are, they are nobody else's. Why closed and not just drained: between the drain and the look, pages
+    /// of the region would go to another slot's list.
     #[doc(alias = "offline_pages")]
     pub(crate) fn take_region(&self, first: u32, end: u32) -> Result<(), (usize, u32)> {
         let metas = self.frames.metas;
         let pages = (end - first) as usize;
         let mut kept = self.isolate(first, end);
-        for _ in 0..DRAINS {
+        let closed = (kept < pages).then(|| self.disable_lists());
+        let backoff = Backoff::new();
+        for look in 0..LOOKS {
             if kept == pages {
                 break;
             }
-            self.drain_all();
+            if look > 0 {
+                backoff.snooze();
+                self.settle();
+            }
             kept += self.isolate(first, end);
         }
+        drop(closed);
         if kept < pages {
             let mut busy = first;
             while let Some(next) = next_isolated(metas, busy) {
@@ -97,7 +105,8 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
                 end,
                 zero: false,
             };
-            at = self.lower.take_within(range, at, &mut runs);
+            // SAFETY: a region of the zone's, so inside the span, and `at` is before its end.
+            at = unsafe { self.lower.take_within(range, at, &mut runs) };
             for run in &runs {
                 for (block, order) in index::blocks(run.first, run.end, self.bias()) {
                     metas.at(block).set_state(State::isolated(order, run.zero));

@@ -15,11 +15,22 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 /// use pagealloc::{Fixed, Zone};
 /// use rcu_core::cpu::OneCpu;
 ///
-/// let mut memory = vec![MaybeUninit::<u8>::uninit(); 64 << 10];
+/// // Or a `static`, or what the boot loader left.
+/// let memory = vec![MaybeUninit::<u8>::uninit(); 64 << 10].leak();
 /// // SAFETY: this program has one thread.
 /// let cpu = unsafe { OneCpu::new() };
-/// let zone = Zone::new(cpu, Fixed::new(&mut memory).unwrap()).unwrap();
+/// let zone = Zone::new(cpu, Fixed::new(memory).unwrap()).unwrap();
 /// assert!(zone.total_pages() >= 13);
+/// ```
+///
+/// The memory must be there for ever: a zone may be forgotten rather than dropped, and then its structures, which lie in the memory, stay
+/// on its [`Cpus`](rcu_core::cpu::Cpus)' list of offline hooks. Memory that ends is for [`Fixed::borrowed`].
+///
+/// ```compile_fail,E0597
+/// # use core::mem::MaybeUninit;
+/// # use pagealloc::Fixed;
+/// let mut memory = vec![MaybeUninit::<u8>::uninit(); 64 << 10];
+/// let source = Fixed::new(&mut memory).unwrap();
 /// ```
 #[derive(Debug)]
 pub struct Fixed<'a> {
@@ -39,12 +50,37 @@ unsafe impl Send for Fixed<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Fixed<'_> {}
 
-impl<'a> Fixed<'a> {
+impl Fixed<'static> {
     /// The whole pages inside `region`.
     ///
     /// # Errors
     /// [`SourceError::Empty`] if there is none.
-    pub fn new(region: &'a mut [MaybeUninit<u8>]) -> Result<Self, SourceError> {
+    pub fn new(region: &'static mut [MaybeUninit<u8>]) -> Result<Self, SourceError> {
+        // SAFETY: the region never ends.
+        unsafe { Self::borrowed(region) }
+    }
+}
+
+impl<'a> Fixed<'a> {
+    /// The whole pages inside a `region` that may end.
+    ///
+    /// ```
+    /// # use core::mem::MaybeUninit;
+    /// # use pagealloc::{Fixed, Zone};
+    /// # // SAFETY: this program has one thread.
+    /// # let cpu = unsafe { rcu_core::cpu::OneCpu::new() };
+    /// let mut memory = vec![MaybeUninit::<u8>::uninit(); 64 << 10];
+    /// // SAFETY: the zone is dropped here, before the memory is.
+    /// let source = unsafe { Fixed::borrowed(&mut memory) }.unwrap();
+    /// drop(Zone::new(cpu, source).unwrap());
+    /// ```
+    ///
+    /// # Errors
+    /// [`SourceError::Empty`] if there is none.
+    ///
+    /// # Safety
+    /// 1. The source, or the zone that was made of it, is dropped before `'a` ends: not forgotten, nor leaked.
+    pub unsafe fn borrowed(region: &'a mut [MaybeUninit<u8>]) -> Result<Self, SourceError> {
         let start = NonNull::from_mut(region).cast::<u8>();
         let skip = start.align_offset(PAGE_SIZE);
         let Some(pages) = region.len().checked_sub(skip).map(|len| len / PAGE_SIZE) else {
@@ -80,6 +116,7 @@ impl<'a> Fixed<'a> {
     ///
     /// # Safety
     /// 1. The region is one allocation, valid for reads and writes for `'a`, and used by nobody else meanwhile.
+    /// 2. As for [`Self::borrowed`], where `'a` ends.
     pub unsafe fn from_raw(base: NonNull<u8>, size_bytes: usize) -> Result<Self, SourceError> {
         if size_bytes == 0 {
             return Err(SourceError::Empty);

@@ -201,7 +201,8 @@ unsafe impl<const N: usize> Source for MemoryMap<N> {
 
     fn metadata(&self, layout: Layout) -> Result<NonNull<u8>, SourceError> {
         let mut progress = self.progress.lock();
-        if progress.done {
+        // What was given is not to be cut.
+        if progress.done || progress.next > 0 {
             return Err(SourceError::Exhausted);
         }
         let start = match self.metadata {
@@ -302,6 +303,16 @@ mod tests {
             ((1 << 20) + 0x4000, 5)
         );
         assert_eq!(&map.regions[..], [(4, 8), (8, 9)]);
+    }
+
+    #[test]
+    fn nothing_is_cut_off_a_region_that_was_given() {
+        let mut map = map::<2>(1 << 20);
+        // SAFETY: nobody uses the addresses: the map writes to what it cuts only.
+        unsafe { map.add(0x4000, 0x4000) }.unwrap();
+        assert!(map.grow(1).is_ok());
+        let layout = Layout::from_size_align(64, 64).unwrap();
+        assert_eq!(map.metadata(layout), Err(SourceError::Exhausted));
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Memory given back to the system: when asked, tick by tick, or at once.
 //!
 //! Only free blocks of 2 MiB and more are given back: a system call for each must be worth it, and huge pages stay whole. The system call is made
-//! with the block on no list and no lock held, so for that long the block counts as out.
+//! with the block on no list, so for that long the block counts as out; no lock is held but `growing`, so that a region's removal does not come
+//! upon it just then.
 //!
-//! Why not `MADV_FREE` for the lazy way: what it frees may still read as before and counts as used until the machine runs short, so neither the
-//! zone (which keeps account of what reads as zeroes) nor whoever looks at the program's memory learns anything. The delay that makes it cheap
-//! is in the ticks instead: only what nobody needed for a whole tick goes back.
+//! Why not `MADV_FREE` for the lazy way. What it frees counts as used (RSS) until the machine itself runs short, so a program that gave memory
+//! back could not be told from one that kept it, and a container's limit is hit by both. It may vanish at any later moment, page by page, until it is
+//! written to: the zone, which keeps account of what reads as zeroes, would have to forget that for good and clear each zeroed block again, and poison
+//! could not be checked any more. What it is good at, not to pay for memory that is wanted again soon, the ticks do instead: only what nobody
+//! needed for a whole tick goes back.
 
 use super::Zone;
 use crate::api::Attempt;
@@ -41,6 +44,8 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     fn trim_most(&self, most: usize) -> usize {
         let mut trimmed = 0;
         while trimmed < most {
+            // Block by block: who wants to grow the zone waits for one system call at most.
+            let _growing = self.shared().growing.lock();
             let Some(run) = self.lower().take_dirty() else {
                 break;
             };
@@ -54,7 +59,8 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
             let given = unsafe { self.source.decommit(range) };
             let mut back = Runs::new();
             back.push(Run { zero: given, ..run });
-            self.lower().give(None, &back, Attempt::NoWait);
+            // SAFETY: just taken, unmarked, and zero if the source says so.
+            unsafe { self.lower().give(None, &back, Attempt::NoWait) };
             if !given {
                 break;
             }

@@ -201,7 +201,7 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Zone<C, S, B> {
             .hand_out_run(first, end, req.mobility, req.zero, is_zero, who))
     }
 
-    /// Frees a run. May wait for the zone's lock.
+    /// Frees a run. May wait for one of the zone's locks.
     ///
     /// # Safety
     /// 1. `run` came from [`Self::alloc_exact`] of this zone with the same `pages`, and is not used any more.

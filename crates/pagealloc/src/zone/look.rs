@@ -70,14 +70,14 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         self.stats().nr_allocated()
     }
 
-    /// Holds the zone lock (all of them, if there are several) until the value is dropped: for tests which show that
+    /// Holds the zone lock, as Linux would say: every lock of the lower level's, until the value is dropped: for tests which show that
     /// somebody does not need it.
     #[doc(hidden)]
     pub fn hold_zone_lock(&self) -> impl Sized {
         self.lower().hold()
     }
 
-    /// Makes whoever touches the zone lock panic: for tests which show that somebody does not.
+    /// Makes whoever touches one of these locks panic: for tests which show that somebody does not.
     #[cfg(debug_assertions)]
     #[doc(hidden)]
     pub fn forbid_zone_lock(&self, forbid: bool) {

@@ -1,7 +1,7 @@
 //! How a zone is steered while it is in use: lists disabled and lowered, watermarks, pressure hooks, the policy of types.
 
 use super::Zone;
-use crate::api::{Attempt, Mobility, Order};
+use crate::api::{Attempt, Mobility, Order, PageAlloc, PageReq};
 use crate::gate::ListsDisabled;
 use crate::history::Who;
 use crate::lower::Lower;
@@ -11,13 +11,36 @@ use crate::pcp::Class;
 use crate::pressure::PressureHook;
 use crate::source::Source;
 use crate::watermark::Watermarks;
+use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ptr::NonNull;
 use rcu_core::cpu::Cpus;
+
+/// What is called unless it is disarmed.
+struct OnUnwind<F: FnMut()>(F);
+
+impl<F: FnMut()> OnUnwind<F> {
+    const fn new(f: F) -> Self {
+        Self(f)
+    }
+
+    fn disarm(self) {
+        let _ = ManuallyDrop::new(self);
+    }
+}
+
+impl<F: FnMut()> Drop for OnUnwind<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
 
 impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// Moves the pages on all slots' lists, and in the stash, into the zone, and keeps the lists empty until the value, and any other
     /// such value, is dropped. From any thread, while others allocate and free: they reach the zone each time, and no page
     /// is on a list. Waits for each slot's owner in turn.
+    ///
+    /// # Panics
+    /// If two thousand million such values were forgotten.
     #[doc(alias = "zone_pcp_disable")]
     pub fn disable_lists(&self) -> ListsDisabled<'_> {
         self.shared().disable_lists()
@@ -39,7 +62,9 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
 
     /// Has `hook` called when the zone runs low: once each time that fewer than `low` pages are free, until more than `high` are;
     /// and when an allocation at [`Attempt::MayGrow`] is about to fail. Newest first. It runs inside such an allocation or
-    /// [`Self::tick`], with no lock of the zone's held, in one thread at a time.
+    /// [`Self::tick`], with no lock of the zone's held, in one thread at a time. See [`PressureHook`] for what it may do, and an example.
+    ///
+    /// Nothing is allocated. May be called from a hook, which then does not see the new one run in this round.
     ///
     /// # Safety
     /// 1. `hook` stays valid and in place until [`Self::remove_pressure_hook`] returned for it, or the zone was dropped.
@@ -50,7 +75,8 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         unsafe { self.shared().pressure.add(hook) };
     }
 
-    /// Takes `hook` off, if it is listed. Waits while it runs; not to be called from the hook.
+    /// Takes `hook` off, if it is listed. Waits while it runs in another thread, so neither call this from the hook itself, nor under a lock that the
+    /// hook waits for: either would wait for ever. A hook may take others off.
     #[doc(alias = "unregister_shrinker")]
     pub fn remove_pressure_hook(&self, hook: NonNull<PressureHook>) {
         self.shared().pressure.remove(hook);
@@ -62,10 +88,10 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// ```
     /// # use core::mem::MaybeUninit;
     /// # use pagealloc::{Fallback, Fixed, Zone};
-    /// # let mut memory = vec![MaybeUninit::<u8>::uninit(); 1 << 20];
+    /// # let memory = vec![MaybeUninit::<u8>::uninit(); 1 << 20].leak();
     /// # // SAFETY: this program has one thread.
     /// # let cpu = unsafe { rcu_core::cpu::OneCpu::new() };
-    /// let zone = Zone::new(cpu, Fixed::new(&mut memory).unwrap()).unwrap();
+    /// let zone = Zone::new(cpu, Fixed::new(memory).unwrap()).unwrap();
     /// zone.set_fallback(|_| Fallback::never());
     /// zone.set_fallback(Fallback::linux);
     /// ```
@@ -94,10 +120,47 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         }
     }
 
+    /// The same for a caller who has a block already, marked as if on a list: it goes back if a hook panics.
+    pub(super) fn relieve_with(&self, block: Option<u32>, req: PageReq) {
+        let undo = OnUnwind::new(|| {
+            if let Some(page) = block {
+                let state = State::listed(req.order, false).with(req.mobility);
+                // SAFETY: the slot is the caller's, just now.
+                unsafe { self.free_slow(self.cpus.current(), page, state, Attempt::NoWait) };
+            }
+        });
+        self.relieve_if_noted();
+        undo.disarm();
+    }
+
+    /// Calls `f`, in which hooks may run; `blocks`, all written, which the caller has so far, are freed if one panics.
+    pub(super) fn undone_by_panics<T>(
+        &self,
+        blocks: &[MaybeUninit<NonNull<u8>>],
+        order: Order,
+        f: impl FnOnce() -> T,
+    ) -> T
+    where
+        Self: PageAlloc,
+    {
+        let undo = OnUnwind::new(|| {
+            for block in blocks {
+                // SAFETY: the callers wrote them.
+                let block = unsafe { block.assume_init() };
+                // SAFETY: handed out with this order, and nobody was told of them.
+                unsafe { self.free(block, order) };
+            }
+        });
+        let value = f();
+        undo.disarm();
+        value
+    }
+
     /// Runs the pressure hooks for what is missing to the high watermark, and at least `pages`.
     pub(super) fn relieve(&self, pages: usize) -> usize {
         let shared = self.shared();
-        let missing = (shared.marks.get().high + 1).saturating_sub(shared.free_pages());
+        let high = shared.marks.get().high;
+        let missing = high.saturating_add(1).saturating_sub(shared.free_pages());
         shared.pressure.run(missing.max(pages))
     }
 

@@ -1,6 +1,6 @@
 //! Regions that come and go while the zone is in use.
 //!
-//! A removal runs beside allocations and frees: it holds `growing`, so that nobody grows the zone meanwhile, and takes the zone lock step by step.
+//! A removal runs beside allocations and frees: it holds `growing`, so that nobody grows the zone meanwhile, and takes the arenas' locks step by step.
 //! The region's free pages are taken out first, so that they are not handed out meanwhile (see `shared::memory`); pages on slots' lists can go
 //! out until the lists are drained, and then the region is busy.
 
@@ -35,36 +35,47 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     pub unsafe fn add_region(&self, range: Range) -> Result<(), RegionError> {
         let (first, end) = self.span().check(range)?;
         let mut regions = self.shared().growing.lock();
-        regions.add((first, end))?;
+        // Noted when the source has agreed, for it may also panic.
+        let mut with_it = regions.clone();
+        with_it.add((first, end))?;
         // SAFETY: nothing in it is in use: it is not the zone's, and debt 2.
-        match unsafe { self.source.add_range(range) } {
-            Ok(given) => {
-                let slot = self.cpus.current();
-                let range = Range {
-                    zeroed: given.zeroed,
-                    ..range
-                };
-                self.shared().add_pages(slot, range);
-                self.shared().counters.grew();
-                Ok(())
-            }
-            Err(error) => {
-                let undone = regions.remove((first, end));
-                debug_assert!(undone.is_ok(), "what was just added is there");
-                Err(error.into())
-            }
-        }
+        let given = unsafe { self.source.add_range(range) }?;
+        *regions = with_it;
+        let range = Range {
+            zeroed: given.zeroed,
+            ..range
+        };
+        self.shared().add_pages(self.cpus.current(), range);
+        self.shared().counters.grew();
+        Ok(())
     }
 
     /// Takes `range` out of the zone, if none of its pages is out; others may allocate and free meanwhile. Afterwards the memory is the
     /// caller's, as far as the source leaves it usable ([`Fixed`](crate::Fixed) and [`MemoryMap`](crate::MemoryMap) do), and
     /// no address in it is handed out until it is added again.
     ///
-    /// Drains all lists and the stash, waits for each slot's owner in turn, and looks at the metadata of each page of the range in bounded holds of the zone lock.
+    /// Where not all of the range is free in the zone, closes all lists as [`Self::disable_lists`] does until it is through, and merges the stash. Waits
+    /// for each slot's owner in turn, and looks at the metadata of each page of the range in bounded holds of the arenas' locks.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux"))] {
+    /// # use pagealloc::{Mmap, Order, PageBlock, PageReq, RegionError, Zone};
+    /// # use rcu_core::cpu::Threads;
+    /// # let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// let block = PageBlock::zeroed(&zone, PageReq::new(Order::ZERO)).unwrap();
+    /// let all = zone.regions().next().unwrap();
+    /// let refused = zone.remove_region(all).unwrap_err();
+    /// assert!(refused.is_retryable());
+    /// let RegionError::Busy(busy) = refused else { unreachable!() };
+    /// assert_eq!((busy.pages_out, busy.first.as_ptr()), (1, block.as_ptr()));
+    /// drop(block);
+    /// zone.remove_region(all).unwrap();
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// [`RegionError::Busy`] with how many pages are out, and the first of them: ask again when they are back. [`RegionError::Missing`] if not all of
-    /// the range is the zone's. Otherwise as for [`Self::add_region`]. Nothing has changed then.
+    /// [`RegionError::Busy`] with how many pages are out, or on their way, and the first of them: ask again when they are back.
+    /// [`RegionError::Missing`] if not all of the range is the zone's. Otherwise as for [`Self::add_region`]. Nothing has changed then.
     #[doc(alias = "offline_pages")]
     #[doc(alias = "remove_memory")]
     pub fn remove_region(&self, range: Range) -> Result<(), RegionError> {

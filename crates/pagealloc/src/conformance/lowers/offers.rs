@@ -23,7 +23,8 @@ impl<B: Lower> Model<B> {
         let (mut at, mut kept) = (first, Vec::new());
         while at < end {
             let mut runs = Runs::new();
-            let next = self.lower().take_within(range, at, &mut runs);
+            // SAFETY: the callers' ranges lie inside.
+            let next = unsafe { self.lower().take_within(range, at, &mut runs) };
             assert!(next > at, "it goes on");
             for &run in &runs {
                 assert!(first <= run.first && run.end <= end, "inside of the range");
@@ -64,7 +65,8 @@ pub fn regions_come_and_go<B: Lower>() {
         for run in kept {
             let mut runs = Runs::new();
             runs.push(run);
-            model.lower().give(None, &runs, Attempt::NoWait);
+            // SAFETY: just taken.
+            unsafe { model.lower().give(None, &runs, Attempt::NoWait) };
             model.free[run.first as usize..run.end as usize].fill(Some(run.zero));
         }
         if round % 4 == 0 {
@@ -108,7 +110,8 @@ pub fn idle_pages_are_those_that_nobody_needed<B: Lower>() {
     while let Some(run) = model.lower().take_dirty() {
         let mut runs = Runs::new();
         runs.push(Run { zero: true, ..run });
-        model.lower().give(None, &runs, Attempt::NoWait);
+        // SAFETY: just taken, of memory that is not there and so reads as it likes.
+        unsafe { model.lower().give(None, &runs, Attempt::NoWait) };
     }
     let idle = [(); 2].map(|()| model.lower().idle_pages());
     assert_eq!(idle[1], 0, "what has no memory is not idle");
@@ -167,7 +170,8 @@ pub fn what_waits_is_counted<B: Lower>() {
         {
             let lower = &model.stand.lower;
             let _held = lower.hold();
-            lower.give(None, &runs, Attempt::PcpOnly);
+            // SAFETY: blocks that were out.
+            unsafe { lower.give(None, &runs, Attempt::PcpOnly) };
             let waiting = lower.waiting();
             let all = lower.free_pages() + waiting.pages;
             assert_eq!(all, free + given as usize, "what waits is free, too");
@@ -190,6 +194,11 @@ pub fn types_are_kept_by_pageblock_or_not_at_all<B: Lower>() {
     let mut model = Model::<B>::new(PAGES, 0);
     model.add(0, PAGES, false);
     let kept = model.lower().mobility_of(0).is_some();
+    // Safe code may ask about any number.
+    for page in [PAGES, u32::MAX] {
+        assert_eq!(model.lower().mobility_of(page), None, "no such page");
+        assert_eq!(model.lower().free_at(page), None, "no such page");
+    }
     for round in 0..3 {
         for mobility in Mobility::ALL {
             for order in [0, 3, 9] {
@@ -223,7 +232,8 @@ pub fn types_are_kept_by_pageblock_or_not_at_all<B: Lower>() {
             let page = runs.first().expect("a free page of the type").first;
             let of = model.lower().mobility_of(page);
             assert!(!kept || of == Some(mobility), "of its own type");
-            model.lower().give(None, &runs, Attempt::NoWait);
+            // SAFETY: just taken.
+            unsafe { model.lower().give(None, &runs, Attempt::NoWait) };
         } else {
             assert_eq!(taken, Err(AllocError::Exhausted), "nothing to steal");
         }
@@ -264,7 +274,8 @@ pub fn removals_race_with_everything<B: Lower>() {
         end: PAGES,
         zero: false,
     };
-    stand.lower.add(None, whole);
+    // SAFETY: all its pages, for the first time.
+    unsafe { stand.lower.add(None, whole) };
     let fresh = stand.lower.free_blocks();
     let contents = &Contents((0..PAGES).map(|_| UnsafeCell::new(0)).collect());
     let have = |run: Run, me: u64| (run.first..run.end).for_each(|page| contents.swap(page, 0, me));
@@ -272,7 +283,8 @@ pub fn removals_race_with_everything<B: Lower>() {
         (run.first..run.end).for_each(|page| contents.swap(page, me, 0));
         let mut runs = Runs::new();
         runs.push(Run { zero, ..run });
-        stand.lower.give(None, &runs, Attempt::NoWait);
+        // SAFETY: the callers took them.
+        unsafe { stand.lower.give(None, &runs, Attempt::NoWait) };
     };
     let steps = if cfg!(miri) { 20 } else { 1000 };
     let busy = &AtomicUsize::new(2);
@@ -327,7 +339,8 @@ pub fn removals_race_with_everything<B: Lower>() {
             let (mut at, mut kept) = (first, Vec::new());
             while at < end {
                 let mut runs = Runs::new();
-                at = stand.lower.take_within(range, at, &mut runs);
+                // SAFETY: inside.
+                at = unsafe { stand.lower.take_within(range, at, &mut runs) };
                 runs.iter().for_each(|&run| have(run, 9));
                 kept.extend(runs.iter());
             }

@@ -57,7 +57,7 @@ impl Arena {
         assert!(
             // ORDERING: Relaxed: set before the threads that it is about start.
             !self.forbidden.load(Ordering::Relaxed),
-            "the zone lock is touched"
+            "an arena's lock is touched"
         );
     }
 
