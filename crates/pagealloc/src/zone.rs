@@ -30,6 +30,7 @@ use crate::lower::{Buddies, Extent, Ground, Lower};
 use crate::meta::{PageMeta, State};
 use crate::mobility::TYPES;
 use crate::pcp::{Batch, CHUNK, Class};
+use crate::pressure::PressureHook;
 use crate::regions::Regions;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
@@ -514,6 +515,15 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
 
     fn order_of(&self, block: *const u8) -> Option<Order> {
         self.frames.order_of(block)
+    }
+
+    unsafe fn add_pressure_hook(&self, hook: NonNull<PressureHook>) {
+        // SAFETY: the caller's debts.
+        unsafe { self.shared().pressure.add(hook) };
+    }
+
+    fn remove_pressure_hook(&self, hook: NonNull<PressureHook>) {
+        self.shared().pressure.remove(hook);
     }
 }
 

@@ -38,12 +38,31 @@ pub(crate) struct Stock {
     full: SheafList,
     empty: SheafList,
     pub(crate) orphans: SheafList,
+    pub(crate) tally: Tally,
+}
+
+/// How often the barn was asked. Wraps.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Sheaves with objects that were taken.
+    pub(crate) gets: u64,
+    /// Times that there was none.
+    pub(crate) gets_failed: u64,
+    /// Sheaves with objects that were put in.
+    pub(crate) puts: u64,
+    /// Times that there were enough.
+    pub(crate) puts_failed: u64,
 }
 
 impl Stock {
     /// Takes a sheaf with objects.
     pub(crate) fn take_full(&mut self) -> Option<Sheaf> {
-        self.full.pop_front()
+        let sheaf = self.full.pop_front();
+        match sheaf {
+            Some(_) => self.tally.gets += 1,
+            None => self.tally.gets_failed += 1,
+        }
+        sheaf
     }
 
     /// Takes the eldest orphan if its cookie is done.
@@ -72,8 +91,10 @@ impl Stock {
     pub(crate) fn put_full(&mut self, sheaf: Sheaf) -> Result<(), Sheaf> {
         debug_assert!(!sheaf.is_empty(), "I1: no objects in a full sheaf");
         if self.full.sheaves() >= MAX_FULL {
+            self.tally.puts_failed += 1;
             return Err(sheaf);
         }
+        self.tally.puts += 1;
         self.full.push_front(sheaf);
         Ok(())
     }
@@ -159,6 +180,12 @@ impl Barn {
                 full: SheafList::new(),
                 empty: SheafList::new(),
                 orphans: SheafList::new(),
+                tally: Tally {
+                    gets: 0,
+                    gets_failed: 0,
+                    puts: 0,
+                    puts_failed: 0,
+                },
             }),
             left: Inbox::new(),
         }

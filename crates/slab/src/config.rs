@@ -27,6 +27,8 @@ const ASK_OBJECTS: usize = 8192;
 const ASK_BYTES: usize = 512 << 10;
 /// Empty slabs that a cache keeps.
 const MIN_PARTIAL: usize = 5;
+/// What may wait in sealed sheaves: a quarter of a second's grace period at a retired gigabyte a second.
+const WAITING_LIMIT_BYTES: usize = 256 << 20;
 /// A page's tag number is this, and the cache's own number below it.
 pub(crate) const TAG_MARK: u32 = 0x51ab_0000;
 const TAG_NUMBER: u32 = 0xffff;
@@ -49,6 +51,7 @@ pub struct CacheConfig {
     sheaf_capacity: Option<usize>,
     ask_objects: Option<usize>,
     min_partial: usize,
+    waiting_limit: usize,
     number: u16,
     watch: Option<fn()>,
     checks: Checks,
@@ -89,6 +92,7 @@ impl CacheConfig {
             sheaf_capacity: None,
             ask_objects: None,
             min_partial: MIN_PARTIAL,
+            waiting_limit: WAITING_LIMIT_BYTES,
             number: ANONYMOUS,
             watch: None,
             checks: if cfg!(feature = "checks") {
@@ -117,6 +121,13 @@ impl CacheConfig {
     /// How many empty slabs are kept rather than given back. By default 5.
     pub const fn min_partial(mut self, slabs: usize) -> Self {
         self.min_partial = slabs;
+        self
+    }
+
+    /// How many bytes of retired objects may wait in sealed sheaves. Above that [`RawCache::retire`](crate::RawCache::retire) gives objects back,
+    /// so that its caller decides what to do with them. At most one sheaf a slot more can wait, not sealed. By default 256 MiB.
+    pub const fn waiting_limit(mut self, bytes: usize) -> Self {
+        self.waiting_limit = bytes;
         self
     }
 
@@ -159,7 +170,17 @@ impl CacheConfig {
     pub(crate) fn shape(&self) -> Result<Shape, CreateError> {
         // Whole words, at least one, and whatever alignment is asked for beyond.
         let align = self.layout.align().max(size_of::<usize>());
-        let size = self.layout.size().max(1).next_multiple_of(align);
+        let word = size_of::<usize>();
+        // A free's link, when the free meets a lock (L2): in the object, or behind it where the object stays as it is.
+        let is_kept = self.constructor.is_some() || self.stability != Stability::None;
+        let (link_at, bytes) = match is_kept {
+            false => (0, self.layout.size().max(1)),
+            true => {
+                let end = self.layout.size().next_multiple_of(word);
+                (end, end + word)
+            }
+        };
+        let size = bytes.next_multiple_of(align);
         let too_large = CreateError::TooLarge { bytes: size };
         if size > MAX_OBJECT_BYTES {
             return Err(too_large);
@@ -183,6 +204,8 @@ impl CacheConfig {
             sheaf_bytes,
             ask_objects: self.ask_objects.unwrap_or(ask),
             min_partial: self.min_partial,
+            link_at,
+            waiting_limit: self.waiting_limit / size,
             tag: TAG_MARK | self.number as u32,
             watch: self.watch,
         })
@@ -212,6 +235,10 @@ pub(crate) struct Shape {
     pub(crate) sheaf_bytes: usize,
     pub(crate) ask_objects: usize,
     pub(crate) min_partial: usize,
+    /// Where a free object has a word for a link.
+    pub(crate) link_at: usize,
+    /// Objects that may wait in sealed sheaves.
+    pub(crate) waiting_limit: usize,
     /// The number in the tag of this cache's pages.
     pub(crate) tag: u32,
     /// Whom to tell that something waits.

@@ -19,10 +19,10 @@ mod slabs;
 mod stats;
 mod typed;
 
-pub use cache::{Busy, RawCache};
+pub use cache::{Busy, RawCache, RawPrefilled};
 pub use checks::Checks;
 pub use config::{CacheConfig, Constructor, MAX_OBJECT_BYTES, Stability};
 pub use error::CreateError;
 pub use kmalloc::{CLASS_BYTES, Kmalloc, KmallocStats, MAX_CLASS_BYTES, NR_CLASSES};
 pub use stats::CacheStats;
-pub use typed::{AllocFailed, Cache};
+pub use typed::{AllocFailed, Cache, Prefilled};

@@ -25,9 +25,13 @@
 
 use crate::config::{MAX_OBJECTS, Shape};
 use crate::fault::{Fault, broken};
+use arrayvec::ArrayVec;
 use core::ptr::NonNull;
 use pagealloc::{PageAlloc, PageTag};
 use static_assertions::const_assert_eq;
+
+/// A few addresses of objects.
+pub(crate) type Samples = ArrayVec<usize, 8>;
 
 const WORDS: usize = MAX_OBJECTS / 64;
 /// The list of slabs with nothing out.
@@ -104,6 +108,17 @@ impl Dying {
     }
 }
 
+/// How often objects went in and out. Wraps.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Times that objects were taken out.
+    pub(crate) refills: u64,
+    /// Times that objects were put back.
+    pub(crate) flushes: u64,
+    /// Objects that were put back.
+    pub(crate) flushed: u64,
+}
+
 /// All slabs of a cache.
 #[derive(Debug)]
 pub(crate) struct Slabs {
@@ -112,6 +127,7 @@ pub(crate) struct Slabs {
     nr_empty: usize,
     /// Objects out of their slabs.
     inuse: usize,
+    pub(crate) tally: Tally,
 }
 
 // SAFETY: descriptors belong to the cache and are reached under its slabs lock only.
@@ -124,6 +140,11 @@ impl Slabs {
             nr_slabs: 0,
             nr_empty: 0,
             inuse: 0,
+            tally: Tally {
+                refills: 0,
+                flushes: 0,
+                flushed: 0,
+            },
         }
     }
 
@@ -200,6 +221,7 @@ impl Slabs {
         mut want: usize,
         mut take: impl FnMut(NonNull<u8>),
     ) {
+        self.tally.refills += 1;
         // Partial slabs from the fullest down, then empty ones.
         for list in (EMPTY..=FULLEST).rev() {
             while want > 0
@@ -245,6 +267,8 @@ impl Slabs {
         objects: &[NonNull<u8>],
         dying: &mut Dying,
     ) {
+        self.tally.flushes += 1;
+        self.tally.flushed += objects.len() as u64;
         let mut current: Option<NonNull<Slab>> = None;
         let mut base = 0;
         for &object in objects {
@@ -292,10 +316,37 @@ impl Slabs {
 
     /// Takes all empty slabs out.
     pub(crate) fn take_empty(&mut self, dying: &mut Dying) {
-        while let Some(slab) = self.lists[usize::from(EMPTY)] {
+        self.take_some_empty(usize::MAX, dying);
+    }
+
+    /// Takes at most `most` empty slabs out.
+    pub(crate) fn take_some_empty(&mut self, most: usize, dying: &mut Dying) {
+        for _ in 0..most {
+            let Some(slab) = self.lists[usize::from(EMPTY)] else {
+                break;
+            };
             self.unlink(slab);
             self.nr_slabs -= 1;
             dying.push(slab);
+        }
+    }
+
+    /// Adds addresses of objects that are out, as far as there is room.
+    pub(crate) fn sample(&mut self, shape: &Shape, samples: &mut Samples) {
+        for list in EMPTY + 1..=FULL {
+            let mut at = self.lists[usize::from(list)];
+            while let Some(slab) = at {
+                let this = self.slab(slab);
+                at = this.next;
+                for index in 0..shape.nr_objects {
+                    if samples.is_full() {
+                        return;
+                    }
+                    if this.free[index / 64] & (1 << (index % 64)) == 0 {
+                        samples.push(this.base.addr().get() + index * shape.size);
+                    }
+                }
+            }
         }
     }
 

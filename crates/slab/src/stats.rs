@@ -39,13 +39,43 @@ pub struct CacheStats {
     pub sheaves_sealed: u64,
     /// Of those, how many became an allocation sheaf as they were (wraps).
     pub sheaves_recycled: u64,
+    /// Times that objects were taken from slabs (wraps).
+    pub refills: u64,
+    /// Times that objects were put back into slabs (wraps).
+    pub flushes: u64,
+    /// Objects that were put back into slabs (wraps).
+    pub objects_flushed: u64,
+    /// Sheaves of memory taken from the pool (wraps).
+    pub sheaves_made: usize,
+    /// Sheaves of memory given back to the pool (wraps).
+    pub sheaves_dropped: usize,
+    /// Full sheaves got from the barn (wraps).
+    pub barn_gets: u64,
+    /// Times that the barn had none (wraps).
+    pub barn_gets_failed: u64,
+    /// Full sheaves put into the barn (wraps).
+    pub barn_puts: u64,
+    /// Times that the barn had enough (wraps).
+    pub barn_puts_failed: u64,
+    /// Prefilled handles that were filled (wraps).
+    pub prefills: usize,
+    /// Of those, how many found all they wanted in one sheaf that was there (wraps).
+    pub prefills_ready: usize,
+    /// Of those, how many wanted more than a sheaf holds (wraps).
+    pub prefills_oversize: usize,
+    /// Frees that found every lock taken and were deferred (wraps).
+    pub frees_deferred: usize,
+    /// Retired objects that were given back for want of memory or of a lock (wraps).
+    pub retires_refused: usize,
+    /// Retired objects that were given back because as much waited as may (wraps).
+    pub retires_over_limit: usize,
 }
 
 impl fmt::Display for CacheStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<16} {:>8} live {:>8} sheaved {:>8} waiting {:>6} B/obj {:>4} obj/slab {:>6} slabs {:>8} KiB : misses {}/{} : sealed {} recycled {}",
+            "{:<16} {:>8} live {:>8} sheaved {:>8} waiting {:>6} B/obj {:>4} obj/slab {:>6} slabs {:>8} KiB : misses {}/{} : sealed {} recycled {} refused {}/{} : deferred {}",
             self.name,
             self.live,
             self.in_sheaves,
@@ -58,6 +88,9 @@ impl fmt::Display for CacheStats {
             self.free_misses,
             self.sheaves_sealed,
             self.sheaves_recycled,
+            self.retires_refused,
+            self.retires_over_limit,
+            self.frees_deferred,
         )
     }
 }

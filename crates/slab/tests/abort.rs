@@ -51,7 +51,7 @@ fn freeing_twice_is_found_when_the_sheaf_is_flushed() {
         unsafe { cache.free(object) };
         // SAFETY: none, as above.
         unsafe { cache.free(object) };
-        cache.shrink();
+        cache.shrink(usize::MAX);
     };
     let words = ["freed twice", "cache victim", "object 0x", "slab 0x"];
     aborts(
@@ -86,7 +86,7 @@ fn another_cache_s_object_is_found() {
         let object = other.alloc().unwrap();
         // SAFETY: none: the test breaks the contract on purpose.
         unsafe { mine.free(object) };
-        mine.shrink();
+        mine.shrink(usize::MAX);
     };
     aborts(
         "another_cache_s_object_is_found",
@@ -101,7 +101,7 @@ fn memory_of_elsewhere_is_found() {
         let cache = cache("mine");
         // SAFETY: none: the test breaks the contract on purpose.
         unsafe { cache.free(NonNull::from(Box::leak(Box::new([0_u64; 8]))).cast()) };
-        cache.shrink();
+        cache.shrink(usize::MAX);
     };
     aborts(
         "memory_of_elsewhere_is_found",
@@ -119,7 +119,7 @@ fn a_pointer_into_an_object_is_found() {
         let inside = unsafe { object.add(8) };
         // SAFETY: none: the test breaks the contract on purpose.
         unsafe { cache.free(inside) };
-        cache.shrink();
+        cache.shrink(usize::MAX);
     };
     aborts(
         "a_pointer_into_an_object_is_found",

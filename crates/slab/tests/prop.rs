@@ -177,7 +177,7 @@ impl Model<'_> {
                 self.cache.reap();
             }
             Op::Shrink => {
-                self.cache.shrink();
+                self.cache.shrink(usize::MAX);
             }
             Op::Barrier => {
                 self.cache.barrier();

@@ -2,7 +2,8 @@
 
 use super::{Inner, RawCache};
 use crate::stats::CacheStats;
-use pagealloc::PageAlloc;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use pagealloc::{Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
 
@@ -23,6 +24,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             objects_per_slab: self.shape.nr_objects,
             ..CacheStats::default()
         };
+        self.settle_deferred(Attempt::NoWait);
         for local in self.used() {
             let slot = local.cell.visit();
             let spare = slot.spare.as_ref().map_or(0, |s| s.len());
@@ -38,15 +40,33 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             (stats.barn_full, stats.barn_empty) = stock.sheaves();
             stats.in_sheaves += stock.objects();
             stats.waiting += stock.orphans.objects();
+            stats.barn_gets = stock.tally.gets;
+            stats.barn_gets_failed = stock.tally.gets_failed;
+            stats.barn_puts = stock.tally.puts;
+            stats.barn_puts_failed = stock.tally.puts_failed;
         }
         let (inuse, slabs) = {
             let slabs = self.slabs.0.lock();
+            stats.refills = slabs.tally.refills;
+            stats.flushes = slabs.tally.flushes;
+            stats.objects_flushed = slabs.tally.flushed;
             (slabs.inuse(), slabs.nr_slabs())
         };
         // Objects may have moved between the looks.
         stats.live = inuse.saturating_sub(stats.in_sheaves + stats.waiting);
         stats.slabs = slabs;
         stats.slab_bytes = slabs * self.shape.order.bytes();
+        // ORDERING: Relaxed: numbers for statistics.
+        let read = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        let counts = &self.counts;
+        stats.sheaves_made = read(&counts.sheaves_made);
+        stats.sheaves_dropped = read(&counts.sheaves_dropped);
+        stats.prefills = read(&counts.prefills);
+        stats.prefills_ready = read(&counts.prefills_ready);
+        stats.prefills_oversize = read(&counts.prefills_oversize);
+        stats.frees_deferred = read(&counts.deferred);
+        stats.retires_refused = read(&counts.refused);
+        stats.retires_over_limit = read(&counts.over_limit);
         stats.meta_bytes = self.sheaves.0.bytes() + self.descriptors.0.bytes();
         stats
     }
