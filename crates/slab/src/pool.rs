@@ -97,6 +97,12 @@ impl Pool {
         free
     }
 
+    /// Holds the lock until the value is dropped: for tests which show that somebody does not need it.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> impl Drop + use<'_> {
+        self.free.lock()
+    }
+
     /// Gives out a block, aligned to its size.
     pub(crate) fn get<P: PageAlloc>(
         &self,
