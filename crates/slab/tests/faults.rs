@@ -48,11 +48,18 @@ fn at_every_point(
     let run = |failure: fn(usize) -> Failure, n: usize| {
         let (pages, cpus, gp) = (Pages::new(), Hand::new(3), ManualGp::new());
         let layout = Layout::from_size_align(1000, 8).unwrap();
-        let config = CacheConfig::new("faults", layout).sheaf_capacity(CAP).min_partial(0);
+        let config = CacheConfig::new("faults", layout)
+            .sheaf_capacity(CAP)
+            .min_partial(0);
         // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
         let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
         let (cpus, gp) = (&cpus, &gp);
-        let mut world = World { cache: &cache, cpus, gp, live: Vec::new() };
+        let mut world = World {
+            cache: &cache,
+            cpus,
+            gp,
+            live: Vec::new(),
+        };
         prepare(&mut world);
         let before = pages.calls();
         pages.set_failure(failure(before + n));
@@ -101,7 +108,9 @@ fn alloc_bulk_at_every_failure_point() {
             let before = world.cache.stats().live;
             match world.cache.alloc_bulk(&mut out, attempt) {
                 // SAFETY: all or nothing, and it was all.
-                Ok(()) => world.live.extend(out.iter().map(|o| unsafe { o.assume_init() })),
+                Ok(()) => world
+                    .live
+                    .extend(out.iter().map(|o| unsafe { o.assume_init() })),
                 Err(_) => assert_eq!(world.cache.stats().live, before, "L9: nothing"),
             }
         });

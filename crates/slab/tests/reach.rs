@@ -1,13 +1,13 @@
-//! What a cache can be asked for beyond `alloc` and `free`, and where: objects set aside, contexts that may not wait, little memory.
+//! What a cache can be asked for beyond `alloc` and `free`, and where: contexts that may not wait, and little memory.
 
 mod common;
 
 use common::{Failure, Hand, Pages};
 use pagealloc::{AllocError, Attempt, Fixed, Mmap, Order, PageAlloc, PageReq, Zone};
+use rcu_core::NoReaders;
 use rcu_core::cpu::Threads;
 use rcu_core::manual::ManualGp;
-use rcu_core::NoReaders;
-use slab::{Cache, CacheConfig, Kmalloc, RawCache};
+use slab::{CacheConfig, Kmalloc, RawCache};
 use std::alloc::Layout;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
@@ -41,150 +41,6 @@ fn free(cache: &Raw<'_>, objects: impl IntoIterator<Item = NonNull<u8>>) {
     }
 }
 
-#[test]
-fn h12_pops_of_what_was_set_aside_cannot_fail() {
-    for n in [0, 1, CAP - 1, CAP, CAP + 1, 7 * CAP + 3] {
-        with_cache(config(), |cache, _, pages, _| {
-            let mut aside = cache.prefill(n, Attempt::MayGrow).unwrap();
-            assert!(aside.len() >= n);
-            assert_eq!(cache.stats().live, aside.len(), "they count as live");
-            // No memory, and nothing in the cache.
-            pages.set_failure(Failure::From(0));
-            cache.shrink(usize::MAX);
-            let calls = pages.calls();
-            let objects: Vec<_> = (0..n).map(|_| aside.pop().expect("set aside")).collect();
-            assert_eq!(pages.calls(), calls, "no page was asked for");
-            let more = aside.len();
-            assert_eq!(std::iter::from_fn(|| aside.pop()).map(|o| free(cache, [o])).count(), more);
-            assert!(aside.pop().is_none() && aside.is_empty());
-            free(cache, objects);
-        });
-    }
-}
-
-#[test]
-fn h12_more_than_a_sheaf_is_a_chain_of_sheaves() {
-    with_cache(config(), |cache, _, _, _| {
-        let aside = cache.prefill(10 * CAP, Attempt::MayGrow).unwrap();
-        assert!(aside.len() >= 10 * CAP);
-        let stats = cache.stats();
-        assert_eq!((stats.prefills, stats.prefills_oversize), (1, 1), "{stats}");
-    });
-}
-
-#[test]
-fn h12_what_is_left_goes_back_as_a_whole() {
-    with_cache(config(), |cache, _, _, _| {
-        let aside = cache.prefill(CAP, Attempt::MayGrow).unwrap();
-        let slabs = cache.stats().slabs;
-        aside.give_back();
-        let stats = cache.stats();
-        assert_eq!((stats.live, stats.in_sheaves, stats.flushes), (0, CAP, 0), "the spare");
-        // The second finds the spare, and needs neither barn nor slabs.
-        let aside = cache.prefill(CAP, Attempt::PcpOnly).unwrap();
-        assert_eq!(cache.stats().prefills_ready, 1);
-        let other = cache.prefill(CAP, Attempt::MayGrow).unwrap();
-        drop(other);
-        drop(aside);
-        let stats = cache.stats();
-        assert_eq!((stats.in_sheaves, stats.barn_full), (2 * CAP, 1), "spare and barn");
-        assert_eq!(stats.slabs, slabs);
-        // More than barn and slot hold: the rest goes back into the slabs.
-        let aside = cache.prefill(40 * CAP, Attempt::MayGrow).unwrap();
-        drop(aside);
-        let stats = cache.stats();
-        assert_eq!((stats.live, stats.barn_full), (0, 10), "{stats}");
-    });
-}
-
-#[test]
-fn h12_refilling_tops_up() {
-    with_cache(config(), |cache, _, pages, _| {
-        let mut aside = cache.prefill(CAP, Attempt::MayGrow).unwrap();
-        let mut objects: Vec<_> = (0..3).filter_map(|_| aside.pop()).collect();
-        aside.refill(CAP + 2, Attempt::MayGrow).unwrap();
-        assert!(aside.len() >= CAP + 2);
-        let before = aside.len();
-        aside.refill(before, Attempt::PcpOnly).unwrap();
-        assert_eq!(aside.len(), before, "there are enough already");
-        pages.set_failure(Failure::From(0));
-        assert_eq!(aside.refill(10_000, Attempt::MayGrow), Err(AllocError::OutOfMemory));
-        assert!(aside.len() >= before, "what there is stays");
-        objects.extend(std::iter::from_fn(|| aside.pop()));
-        free(cache, objects);
-    });
-}
-
-#[test]
-fn h12_without_a_slot_and_from_another_slot() {
-    with_cache(config(), |cache, cpus, _, _| {
-        cpus.go(None);
-        let mut aside = cache.prefill(2 * CAP, Attempt::MayGrow).unwrap();
-        cpus.go(Some(2));
-        let object = aside.pop().unwrap();
-        cpus.go(Some(3));
-        drop(aside);
-        free(cache, [object]);
-    });
-}
-
-#[test]
-fn h12_objects_that_are_all_in_the_slot_are_found() {
-    with_cache(config(), |cache, _, pages, _| {
-        // Everything there is lies in `main` and the spare of this slot, and no page can be had.
-        let objects = alloc(cache, cache.stats().objects_per_slab.max(64));
-        pages.set_failure(Failure::From(0));
-        let two: Vec<_> = objects[..2].to_vec();
-        free(cache, two);
-        let mut aside = cache.prefill(1, Attempt::MayGrow).unwrap();
-        let object = aside.pop().unwrap();
-        drop(aside);
-        free(cache, [object]);
-        free(cache, objects[2..].iter().copied());
-    });
-}
-
-#[test]
-fn h12_values_set_aside() {
-    let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
-    let config = Cache::<String, &Hand, &Pages, &ManualGp>::config("names");
-    // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
-    let cache: Cache<String, _, _, _> =
-        unsafe { Cache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
-    let mut aside = cache.prefill(3, Attempt::MayGrow).unwrap();
-    let names = ["a", "b", "c"].map(|name| aside.pop(name.to_owned()).unwrap());
-    assert!(!aside.is_empty());
-    aside.refill(4, Attempt::MayGrow).unwrap();
-    assert!(aside.len() >= 4);
-    aside.give_back();
-    let mut none = cache.prefill(0, Attempt::MayGrow).unwrap();
-    assert_eq!(none.pop("d".to_owned()), Err("d".to_owned()));
-    drop(none);
-    for (name, expected) in names.into_iter().zip(["a", "b", "c"]) {
-        // SAFETY: the value is the test's.
-        assert_eq!(unsafe { name.as_ref() }, expected);
-        // SAFETY: as above, and it is not used any more.
-        unsafe { cache.free_attempt(name, Attempt::TryLock) };
-    }
-    cache.destroy().expect("nothing is out");
-    assert_eq!(pages.outstanding(), 0);
-}
-
-/// A forgotten handle loses its objects and its memory, and nothing else.
-#[test]
-fn h12_a_forgotten_handle_is_a_leak() {
-    let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
-    // SAFETY: the cache is dropped below, before what it borrows ends.
-    let cache = unsafe { RawCache::new_scoped(config(), &cpus, &pages, &gp) }.unwrap();
-    let aside = cache.prefill(CAP, Attempt::MayGrow).unwrap();
-    let live = aside.len();
-    std::mem::forget(aside);
-    let busy = cache.destroy().expect_err("objects are lost");
-    assert_eq!(busy.live, live);
-    drop(busy);
-    assert!(pages.outstanding() >= 1, "the slab of the lost objects stays");
-}
-
 /// The regression of a block driver whose allocations may not wait: every miss went to the slow path, for no sheaf was refilled.
 #[test]
 fn l12_a_miss_that_may_not_wait_refills_at_its_level() {
@@ -204,7 +60,10 @@ fn l12_a_miss_that_may_not_wait_refills_at_its_level() {
             .map(|_| cache.alloc_attempt(attempt).unwrap())
             .collect();
         let stats = cache.stats();
-        assert!(stats.alloc_misses <= 2 * 20, "{attempt:?}: a hit by the sheaf, {stats}");
+        assert!(
+            stats.alloc_misses <= 2 * 20,
+            "{attempt:?}: a hit by the sheaf, {stats}"
+        );
         assert!(stats.refills >= 10, "{stats}");
         for object in objects {
             // SAFETY: the test had the object.
@@ -242,7 +101,10 @@ fn what_waits_is_bounded() {
             refused.extend(unsafe { cache.retire(object) }.err());
             assert!(cache.waiting_objects() <= limit);
             assert!(cache.waiting_bytes() <= limit * 64);
-            assert!(cache.stats().waiting <= limit + CAP, "and a sheaf of the slot's");
+            assert!(
+                cache.stats().waiting <= limit + CAP,
+                "and a sheaf of the slot's"
+            );
         }
         assert!(!refused.is_empty());
         assert_eq!(cache.stats().retires_over_limit, refused.len(), "counted");
@@ -255,7 +117,11 @@ fn what_waits_is_bounded() {
             // SAFETY: the test has the object still.
             .filter_map(|object| unsafe { cache.retire(object) }.err())
             .collect();
-        assert!(again.len() < 20 * CAP - limit - CAP, "{} were refused again", again.len());
+        assert!(
+            again.len() < 20 * CAP - limit - CAP,
+            "{} were refused again",
+            again.len()
+        );
         free(cache, again);
     });
 }
@@ -297,7 +163,10 @@ fn l13_shrink_empties_barn_and_slots_as_far_as_it_must() {
         assert!(before.in_sheaves > 4 * CAP);
         assert!(cache.shrink(1) >= 1);
         let between = cache.stats();
-        assert!(between.in_sheaves > 0, "not everything for one page: {between}");
+        assert!(
+            between.in_sheaves > 0,
+            "not everything for one page: {between}"
+        );
         cache.shrink(usize::MAX);
         assert_eq!((cache.stats().in_sheaves, cache.stats().slabs), (0, 0));
     });
@@ -314,7 +183,10 @@ fn l14_a_busy_cache_tells_some_of_what_is_live() {
         // SAFETY: the test had the object.
         unsafe { cache.retire(waits) }.unwrap();
         let busy = cache.destroy().expect_err("objects are out");
-        assert_eq!((busy.live, busy.pending, busy.samples.len()), (n, 0, n.min(8)));
+        assert_eq!(
+            (busy.live, busy.pending, busy.samples.len()),
+            (n, 0, n.min(8))
+        );
         let mut addresses: Vec<_> = busy.samples.to_vec();
         assert!(busy.to_string().contains(&format!("{:#x}", addresses[0])));
         addresses.sort_unstable();
@@ -334,7 +206,10 @@ fn l14_a_busy_kmalloc_tells_some_of_what_is_live() {
     let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
     // SAFETY: the allocator is destroyed below, before what it borrows ends; a panic drops it.
     let km = unsafe { Kmalloc::new_scoped(&cpus, &pages, &gp) }.unwrap();
-    let out = [40, 1000].map(|bytes| km.kmalloc(Layout::from_size_align(bytes, 8).unwrap()).unwrap());
+    let out = [40, 1000].map(|bytes| {
+        km.kmalloc(Layout::from_size_align(bytes, 8).unwrap())
+            .unwrap()
+    });
     let busy = km.destroy().expect_err("two are out");
     assert_eq!(busy.samples.to_vec(), out.map(|o| o.addr().get()));
     for memory in out {
@@ -357,9 +232,13 @@ fn small(cpus: &Hand, test: impl FnOnce(&Zone<&Hand, Fixed<'_>>)) {
 fn what_one_cache_keeps_is_given_up_for_another() {
     let (cpus, gp) = (Hand::new(2), ManualGp::new());
     small(&cpus, |zone| {
-        let (a, b) = (config().min_partial(1000), CacheConfig::new("other", Layout::new::<[u64; 16]>()));
+        let (a, b) = (
+            config().min_partial(1000),
+            CacheConfig::new("other", Layout::new::<[u64; 16]>()),
+        );
         // SAFETY: the caches are destroyed below, before what they borrow ends; a panic drops them.
-        let [a, b] = [a, b].map(|config| unsafe { RawCache::new_scoped(config, &cpus, zone, &gp) }.unwrap());
+        let [a, b] =
+            [a, b].map(|config| unsafe { RawCache::new_scoped(config, &cpus, zone, &gp) }.unwrap());
         let mut objects: Vec<_> = std::iter::from_fn(|| a.alloc().ok()).collect();
         assert!(b.alloc().is_err(), "all pages are the first one's");
         // Some go back to sheaves and slabs, some wait and are ripe.
@@ -372,7 +251,11 @@ fn what_one_cache_keeps_is_given_up_for_another() {
         }
         gp.advance();
         gp.advance();
-        assert!(zone.free_pages() < 2, "{} pages are free", zone.free_pages());
+        assert!(
+            zone.free_pages() < 2,
+            "{} pages are free",
+            zone.free_pages()
+        );
         let got: Vec<_> = std::iter::from_fn(|| b.alloc().ok()).collect();
         assert!(got.len() > 500, "{}", got.len());
         for object in got {
@@ -417,7 +300,10 @@ fn a_cache_under_pressure_of_its_own_does_not_wait_for_itself() {
 fn h13_every_path_is_counted() {
     with_cache(config(), |cache, cpus, pages, gp| {
         let fresh = cache.stats();
-        assert_eq!((fresh.refills, fresh.alloc_misses, fresh.sheaves_made), (0, 0, 0));
+        assert_eq!(
+            (fresh.refills, fresh.alloc_misses, fresh.sheaves_made),
+            (0, 0, 0)
+        );
         let objects = alloc(cache, 40 * CAP);
         let after = cache.stats();
         assert!(after.alloc_misses >= 8 && after.refills >= 8 && after.sheaves_made > 0);
@@ -464,7 +350,14 @@ fn h13_every_path_is_counted() {
 
 #[test]
 fn l1_slabs_hold_enough_objects_and_waste_little() {
-    for (bytes, order) in [(64, 0), (192, 1), (256, 1), (1024, 3), (4096, 3), (32768, 3)] {
+    for (bytes, order) in [
+        (64, 0),
+        (192, 1),
+        (256, 1),
+        (1024, 3),
+        (4096, 3),
+        (32768, 3),
+    ] {
         let pages = Pages::new();
         let (cpus, gp) = (Hand::new(1), ManualGp::new());
         let config = CacheConfig::new("l1", Layout::from_size_align(bytes, 8).unwrap());
@@ -472,7 +365,10 @@ fn l1_slabs_hold_enough_objects_and_waste_little() {
         let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
         let object = cache.alloc().unwrap();
         let stats = cache.stats();
-        assert_eq!(stats.slab_bytes, stats.slabs * (pagealloc::PAGE_SIZE << order));
+        assert_eq!(
+            stats.slab_bytes,
+            stats.slabs * (pagealloc::PAGE_SIZE << order)
+        );
         let used = stats.objects_per_slab * stats.object_bytes;
         assert!((stats.slab_bytes / stats.slabs - used) * 8 <= stats.slab_bytes);
         // SAFETY: the test had the object.
@@ -493,7 +389,8 @@ fn l8_bulk_free_over_mixed_caches_and_large_blocks() {
     let mut memory: Vec<_> = (0..400)
         .map(|i| {
             cpus.go(Some(i as u32 % 2));
-            km.kmalloc(Layout::from_size_align(sizes[i * 7 % sizes.len()], 8).unwrap()).unwrap()
+            km.kmalloc(Layout::from_size_align(sizes[i * 7 % sizes.len()], 8).unwrap())
+                .unwrap()
         })
         .collect();
     assert!(km.stats().large_bytes > 0);
@@ -511,7 +408,12 @@ fn l9_bulk_allocation_is_all_or_nothing() {
     with_cache(config(), |cache, _, pages, _| {
         let per_slab = cache.stats().objects_per_slab;
         let kept = alloc(cache, per_slab);
-        for attempt in [Attempt::MayGrow, Attempt::NoWait, Attempt::TryLock, Attempt::PcpOnly] {
+        for attempt in [
+            Attempt::MayGrow,
+            Attempt::NoWait,
+            Attempt::TryLock,
+            Attempt::PcpOnly,
+        ] {
             cache.shrink(usize::MAX);
             pages.set_failure(Failure::From(0));
             let mut out = vec![MaybeUninit::uninit(); 3 * per_slab];
@@ -544,7 +446,10 @@ fn h2_h3_h4_sheaves_serve_before_the_barn_and_the_barn_before_the_slabs() {
         assert_eq!(put.flushes, start.flushes, "H4: and not the slabs");
         let again = alloc(cache, 4 * CAP);
         let got = cache.stats();
-        assert!(got.barn_gets > put.barn_gets, "H3: the barn after the spare");
+        assert!(
+            got.barn_gets > put.barn_gets,
+            "H3: the barn after the spare"
+        );
         assert_eq!(got.refills, put.refills, "H3: and before the slabs");
         let more = alloc(cache, 30 * CAP);
         assert!(cache.stats().refills > got.refills, "H3: then the slabs");
@@ -553,12 +458,18 @@ fn h2_h3_h4_sheaves_serve_before_the_barn_and_the_barn_before_the_slabs() {
         free(cache, again);
         free(cache, more);
     });
-    with_cache(CacheConfig::new("h2", Layout::new::<[u64; 8]>()), |cache, _, _, _| {
-        let first = cache.alloc().unwrap();
-        let stats = cache.stats();
-        assert!(stats.in_sheaves < 509, "by bytes: 509 of 64 bytes are within 32 KiB");
-        free(cache, [first]);
-    });
+    with_cache(
+        CacheConfig::new("h2", Layout::new::<[u64; 8]>()),
+        |cache, _, _, _| {
+            let first = cache.alloc().unwrap();
+            let stats = cache.stats();
+            assert!(
+                stats.in_sheaves < 509,
+                "by bytes: 509 of 64 bytes are within 32 KiB"
+            );
+            free(cache, [first]);
+        },
+    );
 }
 
 /// The cookie is taken when the last object has come: a grace period that began before does not do.

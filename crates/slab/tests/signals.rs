@@ -78,7 +78,11 @@ extern "C" fn handler(_signal: libc::c_int) {
         exchange(kernel, turn, new, turn.is_multiple_of(3));
     }
     if let Ok(mut aside) = kernel.caches()[3].prefill(2, Attempt::TryLock) {
-        if aside.pop().map(|o| exchange(kernel, 0, mark(o, 64), false)).is_none() {
+        if aside
+            .pop()
+            .map(|o| exchange(kernel, 0, mark(o, 64), false))
+            .is_none()
+        {
             std::process::abort();
         }
     }

@@ -189,7 +189,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
     fn drop(&mut self) {
-        self.inner().pages.remove_pressure_hook(self.pressure_hook());
+        self.inner()
+            .pages
+            .remove_pressure_hook(self.pressure_hook());
         self.inner().quiesce();
         // SAFETY: the cache's hook, which is about to go.
         unsafe { self.inner().cpus.remove_offline_hook(self.hook()) };

@@ -227,10 +227,13 @@ fn l12_destroy_finds_what_was_deferred() {
 #[test]
 fn l2_an_object_that_stays_as_it_is_stays_so_while_it_is_deferred() {
     let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
-    let config = CacheConfig::new("stable", Layout::new::<[u64; 8]>()).stability(crate::Stability::Type);
+    let config =
+        CacheConfig::new("stable", Layout::new::<[u64; 8]>()).stability(crate::Stability::Type);
     // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
     let cache = unsafe { Raw::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
-    let objects: Vec<_> = (0..6).map(|_| cache.alloc().unwrap().cast::<[u64; 8]>()).collect();
+    let objects: Vec<_> = (0..6)
+        .map(|_| cache.alloc().unwrap().cast::<[u64; 8]>())
+        .collect();
     for object in &objects {
         // SAFETY: the test has the object.
         unsafe { object.write([0x5a5a; 8]) };
