@@ -16,6 +16,7 @@
 
 mod decommit;
 mod exact;
+mod fork;
 #[cfg(feature = "guard")]
 pub(crate) mod guard;
 mod look;
@@ -43,6 +44,7 @@ use rcu_core::cpu::{Cpus, Slot};
 
 pub use decommit::Ticked;
 pub use exact::SplitError;
+pub use fork::ZoneFork;
 
 /// Why a zone could not be made. Nothing has changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -32,7 +32,7 @@ pub(crate) fn lock<T>(mutex: &SpinMutex<T>, attempt: Attempt) -> Option<SpinGuar
 
 /// The blocks that are free.
 #[derive(Debug)]
-struct Free {
+pub(crate) struct Free {
     head: Option<NonNull<Link>>,
 }
 
@@ -97,9 +97,8 @@ impl Pool {
         free
     }
 
-    /// Holds the lock until the value is dropped: for tests which show that somebody does not need it.
-    #[cfg(test)]
-    pub(crate) fn hold(&self) -> impl Drop + use<'_> {
+    /// Holds the lock until the value is dropped: over a fork, and for tests which show that somebody does not need it.
+    pub(crate) fn hold(&self) -> SpinGuard<'_, Free> {
         self.free.lock()
     }
 

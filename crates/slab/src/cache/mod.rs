@@ -46,6 +46,7 @@ mod alloc;
 mod build;
 mod bulk;
 mod drain;
+mod fork;
 mod free;
 mod prefill;
 mod pressure;
@@ -56,6 +57,7 @@ mod slot;
 mod tests;
 
 pub use build::Busy;
+pub use fork::CacheFork;
 pub use prefill::RawPrefilled;
 
 use crate::barn::Barn;
@@ -250,11 +252,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
     }
 
+    fn nr_used(&self) -> usize {
+        // ORDERING: Relaxed: see `mark_used`.
+        self.nr_used.load(Ordering::Relaxed)
+    }
+
     /// Every slot that may hold sheaves: all of them, whether they look empty or not (T15).
     fn used(&self) -> impl Iterator<Item = &SlotCell<C::Lock>> {
-        // ORDERING: Relaxed: see `mark_used`.
-        let nr = self.nr_used.load(Ordering::Relaxed);
-        (0..nr).map(|i| self.slot(Slot::new(i as u32)))
+        (0..self.nr_used()).map(|i| self.slot(Slot::new(i as u32)))
     }
 
     fn count_waiting(&self, objects: usize) {
