@@ -1,8 +1,8 @@
 //! Slabs: blocks of pages cut into objects, their state kept outside of them.
 //!
 //! Why a bitmap in a descriptor and not a list through the free objects (as SLUB): a double free is
-//! seen, a free object's memory is never written (its pages need not even exist), readers that still
-//! look at it are not disturbed, and a refill takes a word of objects at a time.
+//! seen, a free object's memory is not written (its pages need not even exist; the link of a free that met every lock, on its way
+//! here, is the exception), readers that still look at it are not disturbed, and a refill takes a word of objects at a time.
 //!
 //! # State
 //! | word | meaning | who writes |

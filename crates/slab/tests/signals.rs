@@ -5,7 +5,7 @@
 use pagealloc::{Attempt, Mmap, Zone};
 use rcu_core::NoReaders;
 use rcu_core::cpu::Threads;
-use slab::Kmalloc;
+use slab::{Kmalloc, RawCache};
 use std::alloc::Layout;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
@@ -66,6 +66,12 @@ fn exchange(kernel: &Kernel, place: usize, new: *mut usize, retire: bool) {
     unsafe { kernel.kfree_attempt(old, Attempt::TryLock) };
 }
 
+/// The cache of objects of 64 bytes.
+fn of_64(kernel: &Kernel) -> &RawCache<Threads, Pages, NoReaders> {
+    let found = kernel.caches().iter().find(|c| c.layout().size() == 64);
+    found.expect("a class of 64 bytes")
+}
+
 extern "C" fn handler(_signal: libc::c_int) {
     // SAFETY: set before the handler is installed, and freed after signals are ignored.
     let kernel = unsafe { &*KERNEL.load(Ordering::Acquire) };
@@ -77,13 +83,10 @@ extern "C" fn handler(_signal: libc::c_int) {
         let new = new.map_or(ptr::null_mut(), |memory| mark(memory, size));
         exchange(kernel, turn, new, turn.is_multiple_of(3));
     }
-    if let Ok(mut aside) = kernel.caches()[3].prefill(2, Attempt::TryLock) {
-        if aside
-            .pop()
-            .map(|o| exchange(kernel, 0, mark(o, 64), false))
-            .is_none()
-        {
-            std::process::abort();
+    if let Ok(mut aside) = of_64(kernel).prefill(2, Attempt::TryLock) {
+        match aside.pop() {
+            Some(object) => exchange(kernel, 0, mark(object, 64), false),
+            None => std::process::abort(),
         }
     }
     HANDLED.fetch_add(1, Ordering::Release);
@@ -95,7 +98,7 @@ fn l12_a_storm_of_signals() {
     let kernel = Box::into_raw(Box::new(Kernel::new(Threads, zone, NoReaders).unwrap()));
     // SAFETY: made just now; given back at the end.
     let shared: &'static Kernel = unsafe { &*kernel };
-    assert_eq!(shared.caches()[3].layout().size(), 64);
+    assert_eq!(of_64(shared).layout().size(), 64);
     KERNEL.store(kernel, Ordering::Release);
     // First uses, which may allocate: this thread's slot.
     let first = shared.kmalloc(layout(64)).unwrap();
