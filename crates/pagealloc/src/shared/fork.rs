@@ -51,12 +51,14 @@ impl<L: LocalLock, B: Lower> SharedHeld<'_, L, B> {
         (0..nr).filter_map(|slot| Some((slot, self.shared.slots.get(Slot::new(slot))?)))
     }
 
-    /// Leaves everything in the child of a fork, and forgets what threads that are not there were doing outside of locks.
+    /// Leaves everything in the child of a fork, and forgets what threads that are not there were doing outside of locks. Slots from
+    /// `seen` on were never anybody's.
     ///
     /// # Safety
     /// 1. This is the child of a fork that the caller did while it had this value, and its only thread.
-    pub(crate) unsafe fn leave_in_child(mut self) {
-        for (slot, cell) in self.cells(self.shared.gate.used()) {
+    pub(crate) unsafe fn leave_in_child(mut self, seen: usize) {
+        // Not only those that are used: a thread on another slot may have been looking into its cell.
+        for (slot, cell) in self.cells(seen as u32) {
             // SAFETY: there is no other thread (1), and this one's guard was forgotten.
             let (mut pcp, whole) = unsafe { cell.seize() };
             // Those held from before the fork are whole. In the others a first block or two may have been on their way.

@@ -14,14 +14,20 @@ use rcu_core::cpu::Cpus;
 
 /// A zone that nobody is inside of, from [`Zone::before_fork`]. Dropping it is [`Self::after_fork_parent`].
 #[must_use = "others go on as soon as this is dropped"]
-pub struct ZoneFork<'a, C: Cpus, B: Lower + 'a>(SharedHeld<'a, C::Lock, B>);
+pub struct ZoneFork<'a, C: Cpus, B: Lower + 'a> {
+    held: SharedHeld<'a, C::Lock, B>,
+    cpus: &'a C,
+}
 
 impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// Waits until nobody is inside the zone, and keeps everybody out until the value is dropped. Not from a hook or a source of this
     /// zone, nor from a signal handler. Layers above that have such a call are held first.
     #[doc(alias = "pthread_atfork")]
     pub fn before_fork(&self) -> ZoneFork<'_, C, B> {
-        ZoneFork(self.shared().hold())
+        ZoneFork {
+            held: self.shared().hold(),
+            cpus: &self.cpus,
+        }
     }
 }
 
@@ -35,7 +41,7 @@ impl<C: Cpus, B: Lower> ZoneFork<'_, C, B> {
     /// 1. This is the child of a fork that the caller did while it had this value, and its only thread.
     pub unsafe fn after_fork_child(self) {
         // SAFETY: the caller's debt.
-        unsafe { self.0.leave_in_child() };
+        unsafe { self.held.leave_in_child(self.cpus.nr_seen()) };
     }
 }
 

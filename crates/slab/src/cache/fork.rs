@@ -73,7 +73,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> CacheFork<'_, C, P, G> {
     /// # Safety
     /// 1. This is the child of a fork that the caller did while it had this value, and its only thread.
     pub unsafe fn after_fork_child(mut self) {
-        for (slot, local) in self.inner.used().enumerate() {
+        // All that there ever were: a thread on a slot that is not marked as used yet may have been looking into its cell.
+        for slot in 0..self.inner.cpus.nr_seen() {
+            let local = self.inner.slot(Slot::new(slot as u32));
             // SAFETY: there is no other thread (1), and this one's guard was forgotten.
             let (mut state, whole) = unsafe { local.cell.seize() };
             // Those held from before the fork are whole. The others were never given a sheaf.
