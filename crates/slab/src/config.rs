@@ -28,6 +28,8 @@ const ASK_OBJECTS: usize = 8192;
 const ASK_BYTES: usize = 512 << 10;
 /// Empty slabs that a cache keeps.
 const MIN_PARTIAL: usize = 5;
+/// What may wait in sealed sheaves: a quarter of a second's grace period at a retired gigabyte a second.
+const WAITING_LIMIT_BYTES: usize = 256 << 20;
 /// A page's tag number is this, and the cache's own number below it.
 pub(crate) const TAG_MARK: u32 = 0x51ab_0000;
 const TAG_NUMBER: u32 = 0xffff;
@@ -50,6 +52,7 @@ pub struct CacheConfig {
     sheaf_capacity: Option<usize>,
     ask_objects: Option<usize>,
     min_partial: usize,
+    waiting_limit: usize,
     number: u16,
     watch: Option<fn()>,
     /// `None`: nothing, or with the `checks` feature whatever the cache can have.
@@ -92,6 +95,7 @@ impl CacheConfig {
             sheaf_capacity: None,
             ask_objects: None,
             min_partial: MIN_PARTIAL,
+            waiting_limit: WAITING_LIMIT_BYTES,
             number: ANONYMOUS,
             watch: None,
             checks: None,
@@ -117,6 +121,13 @@ impl CacheConfig {
     /// How many empty slabs are kept rather than given back. By default 5.
     pub const fn min_partial(mut self, slabs: usize) -> Self {
         self.min_partial = slabs;
+        self
+    }
+
+    /// How many bytes of retired objects may wait in sealed sheaves. Above that [`RawCache::retire`](crate::RawCache::retire) gives objects back,
+    /// so that its caller decides what to do with them. At most one sheaf a slot more can wait, not sealed. By default 256 MiB.
+    pub const fn waiting_limit(mut self, bytes: usize) -> Self {
+        self.waiting_limit = bytes;
         self
     }
 
@@ -184,12 +195,14 @@ impl CacheConfig {
             Some(_) => asked - Checks::POISON,
             None => asked,
         };
-        match Frame::new(self.layout, filled) {
+        // Users, or readers, may look at a free object: what a free has to note is noted behind it.
+        let is_kept = self.constructor.is_some() || self.stability != Stability::None;
+        match Frame::new(self.layout, filled, is_kept) {
             Ok(frame) => Ok((filled, frame)),
             // Nobody asked for the checks by name, so they must not be what makes the creation fail.
             Err(_) if self.checks.is_none() => {
                 let small = filled & Checks::RANDOM;
-                Ok((small, Frame::new(self.layout, small)?))
+                Ok((small, Frame::new(self.layout, small, is_kept)?))
             }
             Err(error) => Err(error),
         }
@@ -220,6 +233,8 @@ impl CacheConfig {
             sheaf_bytes,
             ask_objects: self.ask_objects.unwrap_or(ask),
             min_partial: self.min_partial,
+            link_at: frame.link_at,
+            waiting_limit: self.waiting_limit / size,
             tag: TAG_MARK | self.number as u32,
             watch: self.watch,
             leaks: self.leaks,
@@ -253,6 +268,10 @@ pub(crate) struct Shape {
     pub(crate) sheaf_bytes: usize,
     pub(crate) ask_objects: usize,
     pub(crate) min_partial: usize,
+    /// Where a free object has a word for a link (L12): bytes from its start.
+    pub(crate) link_at: isize,
+    /// Objects that may wait in sealed sheaves.
+    pub(crate) waiting_limit: usize,
     /// The number in the tag of this cache's pages.
     pub(crate) tag: u32,
     /// Whom to tell that something waits.

@@ -1,8 +1,8 @@
 //! Slabs: blocks of pages cut into objects, their state kept outside of them.
 //!
 //! Why a bitmap in a descriptor and not a list through the free objects (as SLUB): a double free is
-//! seen, a free object's memory is never written (its pages need not even exist), readers that still
-//! look at it are not disturbed, and a refill takes a word of objects at a time.
+//! seen, a free object's memory is not written (its pages need not even exist; the link of a free that met every lock, on its way
+//! here, is the exception), readers that still look at it are not disturbed, and a refill takes a word of objects at a time.
 //!
 //! # State
 //! | word | meaning | who writes |
@@ -26,9 +26,13 @@
 use crate::checks::Checks;
 use crate::config::{MAX_OBJECTS, Shape};
 use crate::fault::{Fault, broken};
+use arrayvec::ArrayVec;
 use core::ptr::NonNull;
 use pagealloc::{PageAlloc, PageTag};
 use static_assertions::const_assert_eq;
+
+/// A few addresses of objects.
+pub(crate) type Samples = ArrayVec<usize, 8>;
 
 const WORDS: usize = MAX_OBJECTS / 64;
 /// The list of slabs with nothing out.
@@ -369,10 +373,37 @@ impl Slabs {
 
     /// Takes all empty slabs out.
     pub(crate) fn take_empty(&mut self, dying: &mut Dying) {
-        while let Some(slab) = self.lists[usize::from(EMPTY)] {
+        self.take_some_empty(usize::MAX, dying);
+    }
+
+    /// Takes at most `most` empty slabs out.
+    pub(crate) fn take_some_empty(&mut self, most: usize, dying: &mut Dying) {
+        for _ in 0..most {
+            let Some(slab) = self.lists[usize::from(EMPTY)] else {
+                break;
+            };
             self.unlink(slab);
             self.nr_slabs -= 1;
             dying.push(slab);
+        }
+    }
+
+    /// Adds addresses of objects that are out, as far as there is room.
+    pub(crate) fn sample(&mut self, shape: &Shape, samples: &mut Samples) {
+        for list in EMPTY + 1..=FULL {
+            let mut at = self.lists[usize::from(list)];
+            while let Some(slab) = at {
+                let this = self.slab(slab);
+                at = this.next;
+                for index in 0..shape.nr_objects {
+                    if samples.is_full() {
+                        return;
+                    }
+                    if this.free[index / 64] & (1 << (index % 64)) == 0 {
+                        samples.push(this.base.addr().get() + shape.offset_of(index));
+                    }
+                }
+            }
         }
     }
 
@@ -399,6 +430,22 @@ fn nth_free(free: &[u64; WORDS], mut nth: usize) -> usize {
         nth -= ones;
     }
     unreachable!("fewer free objects than `inuse` says (I1)")
+}
+
+/// Aborts if there is no object of this cache's at `object`. Without the lock: of the slab, only what is written at birth is read.
+pub(crate) fn expect_object<P: PageAlloc>(
+    cache: *const (),
+    shape: &Shape,
+    pages: &P,
+    object: NonNull<u8>,
+) {
+    find(cache, shape, pages, object);
+    // Page blocks are aligned to their size.
+    let offset = object.addr().get() & (shape.order.bytes() - 1);
+    if shape.index_of(offset).is_none() {
+        let base = object.as_ptr().wrapping_sub(offset);
+        broken(Fault::Misaligned, shape.name, object.as_ptr(), base);
+    }
 }
 
 /// The slab that `object` lies in. Aborts if that is none of this cache's.

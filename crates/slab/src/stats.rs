@@ -41,10 +41,19 @@ pub enum Event {
     /// An object could not be retired.
     #[doc(alias = "FREE_RCU_SHEAF_FAIL")]
     RetireFail,
+    /// Of those: because as much waits [as may](crate::CacheConfig::waiting_limit).
+    RetireOverLimit,
     /// An object was taken from a slab singly.
     AllocSingle,
     /// An object was put into its slab singly.
     FreeSingle,
+    /// An object was freed where every lock was taken, and left for whoever has one next.
+    #[doc(alias = "defer_free")]
+    FreeDefer,
+    /// A sheaf was made.
+    SheafNew,
+    /// A sheaf's memory was given back to the cache's pool.
+    SheafGone,
     /// A slab was made.
     #[doc(alias = "ALLOC_SLAB")]
     SlabNew,
@@ -55,7 +64,7 @@ pub enum Event {
 
 impl Event {
     /// All events, in the order of their counters.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::Swap,
         Self::Refill,
         Self::FlushMain,
@@ -68,8 +77,12 @@ impl Event {
         Self::PrefillSlow,
         Self::PrefillOversize,
         Self::RetireFail,
+        Self::RetireOverLimit,
         Self::AllocSingle,
         Self::FreeSingle,
+        Self::FreeDefer,
+        Self::SheafNew,
+        Self::SheafGone,
         Self::SlabNew,
         Self::SlabGone,
     ];
@@ -90,8 +103,12 @@ impl Event {
             Self::PrefillSlow => "prefill-slow",
             Self::PrefillOversize => "prefill-oversize",
             Self::RetireFail => "retire-fail",
+            Self::RetireOverLimit => "retire-over-limit",
             Self::AllocSingle => "alloc-single",
             Self::FreeSingle => "free-single",
+            Self::FreeDefer => "free-defer",
+            Self::SheafNew => "sheaf-new",
+            Self::SheafGone => "sheaf-gone",
             Self::SlabNew => "slab-new",
             Self::SlabGone => "slab-gone",
         }

@@ -40,12 +40,13 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     }
 
     /// Allocates an object, going as far as `attempt` when the slot's sheaves are empty: waits for no lock at
-    /// [`Attempt::TryLock`] and below.
+    /// [`Attempt::TryLock`] and below, and may come in signal handlers and interrupts there.
     ///
     /// # Errors
     /// If no memory can be had within `attempt`, see [`AllocError`].
     #[inline]
     #[track_caller]
+    #[doc(alias = "kmalloc_nolock")]
     pub fn alloc_attempt(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
         if let Some(local) = self.local() {
             // SAFETY: the slot is the caller's, from `current` just now.
@@ -64,6 +65,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[inline(never)]
     #[track_caller]
     pub(super) fn alloc_slow(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
+        self.settle_deferred(attempt);
         if self.shape.is_checked() {
             return self.alloc_checked(attempt, Location::caller());
         }
@@ -110,7 +112,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     /// A sheaf with objects that are free to hand out, without asking the slabs.
-    fn next_sheaf(&self, slot: &mut SlotState, attempt: Attempt) -> Option<Sheaf> {
+    pub(super) fn next_sheaf(&self, slot: &mut SlotState, attempt: Attempt) -> Option<Sheaf> {
         if let Some(spare) = slot.take_spare_full() {
             self.tally(Event::Swap);
             return Some(spare);
@@ -171,7 +173,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
 
     /// Puts objects from the slabs into `vessel`: as many as partial slabs have, and at least a quarter of it or
     /// a slab's worth if pages can be had.
-    fn refill(&self, vessel: &mut Sheaf, attempt: Attempt) -> Result<(), AllocError> {
+    pub(super) fn refill(&self, vessel: &mut Sheaf, attempt: Attempt) -> Result<(), AllocError> {
         let enough = vessel.cap().div_ceil(4);
         let mut born: Option<NonNull<Slab>> = None;
         loop {

@@ -9,7 +9,8 @@
 use super::slot::SlotState;
 use super::{Inner, RawCache};
 use crate::barn::{Stock, later};
-use crate::sheaf::{Sheaf, SheafList};
+use crate::pool::lock;
+use crate::sheaf::Sheaf;
 use crate::slabs::Dying;
 use crate::stats::Event;
 use pagealloc::{Attempt, PageAlloc, PageTag};
@@ -34,10 +35,15 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         self.inner().reap()
     }
 
-    /// Empties all sheaves that need no waiting for into the slabs and gives all empty slabs back. Says how many pages that were.
+    /// Gives about `budget` pages of unused memory back, as far as there are so many: empty slabs first, then those that become
+    /// empty as the barn's sheaves and then the slots', one after the other, are emptied into them. Stops when there are enough, so that the
+    /// last step may give some more. `usize::MAX` is everything. Says how many pages that were.
+    ///
+    /// Nothing is sorted (L13): slabs are kept on lists by quarters of objects out at all times, and refills take from the
+    /// fullest first, so that the emptiest have the best chance to become empty.
     #[doc(alias = "kmem_cache_shrink")]
-    pub fn shrink(&self) -> usize {
-        self.inner().shrink()
+    pub fn shrink(&self, budget: usize) -> usize {
+        self.inner().shrink(budget, Attempt::NoWait)
     }
 }
 
@@ -66,6 +72,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     pub(super) fn barrier(&self) {
+        self.settle_deferred(Attempt::NoWait);
         let mut last = None;
         for local in self.used() {
             let mut slot = local.cell.visit();
@@ -91,6 +98,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
 
     fn reap(&self) -> usize {
         const ATTEMPT: Attempt = Attempt::TryLock;
+        self.settle_deferred(ATTEMPT);
         let mut waiting = 0;
         let mut is_unripe = false;
         for local in self.used() {
@@ -127,19 +135,45 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         waiting
     }
 
-    fn shrink(&self) -> usize {
-        for local in self.used() {
-            let mut slot = local.cell.visit();
-            let mut stock = self.barn.0.enter();
-            let all = slot.line.sheaves();
-            self.flush_line(&mut slot, &mut stock, all);
-            self.evict(&mut slot, &mut stock);
+    /// As [`RawCache::shrink`], going as far as `attempt`: at [`Attempt::TryLock`] it passes by what is busy.
+    pub(super) fn shrink(&self, budget: usize, attempt: Attempt) -> usize {
+        self.settle_deferred(attempt);
+        let mut freed = self.discard(budget, attempt);
+        if freed < budget {
+            freed += self.empty_barn(budget - freed, attempt);
         }
-        self.empty_barn();
+        for local in self.used() {
+            if freed >= budget {
+                break;
+            }
+            let slot = match attempt {
+                Attempt::PcpOnly | Attempt::TryLock => local.cell.try_visit(),
+                Attempt::NoWait | Attempt::MayGrow => Some(local.cell.visit()),
+            };
+            if let Some(mut slot) = slot
+                && let Some(mut stock) = self.barn.0.lock(attempt)
+            {
+                let all = slot.line.sheaves();
+                self.flush_line(&mut slot, &mut stock, all);
+                self.evict(&mut slot, &mut stock);
+            }
+            freed += self.empty_barn(budget - freed, attempt);
+        }
+        if freed < budget {
+            freed += self.sheaves.0.trim(&self.pages, attempt);
+        }
+        freed
+    }
+
+    /// Gives empty slabs of about `budget` pages back, and says how many pages that were.
+    fn discard(&self, budget: usize, attempt: Attempt) -> usize {
+        let pages = self.shape.order.pages();
         let mut dying = Dying::default();
-        self.slabs.0.lock().take_empty(&mut dying);
-        let slabs = self.bury(dying, Attempt::NoWait);
-        slabs * self.shape.order.pages() + self.sheaves.0.trim(&self.pages)
+        match lock(&self.slabs.0, attempt) {
+            Some(mut slabs) => slabs.take_some_empty(budget.div_ceil(pages), &mut dying),
+            None => return 0,
+        }
+        self.bury(dying, attempt) * pages
     }
 
     /// Takes the slot's sheaves that do not wait to the barn, whatever that has.
@@ -159,29 +193,49 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
     }
 
-    /// Puts everything in the barn that does not wait back into slabs and pool.
-    fn empty_barn(&self) {
-        let mut dying = Dying::default();
-        let mut full = SheafList::new();
+    /// Puts what is in the barn and does not wait back into slabs and pool, until that gave about `budget` pages back; says how many.
+    fn empty_barn(&self, budget: usize, attempt: Attempt) -> usize {
+        let Some(mut stock) = self.barn.0.lock(attempt) else {
+            return 0;
+        };
+        self.adopt_ripe(&mut stock);
+        while let Some(sheaf) = stock.take_empty() {
+            self.drop_sheaf(sheaf);
+        }
+        drop(stock);
+        let mut freed = 0;
+        while freed < budget {
+            match self.flush_one(attempt) {
+                Some(pages) => freed += pages + self.discard(budget - freed, attempt),
+                None => break,
+            }
+        }
+        if freed < budget
+            && let Some(pages) = self.end_quarantine(attempt)
         {
-            let mut stock = self.barn.0.enter();
-            self.adopt_ripe(&mut stock);
-            while let Some(sheaf) = stock.take_full() {
-                full.push_back(sheaf);
-            }
-            while let Some(sheaf) = stock.take_empty() {
-                self.drop_sheaf(sheaf);
-            }
+            freed += pages;
+            freed += self.discard(budget.saturating_sub(freed), attempt);
         }
-        while let Some(sheaf) = full.pop_front() {
+        freed
+    }
+
+    /// Puts one sheaf of the barn's back into the slabs, and says how many pages that gave back.
+    fn flush_one(&self, attempt: Attempt) -> Option<usize> {
+        let mut dying = Dying::default();
+        {
+            let mut stock = self.barn.0.lock(attempt)?;
+            let sheaf = stock.take_full()?;
             self.tally(Event::FlushOther);
-            match self.flush(sheaf, Attempt::NoWait, &mut dying) {
+            // Inside the barn's lock, as in `trim_barn` (T15).
+            match self.flush(sheaf, attempt, &mut dying) {
                 Ok(emptied) => self.drop_sheaf(emptied),
-                Err(sheaf) => self.barn.0.leave(sheaf),
+                Err(sheaf) => {
+                    stock.add_full(sheaf);
+                    return None;
+                }
             }
         }
-        self.bury(dying, Attempt::NoWait);
-        self.end_quarantine(Attempt::NoWait);
+        Some(self.bury(dying, attempt) * self.shape.order.pages())
     }
 
     /// Brings every object that is not with a user back into its slab, and says how many are out. Waits for grace periods.
@@ -191,7 +245,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             let mut slot = local.cell.visit();
             self.evict(&mut slot, &mut self.barn.0.enter());
         }
-        self.empty_barn();
+        self.settle_deferred(Attempt::NoWait);
+        self.empty_barn(usize::MAX, Attempt::NoWait);
         self.slabs.0.lock().inuse()
     }
 

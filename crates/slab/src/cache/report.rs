@@ -4,7 +4,7 @@ use super::{Inner, RawCache};
 use crate::checks::Quarantine;
 use crate::stats::{CacheStats, Event, MemoryStats, SlotStats};
 use core::sync::atomic::Ordering;
-use pagealloc::PageAlloc;
+use pagealloc::{Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, Slot};
 
@@ -72,6 +72,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             events: self.tally.events(),
             ..CacheStats::default()
         };
+        self.settle_deferred(Attempt::NoWait);
         // ORDERING: Relaxed: as for `Inner::used`.
         for slot in 0..self.nr_used.load(Ordering::Relaxed) {
             let slot = self.stats_of(Slot::new(slot as u32));
