@@ -51,7 +51,8 @@ pub struct CacheConfig {
     min_partial: usize,
     number: u16,
     watch: Option<fn()>,
-    checks: Checks,
+    /// `None`: what the `checks` feature says.
+    checks: Option<Checks>,
     constructor: Option<Constructor>,
     stability: Stability,
 }
@@ -91,11 +92,7 @@ impl CacheConfig {
             min_partial: MIN_PARTIAL,
             number: ANONYMOUS,
             watch: None,
-            checks: if cfg!(feature = "checks") {
-                Checks::all()
-            } else {
-                Checks::empty()
-            },
+            checks: None,
             constructor: None,
             stability: Stability::None,
         }
@@ -134,9 +131,11 @@ impl CacheConfig {
         self
     }
 
-    /// What the cache checks. By default nothing, or everything with the `checks` feature.
+    /// What the cache checks. By default nothing; with the `checks` feature everything that its stability permits.
+    ///
+    /// To ask for [`Checks::POISON`] or [`Checks::QUARANTINE`] of a type-stable cache is an error at its creation.
     pub const fn checks(mut self, checks: Checks) -> Self {
-        self.checks = checks;
+        self.checks = Some(checks);
         self
     }
 
@@ -155,8 +154,23 @@ impl CacheConfig {
         self
     }
 
+    pub(crate) const fn is_stable(&self) -> bool {
+        !matches!(self.stability, Stability::None)
+    }
+
+    /// Fails if somebody asked for checks that write to free objects, or keep them back, where stale readers look at those.
+    fn check_stability(&self) -> Result<(), CreateError> {
+        let forbidden = (Checks::POISON | Checks::QUARANTINE) & self.checks.unwrap_or_default();
+        if self.stability == Stability::None || forbidden.is_empty() {
+            Ok(())
+        } else {
+            Err(CreateError::NotTypeStable(forbidden))
+        }
+    }
+
     /// The arithmetic.
     pub(crate) fn shape(&self) -> Result<Shape, CreateError> {
+        self.check_stability()?;
         // Whole words, at least one, and whatever alignment is asked for beyond.
         let align = self.layout.align().max(size_of::<usize>());
         let size = self.layout.size().max(1).next_multiple_of(align);
@@ -185,6 +199,8 @@ impl CacheConfig {
             min_partial: self.min_partial,
             tag: TAG_MARK | self.number as u32,
             watch: self.watch,
+            constructor: self.constructor,
+            stability: self.stability,
         })
     }
 }
@@ -216,9 +232,26 @@ pub(crate) struct Shape {
     pub(crate) tag: u32,
     /// Whom to tell that something waits.
     pub(crate) watch: Option<fn()>,
+    pub(crate) constructor: Option<Constructor>,
+    pub(crate) stability: Stability,
 }
 
 impl Shape {
+    /// Whether stale readers may look at free objects, so that slabs wait for them.
+    pub(crate) const fn is_stable(&self) -> bool {
+        !matches!(self.stability, Stability::None)
+    }
+
+    /// Whether a freed object waits as a retired one does.
+    pub(crate) const fn is_delayed(&self) -> bool {
+        matches!(self.stability, Stability::Delayed)
+    }
+
+    /// Bytes from a slab's base to an object of it.
+    pub(crate) const fn offset_of(&self, index: usize) -> usize {
+        index * self.size
+    }
+
     /// Which object of its slab begins `offset` bytes into it, if one does.
     ///
     /// The product with the rounded-up reciprocal is exact: its error is below `offset * size`, and

@@ -16,6 +16,7 @@ mod kmalloc;
 mod pool;
 mod sheaf;
 mod slabs;
+mod stable;
 mod stats;
 mod typed;
 
@@ -24,5 +25,6 @@ pub use checks::Checks;
 pub use config::{CacheConfig, Constructor, MAX_OBJECT_BYTES, Stability};
 pub use error::CreateError;
 pub use kmalloc::{CLASS_BYTES, Kmalloc, KmallocStats, MAX_CLASS_BYTES, NR_CLASSES};
+pub use stable::{Found, Generation, Pinned, StableCache, StableCell, StableRef, TypeStable};
 pub use stats::CacheStats;
 pub use typed::{AllocFailed, Cache};

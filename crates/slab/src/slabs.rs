@@ -8,26 +8,43 @@
 //! | word | meaning | who writes |
 //! |---|---|---|
 //! | `Slab.cache`, `base` | whose it is, where its objects are | at birth only |
-//! | `Slab.free`, `inuse`, `list`, links | which objects are out; which list it is on | under the cache's slabs lock |
+//! | `Slab.free`, `inuse`, `list`, links, `cookie` | which objects are out; which list it is on; when its readers are gone | under the cache's slabs lock |
+//! | `Descriptor.holds` | how many references keep the pages of a type-stable cache's slab | whoever has one, or a pinned object |
 //!
 //! # Life
 //! Page block and descriptor are got without a lock; the slab is born `EMPTY`, moves between the lists as its
 //! objects go out and come back, and when more than `min_partial` are empty it is put among the `Dying`, to be
 //! buried after the lock is left.
 //!
+//! A slab of a type-stable cache waits instead: on the list `WAITING`, at first without a cookie, then *sealed* with one, until that
+//! is done; then, should somebody hold it, on the list `HELD`; then it is put among the dying. From either list it is
+//! *revived* when objects are wanted and no other slab has any: its objects are still what they were.
+//!
 //! # Invariants
 //! - I1. `inuse` is the number of zero bits among the first `nr_objects` of `free`; the other bits are zero.
 //! - I2. A slab is on the list that `list_of(inuse)` names, or among the dying.
+//! - I4. On `WAITING` the youngest is first; the first `nr_unsealed` have no cookie, the cookies of the others do not go back in
+//!   time from the last to the first. Each cookie was taken after the slab's last object had come home. On `HELD` all
+//!   cookies are done.
+//! - I5. `holds` of a slab with nothing out goes up only by someone who has a hold of it already, or in a section in which an
+//!   object of it was found: so, once the cookie is done, never again from zero.
 //! - I3. The tag of a slab's pages holds its descriptor and the cache's number.
 //!
 //! # Contexts
-//! Everything here runs under the slabs lock (`&mut Slabs`) and calls nothing but [`PageAlloc::tag`].
+//! Everything here runs under the slabs lock (`&mut Slabs`) and calls nothing but [`PageAlloc::tag`], and
+//! `snapshot` and `poll`, which never block.
+
+mod holds;
+mod waiting;
+
+pub(crate) use holds::{Descriptor, Holds};
 
 use crate::config::{MAX_OBJECTS, Shape};
 use crate::fault::{Fault, broken};
 use core::ptr::NonNull;
 use pagealloc::{PageAlloc, PageTag};
-use static_assertions::const_assert_eq;
+use rcu_core::Cookie;
+use static_assertions::const_assert;
 
 const WORDS: usize = MAX_OBJECTS / 64;
 /// The list of slabs with nothing out.
@@ -36,10 +53,14 @@ const EMPTY: u8 = 0;
 const FULLEST: u8 = 4;
 /// The list of slabs with everything out.
 const FULL: u8 = 5;
-const LISTS: usize = 6;
+/// The list of empty slabs whose readers may not be gone, the youngest first.
+const WAITING: u8 = 6;
+/// The list of empty slabs whose readers are gone, and whose pages somebody holds.
+const HELD: u8 = 7;
+const LISTS: usize = 8;
 
-/// A slab's descriptor.
-#[repr(C, align(128))]
+/// What the holder of the slabs lock touches of a descriptor.
+#[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Slab {
     /// The address of the cache's inner structure, to tell caches apart; never followed.
@@ -51,8 +72,10 @@ pub(crate) struct Slab {
     free: [u64; WORDS],
     inuse: u16,
     list: u8,
+    /// When its readers are gone, on the list `WAITING` and sealed.
+    cookie: Cookie,
 }
-const_assert_eq!(size_of::<Slab>(), 128);
+const_assert!(size_of::<Slab>() <= 120);
 
 impl Slab {
     /// Makes the descriptor of a slab with all objects free, on no list.
@@ -70,6 +93,7 @@ impl Slab {
             free,
             inuse: 0,
             list: EMPTY,
+            cookie: Cookie::COMPLETED,
         }
     }
 }
@@ -110,6 +134,14 @@ pub(crate) struct Slabs {
     lists: [Option<NonNull<Slab>>; LISTS],
     nr_slabs: usize,
     nr_empty: usize,
+    /// The last of `WAITING`.
+    eldest: Option<NonNull<Slab>>,
+    nr_waiting: usize,
+    nr_held: usize,
+    /// Of those that wait, how many have no cookie.
+    nr_unsealed: usize,
+    /// How many were sealed since a grace period was last asked for.
+    nr_unasked: usize,
     /// Objects out of their slabs.
     inuse: usize,
 }
@@ -123,12 +155,22 @@ impl Slabs {
             lists: [None; LISTS],
             nr_slabs: 0,
             nr_empty: 0,
+            eldest: None,
+            nr_waiting: 0,
+            nr_held: 0,
+            nr_unsealed: 0,
+            nr_unasked: 0,
             inuse: 0,
         }
     }
 
     pub(crate) fn nr_slabs(&self) -> usize {
         self.nr_slabs
+    }
+
+    /// Empty slabs that wait for their readers or are held.
+    pub(crate) fn nr_kept(&self) -> usize {
+        self.nr_waiting + self.nr_held
     }
 
     /// Objects out of their slabs: with users, in sheaves, or waiting.
@@ -151,7 +193,15 @@ impl Slabs {
         if let Some(first) = first {
             self.slab(first).prev = Some(slab);
         }
-        self.nr_empty += usize::from(list == EMPTY);
+        match list {
+            EMPTY => self.nr_empty += 1,
+            WAITING => {
+                self.nr_waiting += 1;
+                self.eldest = self.eldest.or(Some(slab));
+            }
+            HELD => self.nr_held += 1,
+            _ => {}
+        }
     }
 
     fn unlink(&mut self, slab: NonNull<Slab>) {
@@ -164,7 +214,17 @@ impl Slabs {
         if let Some(next) = next {
             self.slab(next).prev = prev;
         }
-        self.nr_empty -= usize::from(list == EMPTY);
+        match list {
+            EMPTY => self.nr_empty -= 1,
+            WAITING => {
+                self.nr_waiting -= 1;
+                if self.eldest == Some(slab) {
+                    self.eldest = prev;
+                }
+            }
+            HELD => self.nr_held -= 1,
+            _ => {}
+        }
     }
 
     /// Puts the slab on the list that its `inuse` asks for (I2), or among the dying.
@@ -177,8 +237,7 @@ impl Slabs {
         }
         self.unlink(slab);
         if to == EMPTY && self.nr_empty >= shape.min_partial {
-            self.nr_slabs -= 1;
-            dying.push(slab);
+            self.give_up(slab, shape, dying);
         } else {
             self.link(slab, to);
         }
@@ -193,7 +252,7 @@ impl Slabs {
         self.link(slab, EMPTY);
     }
 
-    /// Hands at most `want` free objects to `take`, from the fullest slabs first.
+    /// Hands at most `want` free objects to `take`, from the fullest slabs first, from those that were given up last.
     pub(crate) fn refill(
         &mut self,
         shape: &Shape,
@@ -212,6 +271,15 @@ impl Slabs {
                 self.settle(slab, shape, &mut Dying::default());
             }
         }
+        // No new pages for a type-stable cache while it has others to give back.
+        while want > 0
+            && let Some(slab) = self.revive()
+        {
+            let got = self.take_from(slab, shape, want, &mut take);
+            want -= got;
+            self.inuse += got;
+            self.settle(slab, shape, &mut Dying::default());
+        }
     }
 
     fn take_from(
@@ -228,7 +296,7 @@ impl Slabs {
                 let index = i * 64 + word.trailing_zeros() as usize;
                 *word &= *word - 1;
                 // SAFETY: bits are set for the slab's objects only (I1), which are inside the block.
-                take(unsafe { this.base.add(index * shape.size) });
+                take(unsafe { this.base.add(shape.offset_of(index)) });
                 got += 1;
             }
         }
@@ -290,12 +358,11 @@ impl Slabs {
         }
     }
 
-    /// Takes all empty slabs out.
-    pub(crate) fn take_empty(&mut self, dying: &mut Dying) {
+    /// Gives all empty slabs up.
+    pub(crate) fn take_empty(&mut self, shape: &Shape, dying: &mut Dying) {
         while let Some(slab) = self.lists[usize::from(EMPTY)] {
             self.unlink(slab);
-            self.nr_slabs -= 1;
-            dying.push(slab);
+            self.give_up(slab, shape, dying);
         }
     }
 

@@ -21,9 +21,11 @@ pub struct CacheStats {
     pub waiting: usize,
     /// Slabs.
     pub slabs: usize,
+    /// Empty slabs of a type-stable cache that wait for their readers, or are held by a [`StableRef`](crate::StableRef).
+    pub slabs_waiting: usize,
     /// Objects in a slab.
     pub objects_per_slab: usize,
-    /// Bytes of the slabs' pages.
+    /// Bytes of the slabs' pages, of those that wait too.
     pub slab_bytes: usize,
     /// Bytes of the pages of sheaves and descriptors.
     pub meta_bytes: usize,

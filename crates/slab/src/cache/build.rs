@@ -5,13 +5,13 @@ use crate::barn::Barn;
 use crate::config::CacheConfig;
 use crate::error::CreateError;
 use crate::pool::Pool;
-use crate::slabs::{Dying, Slab, Slabs};
+use crate::slabs::{Descriptor, Slabs};
 use core::alloc::Layout;
 use core::fmt;
 use core::mem::offset_of;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicUsize;
-use pagealloc::{AllocError, Attempt, Order, PAGE_SIZE, PageAlloc, PageReq};
+use pagealloc::{AllocError, Order, PAGE_SIZE, PageAlloc, PageReq};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OfflineHook, SpinMutex};
 
@@ -106,7 +106,7 @@ where
             barn: Line(Barn::new()),
             slabs: Line(SpinMutex::new(Slabs::new())),
             sheaves: Line(Pool::new(shape.sheaf_bytes)),
-            descriptors: Line(Pool::new(size_of::<Slab>())),
+            descriptors: Line(Pool::new(size_of::<Descriptor>().next_power_of_two())),
         };
         const {
             assert!(align_of::<Inner<C, P, G>>() <= PAGE_SIZE);
@@ -171,9 +171,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
         }
         // SAFETY: the handle is the only one and ends here; no hook runs (removed above).
         let inner = unsafe { self.inner.as_mut() };
-        let mut dying = Dying::default();
-        inner.slabs.0.get_mut().take_empty(&mut dying);
-        inner.bury(dying, Attempt::NoWait);
+        inner.bury_for_good();
         inner.sheaves.0.release(&inner.pages);
         inner.descriptors.0.release(&inner.pages);
         let (slots, slots_order, inner_order) = (inner.slots, inner.slots_order, inner.inner_order);

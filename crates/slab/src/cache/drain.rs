@@ -16,7 +16,8 @@ use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, Slot};
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
-    /// Waits until every object that was retired before this call, on any slot, is free. Not in a read section.
+    /// Waits until every object that was retired before this call, on any slot, is free, and the pages of every slab of a
+    /// type-stable cache that was given up before are back or in use again. Not in a read section.
     #[doc(alias = "kvfree_rcu_barrier_on_cache")]
     #[doc(alias = "flush_rcu_sheaves_on_cache")]
     pub fn barrier(&self) {
@@ -24,7 +25,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     }
 
     /// Frees what needs no waiting for, on all slots, and asks for a grace period if something is left: the monitor's tick. Says how many
-    /// retired objects still wait.
+    /// retired objects still wait, and slabs of a type-stable cache.
     ///
     /// A sheaf that is not full is sealed at the second call that finds it so; sheaves that are ripe are let go on slots that have not
     /// missed an allocation since the last call (others will consume them themselves). Never waits; slots that are busy are left for
@@ -33,7 +34,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         self.inner().reap()
     }
 
-    /// Empties all sheaves that need no waiting for into the slabs and gives all empty slabs back. Says how many pages that were.
+    /// Empties all sheaves that need no waiting for into the slabs and gives all empty slabs back. Says how many pages that were;
+    /// those of a type-stable cache wait for a grace period, which this asks for.
     #[doc(alias = "kmem_cache_shrink")]
     pub fn shrink(&self) -> usize {
         self.inner().shrink()
@@ -72,6 +74,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             last = later(last, slot.line.last_cookie());
         }
         last = later(last, self.barn.0.enter().latest_orphan());
+        last = later(last, self.seal_slabs());
         // Nothing waited anywhere: what was retired before is free already.
         let Some(cookie) = last else {
             return;
@@ -117,6 +120,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             None => waiting += 1,
         }
         self.trim_barn(ATTEMPT);
+        let (_, slabs) = self.bury_all(Dying::default(), ATTEMPT);
+        waiting += slabs;
         if is_unripe {
             self.gp.start();
             self.gp.drive();
@@ -134,8 +139,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
         self.empty_barn();
         let mut dying = Dying::default();
-        self.slabs.0.lock().take_empty(&mut dying);
-        let slabs = self.bury(dying, Attempt::NoWait);
+        self.slabs.0.lock().take_empty(&self.shape, &mut dying);
+        let (slabs, _) = self.bury_all(dying, Attempt::NoWait);
         slabs * self.shape.order.pages() + self.sheaves.0.trim(&self.pages)
     }
 

@@ -17,7 +17,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     ///
     /// # Safety
     /// 1. `object` came from this cache, is not used any more, and was neither freed nor retired since.
-    /// 2. No reader can still find it (else retire it).
+    /// 2. No reader can still find it (else retire it), but for those of a type-stable cache who know that it may be another object by
+    ///    now, and leave their section before long.
     #[inline]
     #[doc(alias = "kmem_cache_free")]
     pub unsafe fn free(&self, object: NonNull<u8>) {
@@ -38,6 +39,13 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[inline(never)]
     pub(super) fn free_slow(&self, object: NonNull<u8>) {
         const ATTEMPT: Attempt = Attempt::NoWait;
+        if self.shape.is_delayed() {
+            // What finds no array to wait in is free at once, which a type-stable object may be.
+            if let Err(object) = self.retire_slow(object, ATTEMPT) {
+                self.free_shared(slice::from_ref(&object));
+            }
+            return;
+        }
         let Some(local) = self.local() else {
             return self.free_shared(slice::from_ref(&object));
         };

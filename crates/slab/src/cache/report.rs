@@ -39,14 +39,15 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             stats.in_sheaves += stock.objects();
             stats.waiting += stock.orphans.objects();
         }
-        let (inuse, slabs) = {
+        let (inuse, slabs, kept) = {
             let slabs = self.slabs.0.lock();
-            (slabs.inuse(), slabs.nr_slabs())
+            (slabs.inuse(), slabs.nr_slabs(), slabs.nr_kept())
         };
         // Objects may have moved between the looks.
         stats.live = inuse.saturating_sub(stats.in_sheaves + stats.waiting);
         stats.slabs = slabs;
-        stats.slab_bytes = slabs * self.shape.order.bytes();
+        stats.slabs_waiting = kept;
+        stats.slab_bytes = (slabs + kept) * self.shape.order.bytes();
         stats.meta_bytes = self.sheaves.0.bytes() + self.descriptors.0.bytes();
         stats
     }
