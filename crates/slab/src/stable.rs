@@ -61,8 +61,8 @@ use core::marker::PhantomData;
 use core::mem::{needs_drop, offset_of};
 use core::ptr::NonNull;
 use pagealloc::{AllocError, Attempt, PageAlloc};
-use rcu_core::cpu::Cpus;
 use rcu_core::Section;
+use rcu_core::cpu::Cpus;
 use rcu_core::{Domain, GracePeriod};
 use word::PinWord;
 
@@ -302,10 +302,31 @@ impl<T: TypeStable, C: Cpus, P: PageAlloc, G: GracePeriod> StableCache<T, C, P, 
 
     /// What was found by way of the user's own pointers, in a section.
     ///
+    /// ```
+    /// use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    /// # use pagealloc::{Mmap, Zone};
+    /// # use rcu_core::{cpu::Threads, read_lock};
+    /// # use slab::{StableCache, TypeStable};
+    /// # struct Key(AtomicU64);
+    /// # impl TypeStable for Key { fn construct() -> Self { Self(AtomicU64::new(0)) } }
+    /// # rcu_tree::static_tree! { struct Keys; }
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let cache = StableCache::<Key, _, _, _>::new("key", Threads, zone, Keys).unwrap();
+    /// // A structure that keeps one object, by a raw reference.
+    /// let kept = cache.alloc(|key| key.0.store(7, Relaxed)).unwrap().into_raw();
+    ///
+    /// let guard = read_lock::<Keys>();
+    /// // SAFETY: the structure's object lives.
+    /// let found = unsafe { cache.found(kept, &guard) };
+    /// // SAFETY: made raw once, and taken out of the structure.
+    /// drop(unsafe { cache.from_raw(kept) });
+    /// assert_eq!(found.get().0.load(Relaxed), 7, "while the section lasts, a `Key`");
+    /// assert!(found.pin_any().is_none(), "though a free one");
+    /// ```
+    ///
     /// # Safety
     /// 1. `value` is the address of an object of this cache (as from [`Pinned::into_raw`], or of a part of it that has
     ///    the same address and the whole object's provenance) that was alive at some moment since `section` began.
-    #[must_use]
     pub unsafe fn found<'g>(
         &self,
         value: NonNull<T>,
@@ -325,7 +346,6 @@ impl<T: TypeStable, C: Cpus, P: PageAlloc, G: GracePeriod> StableCache<T, C, P, 
     ///
     /// # Safety
     /// 1. `value` came from [`Pinned::into_raw`] of an object of this cache, and was not made a reference since.
-    #[must_use]
     pub unsafe fn from_raw(&self, value: NonNull<T>) -> Pinned<'_, T, C, P, G> {
         // SAFETY: debt 1: inside of an object.
         let object = unsafe { value.byte_sub(offset_of!(Object<T>, value)) }.cast();

@@ -40,10 +40,7 @@ fn config(stability: Stability) -> CacheConfig {
 }
 
 /// Runs `test` on a cache of two slots, and destroys it; afterwards every page must be back.
-fn with_cache(
-    config: CacheConfig,
-    test: impl FnOnce(&Raw<'_>, &Hand, &Pages, &ManualGp),
-) {
+fn with_cache(config: CacheConfig, test: impl FnOnce(&Raw<'_>, &Hand, &Pages, &ManualGp)) {
     let (pages, cpus, gp) = (Pages::new(), Hand::new(2), ManualGp::new());
     // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
     let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
@@ -121,7 +118,10 @@ fn l5_what_waits_is_revived_before_pages_are_asked_for() {
         let pages_out = pages.outstanding();
         let again: BTreeSet<_> = alloc(cache, 3 * IN_SLAB).into_iter().collect();
         assert_eq!(again, objects, "the same memory");
-        assert!(pages.outstanding() <= pages_out + 1, "but for a page of sheaves");
+        assert!(
+            pages.outstanding() <= pages_out + 1,
+            "but for a page of sheaves"
+        );
         let stats = cache.stats();
         assert_eq!((stats.slabs, stats.slabs_waiting), (3, 0));
         // A cookie from their former death must not count for the next one.
@@ -208,7 +208,10 @@ fn l6_the_constructor_runs_once_for_each_object_of_a_slab() {
     HERE.store(0, Ordering::Relaxed);
     with_cache(config, |cache, _, _, _| {
         let object = cache.alloc().unwrap();
-        assert_eq!((first_word(object), HERE.load(Ordering::Relaxed) % IN_SLAB), (MARK, 0));
+        assert_eq!(
+            (first_word(object), HERE.load(Ordering::Relaxed) % IN_SLAB),
+            (MARK, 0)
+        );
         free(cache, [object]);
     });
 }
@@ -256,7 +259,9 @@ fn l7_delayed_objects_wait_too() {
         free(cache, second);
         free(cache, third);
         let mut many = [std::mem::MaybeUninit::uninit(); 2 * CAP];
-        cache.alloc_bulk(&mut many, pagealloc::Attempt::MayGrow).unwrap();
+        cache
+            .alloc_bulk(&mut many, pagealloc::Attempt::MayGrow)
+            .unwrap();
         // SAFETY: filled just now.
         let mut many = many.map(|o| unsafe { o.assume_init() });
         // SAFETY: the objects are the test's.
@@ -319,13 +324,16 @@ fn l6_what_writes_to_free_objects_is_refused() {
     let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
     let refusal = |checks: Checks, stability: Stability| {
         // SAFETY: it is not made, or dropped at once.
-        let made = unsafe {
-            RawCache::new_scoped(config(stability).checks(checks), &cpus, &pages, &gp)
-        };
+        let made =
+            unsafe { RawCache::new_scoped(config(stability).checks(checks), &cpus, &pages, &gp) };
         made.err()
     };
     for stability in [Stability::Type, Stability::Delayed] {
-        for bad in [Checks::POISON, Checks::QUARANTINE, Checks::POISON | Checks::QUARANTINE] {
+        for bad in [
+            Checks::POISON,
+            Checks::QUARANTINE,
+            Checks::POISON | Checks::QUARANTINE,
+        ] {
             let refused = refusal(bad | Checks::RED_ZONE, stability);
             assert_eq!(refused, Some(CreateError::NotTypeStable(bad)));
         }
@@ -357,9 +365,8 @@ fn l6_only_a_stable_cache_is_type_stable() {
         NoReaders,
     );
     assert_eq!(values.err(), Some(CreateError::WritesValues));
-    let made = |config| {
-        StableCache::<Word, _, _, _>::with_config(config, Threads, pages, NoReaders).err()
-    };
+    let made =
+        |config| StableCache::<Word, _, _, _>::with_config(config, Threads, pages, NoReaders).err();
     let config = StableCache::<Word, Threads, &Pages, NoReaders>::config("words");
     let none = CreateError::NotTypeStable(Checks::empty());
     assert_eq!(made(config.stability(Stability::None)), Some(none));
@@ -437,4 +444,30 @@ fn t20_a_panic_half_way_gives_the_object_back() {
     std::mem::forget(forgotten);
     let busy = cache.destroy().unwrap_err();
     assert_eq!(busy.live, 1);
+}
+
+#[test]
+fn l6_a_constructor_that_panics_ends_the_program() {
+    const CASE: &str = "SLAB_CONSTRUCTOR_CASE";
+    struct Fails;
+    impl TypeStable for Fails {
+        fn construct() -> Self {
+            panic!("no")
+        }
+    }
+    if std::env::var_os(CASE).is_some() {
+        let pages: &'static Pages = Box::leak(Box::new(Pages::new()));
+        let cache = StableCache::<Fails, _, _, _>::new("fails", Threads, pages, NoReaders).unwrap();
+        let _ = cache.alloc(|_| ());
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "l6_a_constructor_that_panics_ends_the_program"])
+        .arg("--nocapture")
+        .env(CASE, "1")
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(message.contains("constructor of cache fails"), "{message}");
 }

@@ -29,6 +29,8 @@ mod cfg {
     pub(crate) const READERS: usize = 3;
     pub(crate) const WRITERS: usize = 2;
     pub(crate) const PLACES: usize = 16;
+    /// What the writers do at the least while readers look.
+    pub(crate) const TURNS: usize = 3_000;
 }
 
 rcu_tree::static_tree! {
@@ -146,16 +148,28 @@ fn self_check<G: Domain>(stability: Stability) {
     let cache = cache::<G>(stability);
     let right = AtomicUsize::new(0);
     {
-        let places: Vec<_> = (0..cfg::PLACES).map(|_| Place::new(&cache)).collect();
+        let places: Vec<_> = (0..cfg::PLACES as u64)
+            .map(|index| {
+                let place = Place::new(&cache);
+                place.store(Some(cache.alloc(|s| s.make(index)).unwrap()));
+                place
+            })
+            .collect();
         let stop = AtomicBool::new(false);
         let wrong = AtomicUsize::new(0);
+        let turns = AtomicUsize::new(0);
         std::thread::scope(|s| {
             let readers: Vec<_> = (0..cfg::READERS)
                 .map(|n| {
-                    let (places, right, wrong) = (&places, &right, &wrong);
+                    let (places, right, wrong, turns) = (&places, &right, &wrong, &turns);
                     s.spawn(move || {
                         let mut state = 0x9e37_79b9_7f4a_7c15 ^ n as u64;
-                        for _ in 0..cfg::lookups() / cfg::READERS + 1 {
+                        let (enough, mut looks) = (cfg::lookups() / cfg::READERS + 1, 0);
+                        while looks < enough || turns.load(Ordering::Relaxed) < cfg::TURNS {
+                            looks += 1;
+                            if looks.is_multiple_of(256) || looks > enough {
+                                std::thread::yield_now();
+                            }
                             let index = random(&mut state) % cfg::PLACES as u64;
                             let place = &places[index as usize];
                             match look(place, index, Recheck::Yes, || ()) {
@@ -168,18 +182,19 @@ fn self_check<G: Domain>(stability: Stability) {
                 })
                 .collect();
             for n in 0..cfg::WRITERS {
-                let (places, cache, stop) = (&places, &cache, &stop);
+                let (places, cache, stop, turns) = (&places, &cache, &stop, &turns);
                 s.spawn(move || {
                     let mut state = 0x2545_f491_4f6c_dd1d ^ n as u64;
                     let mut held = Vec::new();
                     while !stop.load(Ordering::Relaxed) {
+                        turns.fetch_add(1, Ordering::Relaxed);
                         let index = random(&mut state) % cfg::PLACES as u64;
                         let a = random(&mut state) % 1000 * cfg::PLACES as u64 + index;
                         match random(&mut state) % 8 {
                             0 => places[index as usize].store(None),
                             1 => held.push(cache.alloc(|s| s.make(a)).unwrap()),
                             2 => held.clear(),
-                            3 if random(&mut state) % 256 == 0 => {
+                            3 if random(&mut state) & 0xff == 0 => {
                                 cache.raw().shrink();
                             }
                             _ => places[index as usize]
@@ -228,7 +243,9 @@ fn look_while_reused(stability: Stability, recheck: Recheck) -> Lookup {
             found.wait();
             // This thread had the object, so it is the next that it gets, unless objects wait.
             one.store(None);
-            two.store(Some(cache.alloc(|s| s.make(cfg::PLACES as u64 + 1)).unwrap()));
+            two.store(Some(
+                cache.alloc(|s| s.make(cfg::PLACES as u64 + 1)).unwrap(),
+            ));
             reused.wait();
             reader.join().unwrap()
         })
@@ -240,7 +257,10 @@ fn look_while_reused(stability: Stability, recheck: Recheck) -> Lookup {
 /// The deliberately broken reader of the self-check, caught each time.
 #[test]
 fn t24_a_reader_that_does_not_look_again_is_caught() {
-    assert_eq!(look_while_reused(Stability::Type, Recheck::No), Lookup::Wrong);
+    assert_eq!(
+        look_while_reused(Stability::Type, Recheck::No),
+        Lookup::Wrong
+    );
 }
 
 /// The same reader is not caught where objects wait: so checks of readers are not to be made there.
@@ -279,7 +299,11 @@ fn stale_reader<G: Domain>() {
         assert!(found.try_pin().is_none() && later.pin().is_none());
         assert!(found.try_pin_if(|s| s.a() == 3).is_none());
         assert_eq!(found.try_pin_if(|s| s.a() == 4).unwrap().a(), 4);
-        assert_eq!(cache.raw().stats().live, 1, "nothing that was let go is lost");
+        assert_eq!(
+            cache.raw().stats().live,
+            1,
+            "nothing that was let go is lost"
+        );
         other.store(None);
         drop(guard);
         drop(later);

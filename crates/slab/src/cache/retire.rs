@@ -70,7 +70,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[cold]
     #[inline(never)]
-    pub(super) fn retire_slow(&self, object: NonNull<u8>, attempt: Attempt) -> Result<(), NonNull<u8>> {
+    pub(super) fn retire_slow(
+        &self,
+        object: NonNull<u8>,
+        attempt: Attempt,
+    ) -> Result<(), NonNull<u8>> {
         let Some(local) = self.local() else {
             return Err(object);
         };

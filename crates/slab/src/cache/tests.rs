@@ -130,3 +130,35 @@ fn a_slab_that_found_no_lock_is_not_leaked() {
         assert_eq!(inner.bury(dying, Attempt::TryLock), 1);
     });
 }
+
+#[test]
+fn l5_slabs_that_find_no_lock_wait_for_the_next_who_comes_by() {
+    let (pages, cpus, gp) = (Pages::new(), Hand::new(2), ManualGp::new());
+    let config = CacheConfig::new("stable", Layout::new::<[u64; 8]>())
+        .min_partial(0)
+        .sheaf_capacity(CAP)
+        .stability(crate::Stability::Type);
+    // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
+    let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
+    let object = cache.alloc().unwrap();
+    free(&cache, [object]);
+    cache.shrink();
+    let inner = cache.inner();
+    gp.advance();
+    {
+        let _slabs = inner.slabs.0.lock();
+        assert_eq!(inner.bury(Dying::default(), Attempt::TryLock), 0);
+    }
+    assert_eq!(cache.stats().slabs_waiting, 1);
+    assert_eq!(inner.bury(Dying::default(), Attempt::TryLock), 1);
+    // One that was never given out has no readers.
+    let slab = inner.new_slab(Attempt::TryLock).unwrap();
+    let out = pages.outstanding();
+    inner.unborn(Some(slab), Attempt::TryLock);
+    assert_eq!(
+        (pages.outstanding(), cache.stats().slabs_waiting),
+        (out - 1, 0)
+    );
+    cache.destroy().expect("nothing is out");
+    assert_eq!(pages.outstanding(), 0);
+}

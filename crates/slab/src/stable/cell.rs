@@ -4,8 +4,8 @@ use super::{Found, Object, Pinned, StableCache, TypeStable};
 use core::fmt;
 use core::ptr::{self, NonNull};
 use pagealloc::PageAlloc;
-use rcu_core::cpu::Cpus;
 use rcu_core::Section;
+use rcu_core::cpu::Cpus;
 use rcu_core::sync::atomic::{AtomicPtr, Ordering};
 use rcu_core::{Domain, GracePeriod};
 
@@ -86,10 +86,7 @@ impl<'c, T: TypeStable, C: Cpus, P: PageAlloc, G: GracePeriod> StableCell<'c, T,
     /// # Panics
     /// If `object` is of another cache.
     #[doc(alias = "rcu_replace_pointer")]
-    pub fn swap(
-        &self,
-        object: Option<Pinned<'c, T, C, P, G>>,
-    ) -> Option<Pinned<'c, T, C, P, G>> {
+    pub fn swap(&self, object: Option<Pinned<'c, T, C, P, G>>) -> Option<Pinned<'c, T, C, P, G>> {
         let new = object.map_or(ptr::null_mut(), |pinned| {
             let is_of_this = ptr::eq(pinned.cache(), self.cache);
             assert!(is_of_this, "an object of another cache");

@@ -172,14 +172,20 @@ impl PinWord {
 
 /// Takes a reference and *then* looks whether it is to what was sought (T20). What is not is dropped.
 #[cfg(not(weaken = "t20"))]
-pub(crate) fn pin_if<R>(get: impl FnOnce() -> Option<R>, is_it: impl FnOnce() -> bool) -> Option<R> {
+pub(crate) fn pin_if<R>(
+    get: impl FnOnce() -> Option<R>,
+    is_it: impl FnOnce() -> bool,
+) -> Option<R> {
     let pinned = get()?;
     is_it().then_some(pinned)
 }
 
 /// The mutant: looks while the object can still become another one.
 #[cfg(weaken = "t20")]
-pub(crate) fn pin_if<R>(get: impl FnOnce() -> Option<R>, is_it: impl FnOnce() -> bool) -> Option<R> {
+pub(crate) fn pin_if<R>(
+    get: impl FnOnce() -> Option<R>,
+    is_it: impl FnOnce() -> bool,
+) -> Option<R> {
     if is_it() { get() } else { None }
 }
 
