@@ -23,12 +23,12 @@
 //! # Invariants
 //! - I1. `inuse` is the number of zero bits among the first `nr_objects` of `free`; the other bits are zero.
 //! - I2. A slab is on the list that `list_of(inuse)` names, or among the dying.
+//! - I3. The tag of a slab's pages holds its descriptor and the cache's number.
 //! - I4. On `WAITING` the youngest is first; the first `nr_unsealed` have no cookie, the cookies of the others do not go back in
 //!   time from the last to the first. Each cookie was taken after the slab's last object had come home. On `HELD` all
 //!   cookies are done.
 //! - I5. `holds` of a slab with nothing out goes up only by someone who has a hold of it already, or in a section in which an
 //!   object of it was found: so, once the cookie is done, never again from zero.
-//! - I3. The tag of a slab's pages holds its descriptor and the cache's number.
 //!
 //! # Contexts
 //! Everything here runs under the slabs lock (`&mut Slabs`) and calls nothing but [`PageAlloc::tag`], and

@@ -1,5 +1,7 @@
 //! Caches against a multiset, over sources that fail too.
 
+#![cfg(not(loom))]
+
 mod common;
 
 use common::{Canary, Failure, Hand, Pages};
