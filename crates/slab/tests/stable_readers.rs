@@ -8,7 +8,7 @@ use common::Pages;
 use rcu_core::cpu::{SpinMutex, Threads};
 use rcu_core::{Domain, GracePeriod, read_lock};
 use rcu_tiny::{Tiny, TinyStatic};
-use slab::{Stability, StableCache, StableCell, TypeStable};
+use slab::{Checks, Stability, StableCache, StableCell, TypeStable};
 use std::ptr::NonNull;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -78,7 +78,9 @@ type Place<'c, G> = StableCell<'c, Square, Threads, &'static Pages, G>;
 
 fn cache<G: Domain>(stability: Stability) -> Squares<G> {
     let pages: &'static Pages = Box::leak(Box::new(Pages::new()));
-    let config = Squares::<G>::config("square").stability(stability);
+    let config = Squares::<G>::config("square")
+        .checks(Checks::empty())
+        .stability(stability);
     Squares::with_config(config, Threads, pages, G::default()).unwrap()
 }
 

@@ -9,7 +9,7 @@ mod common;
 use common::Pages;
 use rcu_core::cpu::Threads;
 use rcu_core::{NullsHead, NullsLink, Section, Visit, read_lock};
-use slab::{Found, Pinned, Stability, StableCache, TypeStable};
+use slab::{Checks, Found, Pinned, Stability, StableCache, TypeStable};
 use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -166,7 +166,9 @@ impl Drop for Table<'_> {
 
 fn entries(stability: Stability) -> Entries {
     let pages: &'static Pages = Box::leak(Box::new(Pages::new()));
-    let config = Entries::config("entry").stability(stability);
+    let config = Entries::config("entry")
+        .checks(Checks::empty())
+        .stability(stability);
     Entries::with_config(config, Threads, pages, Readers).unwrap()
 }
 
