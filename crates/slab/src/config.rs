@@ -148,7 +148,8 @@ impl CacheConfig {
     /// What the cache checks. By default nothing; with the `checks` feature everything that a cache of this layout,
     /// stability and constructor can have, with no change to the creation's outcome.
     ///
-    /// With a constructor, [`Checks::POISON`] fills nothing: free objects are as constructed.
+    /// With a constructor, [`Checks::POISON`] fills nothing: free objects are as constructed. To ask for that or for
+    /// [`Checks::QUARANTINE`] of a type-stable cache is an error at its creation.
     pub const fn checks(mut self, checks: Checks) -> Self {
         self.checks = Some(checks);
         self
@@ -176,12 +177,17 @@ impl CacheConfig {
         self
     }
 
+    pub(crate) const fn is_stable(&self) -> bool {
+        !matches!(self.stability, Stability::None)
+    }
+
     /// What is checked, and how an object lies in its frame for that.
     fn checked(&self) -> Result<(Checks, Frame), CreateError> {
         // Stale readers look at free objects of such caches.
-        let forbidden = match self.stability {
-            Stability::None => Checks::empty(),
-            Stability::Type | Stability::Delayed => Checks::POISON | Checks::QUARANTINE,
+        let forbidden = if self.is_stable() {
+            Checks::POISON | Checks::QUARANTINE
+        } else {
+            Checks::empty()
         };
         let asked = match self.checks {
             Some(checks) if checks.intersects(forbidden) => {
@@ -196,7 +202,7 @@ impl CacheConfig {
             None => asked,
         };
         // Users, or readers, may look at a free object: what a free has to note is noted behind it.
-        let is_kept = self.constructor.is_some() || self.stability != Stability::None;
+        let is_kept = self.constructor.is_some() || self.is_stable();
         match Frame::new(self.layout, filled, is_kept) {
             Ok(frame) => Ok((filled, frame)),
             // Nobody asked for the checks by name, so they must not be what makes the creation fail.
@@ -238,6 +244,8 @@ impl CacheConfig {
             tag: TAG_MARK | self.number as u32,
             watch: self.watch,
             leaks: self.leaks,
+            constructor: self.constructor,
+            stability: self.stability,
         })
     }
 }
@@ -278,9 +286,21 @@ pub(crate) struct Shape {
     pub(crate) watch: Option<fn()>,
     /// Whom to tell of objects that are out when the cache ends.
     pub(crate) leaks: Option<fn(&LeakReport)>,
+    pub(crate) constructor: Option<Constructor>,
+    pub(crate) stability: Stability,
 }
 
 impl Shape {
+    /// Whether stale readers may look at free objects, so that slabs wait for them.
+    pub(crate) const fn is_stable(&self) -> bool {
+        !matches!(self.stability, Stability::None)
+    }
+
+    /// Whether a freed object waits as a retired one does.
+    pub(crate) const fn is_delayed(&self) -> bool {
+        matches!(self.stability, Stability::Delayed)
+    }
+
     /// Whether each object is looked at when it comes and goes. Such a cache hands nothing out from sheaves.
     pub(crate) const fn is_checked(&self) -> bool {
         self.checks.intersects(Checks::EACH)

@@ -18,6 +18,7 @@ mod leaks;
 mod pool;
 mod sheaf;
 mod slabs;
+mod stable;
 mod stats;
 mod typed;
 
@@ -28,5 +29,6 @@ pub use error::CreateError;
 pub use fork::KmallocFork;
 pub use kmalloc::{CLASS_BYTES, Kmalloc, KmallocStats, MAX_CLASS_BYTES, NR_CLASSES};
 pub use leaks::{LeakReport, LeakSite};
+pub use stable::{Found, Generation, Pinned, StableCache, StableCell, StableRef, TypeStable};
 pub use stats::{CacheStats, Event, Events, MemoryStats, SlotStats};
 pub use typed::{AllocFailed, Cache, Prefilled};

@@ -64,15 +64,17 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A pool without pages.
-    pub(crate) const fn new(block_bytes: usize) -> Self {
-        assert!(block_bytes.is_power_of_two() && block_bytes <= PAGE_SIZE);
-        assert!(block_bytes >= size_of::<Link>());
-        Self {
-            block_bytes,
-            free: SpinMutex::new(Free { head: None }),
-            returned: Inbox::new(),
-            pages: AtomicUsize::new(0),
+    rcu_core::const_fn! {
+        /// A pool without pages.
+        pub(crate) const fn new(block_bytes: usize) -> Self {
+            assert!(block_bytes.is_power_of_two() && block_bytes <= PAGE_SIZE);
+            assert!(block_bytes >= size_of::<Link>());
+            Self {
+                block_bytes,
+                free: SpinMutex::new(Free { head: None }),
+                returned: Inbox::new(),
+                pages: AtomicUsize::new(0),
+            }
         }
     }
 

@@ -227,6 +227,8 @@ pub struct MemoryStats {
     pub around: usize,
     /// Of the slabs' pages: ends that hold no whole object.
     pub tails: usize,
+    /// Pages of empty slabs that wait for their readers, or that somebody holds.
+    pub waiting: usize,
     /// Pages of sheaves, in use or not.
     pub sheaves: usize,
     /// Pages of slab descriptors, in use or not.
@@ -243,7 +245,7 @@ impl MemoryStats {
     /// Bytes of the slabs' pages.
     #[must_use]
     pub const fn slabs(&self) -> usize {
-        self.live + self.idle + self.around + self.tails
+        self.live + self.idle + self.around + self.tails + self.waiting
     }
 
     /// Bytes of all pages that the cache has.
@@ -257,12 +259,13 @@ impl fmt::Display for MemoryStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} bytes: live {} idle {} around {} tails {} sheaves {} descriptors {} slots {} cache {} quarantine {}",
+            "{} bytes: live {} idle {} around {} tails {} waiting {} sheaves {} descriptors {} slots {} cache {} quarantine {}",
             self.total(),
             self.live,
             self.idle,
             self.around,
             self.tails,
+            self.waiting,
             self.sheaves,
             self.descriptors,
             self.slots,
@@ -293,9 +296,11 @@ pub struct CacheStats {
     pub kept_back: usize,
     /// Slabs.
     pub slabs: usize,
+    /// Empty slabs of a type-stable cache that wait for their readers, or are held by a [`StableRef`](crate::StableRef).
+    pub slabs_waiting: usize,
     /// Objects in a slab.
     pub objects_per_slab: usize,
-    /// Bytes of the slabs' pages.
+    /// Bytes of the slabs' pages, of those that wait too.
     pub slab_bytes: usize,
     /// Bytes of the pages of sheaves and descriptors.
     pub meta_bytes: usize,

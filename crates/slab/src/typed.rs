@@ -72,7 +72,8 @@ where
     /// Makes a cache after a configuration from [`Self::config`].
     ///
     /// # Errors
-    /// See [`RawCache::new`]; [`CreateError::WrongLayout`] if the configuration's layout is not that of `T`.
+    /// See [`RawCache::new`]; [`CreateError::WrongLayout`] if the configuration's layout is not that of `T`,
+    /// [`CreateError::WritesValues`] if it is for a type-stable cache, which is a [`StableCache`](crate::StableCache).
     pub fn with_config(config: CacheConfig, cpus: C, pages: P, gp: G) -> Result<Self, CreateError>
     where
         C: 'static,
@@ -96,6 +97,9 @@ where
         pages: P,
         gp: G,
     ) -> Result<Self, CreateError> {
+        if config.is_stable() {
+            return Err(CreateError::WritesValues);
+        }
         // SAFETY: the caller's debt.
         let raw = unsafe { RawCache::new_scoped(config, cpus, pages, gp) }?;
         if raw.layout() != Layout::new::<T>() {

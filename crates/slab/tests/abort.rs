@@ -1,5 +1,7 @@
 //! What ends the program: each case runs in a child process.
 
+#![cfg(not(loom))]
+
 #[path = "common/child.rs"]
 mod child;
 mod common;

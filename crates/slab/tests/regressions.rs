@@ -1,5 +1,7 @@
 //! Bugs that slab allocators had, by the row of the reference that tells of them.
 
+#![cfg(not(loom))]
+
 mod common;
 
 use common::{Canary, Failure, Hand, Pages};

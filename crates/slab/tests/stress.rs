@@ -1,5 +1,7 @@
 //! Threads that come and go on one cache; at the end nothing is out.
 
+#![cfg(not(loom))]
+
 mod common;
 
 use common::{Canary, Pages};

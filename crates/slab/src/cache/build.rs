@@ -7,7 +7,7 @@ use crate::config::{CacheConfig, Shape};
 use crate::error::CreateError;
 use crate::inbox::Inbox;
 use crate::pool::Pool;
-use crate::slabs::{Dying, Slab, Slabs};
+use crate::slabs::{Descriptor, Slabs};
 use crate::stats::Tally;
 use arrayvec::ArrayVec;
 use core::alloc::Layout;
@@ -15,7 +15,7 @@ use core::fmt;
 use core::mem::offset_of;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicUsize;
-use pagealloc::{AllocError, Attempt, Order, PAGE_SIZE, PageAlloc, PageReq, PressureHook};
+use pagealloc::{AllocError, Order, PAGE_SIZE, PageAlloc, PageReq, PressureHook};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OfflineHook, SpinMutex};
 
@@ -128,7 +128,7 @@ where
             slabs: Line(SpinMutex::new(Slabs::new())),
             quarantine: Line(SpinMutex::new(quarantine)),
             sheaves: Line(Pool::new(shape.sheaf_bytes)),
-            descriptors: Line(Pool::new(size_of::<Slab>())),
+            descriptors: Line(Pool::new(size_of::<Descriptor>().next_power_of_two())),
             deferred: Inbox::new(),
             pressure,
         };
@@ -228,9 +228,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
         }
         // SAFETY: the handle is the only one and ends here; no hook runs (removed above).
         let inner = unsafe { self.inner.as_mut() };
-        let mut dying = Dying::default();
-        inner.slabs.0.get_mut().take_empty(&mut dying);
-        inner.bury(dying, Attempt::NoWait);
+        inner.bury_for_good();
         if let Some(ring) = inner.quarantine.0.get_mut().page() {
             // SAFETY: the page came from `pages` at birth; `quiesce` emptied the ring.
             unsafe { inner.pages.free(ring, Quarantine::ORDER) };

@@ -186,16 +186,17 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         self.checked(object).hand_on(by);
     }
 
-    /// Claims an object that is about to be retired, and finds it by its slab; `None` if the lock is not to be had.
+    /// Claims an object that is about to wait, and finds it by its slab; `None` if the lock is not to be had.
     pub(super) fn claim_retired(
         &self,
         object: NonNull<u8>,
         attempt: Attempt,
+        deed: Move,
         by: &'static Location<'static>,
     ) -> Option<NonNull<u8>> {
         let mut slabs = lock(&self.slabs.0, attempt)?;
         let found = slabs.locate(self.identity(), &self.shape, &self.pages, object);
-        self.checked(found).claim(Move::Retire, by);
+        self.checked(found).claim(deed, by);
         Some(found)
     }
 

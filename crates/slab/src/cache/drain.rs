@@ -18,7 +18,8 @@ use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, Slot};
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
-    /// Waits until every object that was retired before this call, on any slot, is free. Not in a read section.
+    /// Waits until every object that was retired before this call, on any slot, is free, and the pages of every slab of a
+    /// type-stable cache that was given up before are back or in use again. Not in a read section.
     #[doc(alias = "kvfree_rcu_barrier_on_cache")]
     #[doc(alias = "flush_rcu_sheaves_on_cache")]
     pub fn barrier(&self) {
@@ -26,7 +27,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     }
 
     /// Frees what needs no waiting for, on all slots, and asks for a grace period if something is left: the monitor's tick. Says how many
-    /// retired objects still wait.
+    /// retired objects still wait, and slabs of a type-stable cache.
     ///
     /// A sheaf that is not full is sealed at the second call that finds it so; sheaves that are ripe are let go on slots that have not
     /// missed an allocation since the last call (others will consume them themselves). Never waits; slots that are busy are left for
@@ -38,6 +39,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// Gives about `budget` pages of unused memory back, as far as there are so many: empty slabs first, then those that become
     /// empty as the barn's sheaves and then the slots', one after the other, are emptied into them. Stops when there are enough, so that the
     /// last step may give some more. `usize::MAX` is everything. Says how many pages that were.
+    ///
+    /// Slabs of a type-stable cache wait for a grace period, which this asks for: those that wait count for the budget, though not
+    /// as pages given back.
     ///
     /// Nothing is sorted (L13): slabs are kept on lists by quarters of objects out at all times, and refills take from the
     /// fullest first, so that the emptiest have the best chance to become empty.
@@ -80,6 +84,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             last = later(last, slot.line.last_cookie());
         }
         last = later(last, self.barn.0.enter().latest_orphan());
+        last = later(last, self.seal_slabs());
         // Nothing waited anywhere: what was retired before is free already.
         let Some(cookie) = last else {
             self.end_quarantine(Attempt::NoWait);
@@ -128,6 +133,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             None => waiting += 1,
         }
         self.trim_barn(ATTEMPT);
+        let (_, slabs) = self.bury_all(Dying::default(), ATTEMPT);
+        waiting += slabs;
         if is_unripe {
             self.gp.start();
             self.gp.drive();
@@ -138,12 +145,13 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     /// As [`RawCache::shrink`], going as far as `attempt`: at [`Attempt::TryLock`] it passes by what is busy.
     pub(super) fn shrink(&self, budget: usize, attempt: Attempt) -> usize {
         self.settle_deferred(attempt);
-        let mut freed = self.discard(budget, attempt);
-        if freed < budget {
-            freed += self.empty_barn(budget - freed, attempt);
+        let mut freed = self.bury(Dying::default(), attempt) * self.shape.order.pages();
+        freed += self.discard(self.missing(budget, freed, attempt), attempt);
+        if self.missing(budget, freed, attempt) > 0 {
+            freed = self.empty_barn(budget, freed, attempt);
         }
         for local in self.used() {
-            if freed >= budget {
+            if self.missing(budget, freed, attempt) == 0 {
                 break;
             }
             let slot = match attempt {
@@ -157,20 +165,34 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 self.flush_line(&mut slot, &mut stock, all);
                 self.evict(&mut slot, &mut stock);
             }
-            freed += self.empty_barn(budget - freed, attempt);
+            freed = self.empty_barn(budget, freed, attempt);
         }
-        if freed < budget {
+        if self.missing(budget, freed, attempt) > 0 {
             freed += self.sheaves.0.trim(&self.pages, attempt);
         }
-        freed
+        let (slabs, _) = self.bury_all(Dying::default(), attempt);
+        freed + slabs * self.shape.order.pages()
     }
 
-    /// Gives empty slabs of about `budget` pages back, and says how many pages that were.
+    /// Pages that are missing from `budget`, when `freed` were given back and what waits will be.
+    fn missing(&self, budget: usize, freed: usize, attempt: Attempt) -> usize {
+        let mut waiting = 0;
+        if self.shape.is_stable()
+            && let Some(slabs) = lock(&self.slabs.0, attempt)
+        {
+            waiting = slabs.nr_waiting() * self.shape.order.pages();
+        }
+        budget.saturating_sub(freed + waiting)
+    }
+
+    /// Gives empty slabs of about `budget` pages up, and says how many pages were given back.
     fn discard(&self, budget: usize, attempt: Attempt) -> usize {
         let pages = self.shape.order.pages();
         let mut dying = Dying::default();
         match lock(&self.slabs.0, attempt) {
-            Some(mut slabs) => slabs.take_some_empty(budget.div_ceil(pages), &mut dying),
+            Some(mut slabs) => {
+                slabs.take_some_empty(&self.shape, budget.div_ceil(pages), &mut dying);
+            }
             None => return 0,
         }
         self.bury(dying, attempt) * pages
@@ -193,28 +215,28 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
     }
 
-    /// Puts what is in the barn and does not wait back into slabs and pool, until that gave about `budget` pages back; says how many.
-    fn empty_barn(&self, budget: usize, attempt: Attempt) -> usize {
+    /// Puts what is in the barn and does not wait back into slabs and pool, until nothing is missing from `budget`; says how many
+    /// pages were given back, `freed` included.
+    fn empty_barn(&self, budget: usize, mut freed: usize, attempt: Attempt) -> usize {
         let Some(mut stock) = self.barn.0.lock(attempt) else {
-            return 0;
+            return freed;
         };
         self.adopt_ripe(&mut stock);
         while let Some(sheaf) = stock.take_empty() {
             self.drop_sheaf(sheaf);
         }
         drop(stock);
-        let mut freed = 0;
-        while freed < budget {
+        while let missing @ 1.. = self.missing(budget, freed, attempt) {
             match self.flush_one(attempt) {
-                Some(pages) => freed += pages + self.discard(budget - freed, attempt),
+                Some(pages) => freed += pages + self.discard(missing, attempt),
                 None => break,
             }
         }
-        if freed < budget
+        if self.missing(budget, freed, attempt) > 0
             && let Some(pages) = self.end_quarantine(attempt)
         {
             freed += pages;
-            freed += self.discard(budget.saturating_sub(freed), attempt);
+            freed += self.discard(self.missing(budget, freed, attempt), attempt);
         }
         freed
     }
@@ -246,7 +268,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             self.evict(&mut slot, &mut self.barn.0.enter());
         }
         self.settle_deferred(Attempt::NoWait);
-        self.empty_barn(usize::MAX, Attempt::NoWait);
+        self.empty_barn(usize::MAX, 0, Attempt::NoWait);
         self.slabs.0.lock().inuse()
     }
 

@@ -13,6 +13,7 @@
 //! list that nobody waits at has no bound.
 
 use super::{Inner, RawCache};
+use crate::checks::Move;
 use crate::pool::lock;
 use crate::slabs::Dying;
 use crate::stats::Event;
@@ -28,7 +29,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     ///
     /// # Safety
     /// 1. `object` came from this cache, is not used any more, and was neither freed nor retired since.
-    /// 2. No reader can still find it (else retire it).
+    /// 2. No reader can still find it (else retire it), but for those of a type-stable cache who know that it may be another object by
+    ///    now, and leave their section before long.
     #[inline]
     #[track_caller]
     #[doc(alias = "kmem_cache_free")]
@@ -73,6 +75,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[track_caller]
     pub(super) fn free_slow(&self, object: NonNull<u8>, attempt: Attempt) {
         self.settle_deferred(attempt);
+        if self.shape.is_delayed() {
+            return self.free_delayed(object, attempt, Location::caller());
+        }
         if self.shape.is_checked() {
             return self.free_checked(object, attempt, Location::caller());
         }
@@ -137,6 +142,15 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             let mut dying = Dying::default();
             self.stow(sheaf, attempt, &mut dying);
             self.bury(dying, attempt);
+        }
+    }
+
+    /// Frees where freed objects wait. What finds no array to wait in is free at once, which a type-stable object may be.
+    fn free_delayed(&self, object: NonNull<u8>, attempt: Attempt, by: &'static Location<'static>) {
+        match self.retire_as(object, attempt, Move::Delay, by) {
+            Ok(()) => {}
+            Err(object) if self.shape.is_checked() => self.free_checked(object, attempt, by),
+            Err(object) => self.free_shared(object, attempt),
         }
     }
 

@@ -16,7 +16,8 @@
 //! # Life of an object
 //! In its slab → (refill) a sheaf → `main` of a slot → its user → (free) a `main` again, or (retire) `rcu` of a slot → with the
 //! sheaf, sealed, in the slot's line → (cookie done) with the very same sheaf `main` of that slot, or through the barn another's,
-//! or back in its slab.
+//! or back in its slab. In a cache whose `Stability` is `Delayed`, free is retire, and there is no `main`: both fast paths miss.
+//! Slabs of type-stable caches have a life of their own after their objects': see `bury`.
 //!
 //! # Invariants
 //! - I1. An object is in exactly one place: with its user, in one sheaf, deferred, or free in its slab. Sheaves that wait are in a slot or
@@ -47,6 +48,7 @@
 mod alloc;
 mod build;
 mod bulk;
+mod bury;
 mod checked;
 mod drain;
 mod fork;
@@ -371,21 +373,5 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             }
         }
         self.bury(dying, attempt);
-    }
-
-    /// Gives the pages of dead slabs back, and says how many slabs there were. Outside of all locks.
-    fn bury(&self, mut dying: Dying, attempt: Attempt) -> usize {
-        let mut buried = 0;
-        while let Some(slab) = dying.pop() {
-            // SAFETY: a slab among the dying is on no list, so this call has its descriptor alone.
-            let base = unsafe { slab.as_ref() }.base;
-            // SAFETY: the block came from `pages` with this order; no object of it is out.
-            unsafe { self.pages.free_at(base, self.shape.order, attempt) };
-            // SAFETY: the descriptor came from this pool, and nothing leads to it any more.
-            unsafe { self.descriptors.0.put(slab.cast()) };
-            self.tally(Event::SlabGone);
-            buried += 1;
-        }
-        buried
     }
 }

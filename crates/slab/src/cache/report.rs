@@ -91,20 +91,21 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             stats.waiting += stock.orphans.objects();
         }
         stats.kept_back = self.quarantine.0.lock().len();
-        let (inuse, slabs) = {
+        let (inuse, slabs, kept) = {
             let slabs = self.slabs.0.lock();
-            (slabs.inuse(), slabs.nr_slabs())
+            (slabs.inuse(), slabs.nr_slabs(), slabs.nr_kept())
         };
         // Objects may have moved between the looks.
         stats.live = inuse.saturating_sub(stats.in_sheaves + stats.waiting + stats.kept_back);
         stats.slabs = slabs;
-        stats.slab_bytes = slabs * self.shape.order.bytes();
+        stats.slabs_waiting = kept;
+        stats.slab_bytes = (slabs + kept) * self.shape.order.bytes();
         stats.meta_bytes = self.sheaves.0.bytes() + self.descriptors.0.bytes();
-        stats.memory = self.memory(slabs, stats.live);
+        stats.memory = self.memory(slabs, kept, stats.live);
         stats
     }
 
-    fn memory(&self, slabs: usize, live: usize) -> MemoryStats {
+    fn memory(&self, slabs: usize, kept: usize, live: usize) -> MemoryStats {
         let shape = &self.shape;
         let size = shape.layout.size();
         let objects = slabs * shape.nr_objects;
@@ -115,6 +116,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             idle: (objects - live) * size,
             around: objects * (shape.size - size),
             tails: slabs * (shape.order.bytes() - shape.nr_objects * shape.size),
+            waiting: kept * shape.order.bytes(),
             sheaves: self.sheaves.0.bytes(),
             descriptors: self.descriptors.0.bytes(),
             slots: self.slots_order.bytes(),

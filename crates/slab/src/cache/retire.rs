@@ -14,6 +14,7 @@
 
 use super::slot::{SlotCell, SlotState};
 use super::{Inner, RawCache};
+use crate::checks::Move;
 use crate::slabs::Dying;
 use crate::stats::Event;
 use core::panic::Location;
@@ -80,21 +81,31 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[inline(never)]
     #[track_caller]
     fn retire_slow(&self, object: NonNull<u8>, attempt: Attempt) -> Result<(), NonNull<u8>> {
-        let result = if self.shape.is_checked() {
-            match self.claim_retired(object, attempt, Location::caller()) {
-                Some(found) => (self.retire_into_sheaf(found, attempt)).map_err(|found| {
-                    self.unclaim(found);
-                    object
-                }),
-                None => Err(object),
-            }
-        } else {
-            self.retire_into_sheaf(object, attempt)
-        };
+        let result = self.retire_as(object, attempt, Move::Retire, Location::caller());
         if result.is_err() {
             self.tally(Event::RetireFail);
         }
         result
+    }
+
+    /// Makes an object wait for a grace period, because it is retired or because its frees are delayed.
+    pub(super) fn retire_as(
+        &self,
+        object: NonNull<u8>,
+        attempt: Attempt,
+        deed: Move,
+        by: &'static Location<'static>,
+    ) -> Result<(), NonNull<u8>> {
+        if !self.shape.is_checked() {
+            return self.retire_into_sheaf(object, attempt);
+        }
+        let found = self
+            .claim_retired(object, attempt, deed, by)
+            .ok_or(object)?;
+        self.retire_into_sheaf(found, attempt).map_err(|found| {
+            self.unclaim(found);
+            object
+        })
     }
 
     /// Puts an object into `rcu`, which the fast path takes for full.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::common::{Hand, Pages};
 use crate::stats::Event;
-use crate::{CacheConfig, Checks};
+use crate::{CacheConfig, Checks, Stability};
 use core::alloc::Layout;
 use rcu_core::manual::ManualGp;
 
@@ -139,6 +139,38 @@ fn a_slab_that_found_no_lock_is_not_leaked() {
     });
 }
 
+#[test]
+fn l5_slabs_that_find_no_lock_wait_for_the_next_who_comes_by() {
+    let (pages, cpus, gp) = (Pages::new(), Hand::new(2), ManualGp::new());
+    let config = CacheConfig::new("stable", Layout::new::<[u64; 8]>())
+        .min_partial(0)
+        .sheaf_capacity(CAP)
+        .stability(Stability::Type);
+    // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
+    let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
+    let object = cache.alloc().unwrap();
+    free(&cache, [object]);
+    cache.shrink(usize::MAX);
+    let inner = cache.inner();
+    gp.advance();
+    {
+        let _slabs = inner.slabs.0.lock();
+        assert_eq!(inner.bury(Dying::default(), Attempt::TryLock), 0);
+    }
+    assert_eq!(cache.stats().slabs_waiting, 1);
+    assert_eq!(inner.bury(Dying::default(), Attempt::TryLock), 1);
+    // One that was never given out has no readers.
+    let slab = inner.new_slab(Attempt::TryLock).unwrap();
+    let out = pages.outstanding();
+    inner.unborn(Some(slab), Attempt::TryLock);
+    assert_eq!(
+        (pages.outstanding(), cache.stats().slabs_waiting),
+        (out - 1, 0)
+    );
+    cache.destroy().expect("nothing is out");
+    assert_eq!(pages.outstanding(), 0);
+}
+
 /// Locks that somebody else holds, by bits.
 const BARN: u8 = 1;
 const SLABS: u8 = 2;
@@ -245,8 +277,7 @@ fn l12_destroy_finds_what_was_deferred() {
 #[test]
 fn l2_an_object_that_stays_as_it_is_stays_so_while_it_is_deferred() {
     let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
-    let config =
-        CacheConfig::new("stable", Layout::new::<[u64; 8]>()).stability(crate::Stability::Type);
+    let config = CacheConfig::new("stable", Layout::new::<[u64; 8]>()).stability(Stability::Type);
     // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
     let cache = unsafe { Raw::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
     let objects: Vec<_> = (0..6)
@@ -320,6 +351,11 @@ mod contended {
         /// Whatever is taken at each moment: nobody waits (the test has one thread), nothing is lost, nothing is out twice.
         #[test]
         fn l12_h5_objects_are_conserved_where_locks_are_taken(
+            stability in prop_oneof![
+                Just(Stability::None),
+                Just(Stability::Type),
+                Just(Stability::Delayed),
+            ],
             checks in prop_oneof![
                 Just(Checks::empty()),
                 Just(Checks::all()),
@@ -327,7 +363,11 @@ mod contended {
             ],
             ops in prop::collection::vec((op(), 0..=ALL, level()), 0..120),
         ) {
-            with(config().checks(checks), |cache| {
+            let checks = match stability {
+                Stability::None => checks,
+                _ => checks - Checks::POISON - Checks::QUARANTINE,
+            };
+            with(config().checks(checks).stability(stability), |cache| {
                 let mut live: Vec<NonNull<u8>> = Vec::new();
                 let mut aside: Vec<crate::RawPrefilled<'_, _, _, _>> = Vec::new();
                 for (op, held, attempt) in &ops {

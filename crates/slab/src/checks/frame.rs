@@ -121,20 +121,23 @@ struct Words {
 pub(crate) enum Move {
     Free,
     Retire,
+    /// A free that makes the object wait as a retired one does ([`Stability::Delayed`](crate::Stability::Delayed)).
+    Delay,
 }
 
 impl Move {
     fn target(self) -> usize {
         match self {
             Self::Free => FREE,
-            Self::Retire => RETIRED,
+            Self::Retire | Self::Delay => RETIRED,
         }
     }
 
     /// What it is to do this to an object in `state`, which is not live.
     fn fault(self, state: usize) -> Fault {
         match (self, state) {
-            (Self::Free, FREE) => Fault::DoubleFree,
+            // What waits in a cache of delayed frees was most likely freed.
+            (Self::Free | Self::Delay, FREE) | (Self::Delay, RETIRED) => Fault::DoubleFree,
             (Self::Free, RETIRED) => Fault::FreedRetired,
             (Self::Retire, FREE) => Fault::RetiredFreed,
             (Self::Retire, RETIRED) => Fault::RetiredTwice,
@@ -241,7 +244,7 @@ impl<'a> Checked<'a> {
                 .compare_exchange(LIVE, to.target(), Ordering::AcqRel, Ordering::Acquire);
         if let Err(state) = was {
             let deed = match to {
-                Move::Free => "freed",
+                Move::Free | Move::Delay => "freed",
                 Move::Retire => "retired",
             };
             self.broken(to.fault(state), format_args!("\n  now {deed} at {by}"));
