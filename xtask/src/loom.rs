@@ -150,6 +150,7 @@ const MUTANTS: &[Mutant] = &[
     .in_file("loom_bits"),
     mutant("bits_idle", "pagealloc", "p7_claim_vs_tick").in_file("loom_bits"),
     mutant("gate", "pagealloc", "p12_closing_vs_first_use").in_file("loom_gate"),
+    mutant("p6_pin", "slab", "p6_pin_vs_reuse").in_file("loom_pin"),
     mutant("p7_stash", "pagealloc", "p7_stash_push_vs_take_all"),
     mutant("p7_take", "pagealloc", "p7_stash_push_vs_take_all"),
     mutant("p8", "rcu-core", "p8_owner_vs_visitor"),
@@ -166,15 +167,17 @@ const MUTANTS: &[Mutant] = &[
     .in_file("loom_r22"),
     mutant("p8_work", "rcu-core", "p8_work_queue_vs_run").in_file("loom_r22"),
     mutant("refcount", "rcu-core", "r22_get_vs_last_put").in_file("loom_r22"),
+    mutant("t20", "slab", "t20_pin_then_look_vs_reuse").in_file("loom_pin"),
     mutant("t38", "rcu-core", "t38_numbering_vs_grace_periods"),
     mutant("t39", "rcu-tree", "t39_barrier_vs_migration"),
 ];
 
 /// The packages that have loom models, and the files that these are in.
-const MODELS: [(&str, &[&str]); 3] = [
+const MODELS: [(&str, &[&str]); 4] = [
     ("rcu-core", &["loom", "loom_r22"]),
     ("rcu-tree", &["loom", "loom_p5"]),
     ("pagealloc", &["loom", "loom_bits", "loom_gate"]),
+    ("slab", &["loom_pin"]),
 ];
 
 /// Enough to find every known mutant, few enough that a model of three threads ends within seconds.

@@ -1,5 +1,6 @@
 //! What a page allocator is: requests, attempts, errors and the trait that slab and kvfree build on.
 
+use crate::pressure::PressureHook;
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
@@ -418,6 +419,20 @@ pub unsafe trait PageAlloc: Send + Sync {
     /// The order of the allocated block that starts at `block`; `None` if there is none.
     #[doc(alias = "compound_order")]
     fn order_of(&self, block: *const u8) -> Option<Order>;
+
+    /// Has `hook` called when memory runs low, if this allocator asks anybody; the provided version does not.
+    ///
+    /// # Safety
+    /// 1. `hook` stays valid and in place until [`Self::remove_pressure_hook`] returned for it, or the allocator was dropped.
+    /// 2. It is on no list.
+    unsafe fn add_pressure_hook(&self, hook: NonNull<PressureHook>) {
+        let _ = hook;
+    }
+
+    /// Takes `hook` off, if it is listed. Waits while it runs; not to be called from the hook.
+    fn remove_pressure_hook(&self, hook: NonNull<PressureHook>) {
+        let _ = hook;
+    }
 }
 
 // SAFETY: a reference answers as its referent does.
@@ -454,5 +469,14 @@ unsafe impl<P: PageAlloc + ?Sized> PageAlloc for &P {
 
     fn order_of(&self, block: *const u8) -> Option<Order> {
         (**self).order_of(block)
+    }
+
+    unsafe fn add_pressure_hook(&self, hook: NonNull<PressureHook>) {
+        // SAFETY: the caller's debts.
+        unsafe { (**self).add_pressure_hook(hook) };
+    }
+
+    fn remove_pressure_hook(&self, hook: NonNull<PressureHook>) {
+        (**self).remove_pressure_hook(hook);
     }
 }

@@ -138,4 +138,4 @@ pub use stats::{AttemptStats, OrderStats, SlotStats, ZoneStats};
 pub use watermark::Watermarks;
 #[cfg(feature = "guard")]
 pub use zone::guard::Guards;
-pub use zone::{SplitError, Ticked, Zone, ZoneError};
+pub use zone::{SplitError, Ticked, Zone, ZoneError, ZoneFork};

@@ -369,7 +369,7 @@ pub unsafe trait Lower: Send + Sync + Sized {
         let _ = slot;
     }
 
-    /// Holds every lock there is until the value is dropped: for tests which show that somebody does not need them.
+    /// Holds every lock there is until the value is dropped: over a fork, and for tests which show that somebody does not need them.
     #[doc(hidden)]
     fn hold(&self) -> Self::Held<'_>;
 

@@ -24,7 +24,7 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
-use rcu_core::cpu::SpinMutex;
+use rcu_core::cpu::{SpinGuard, SpinMutex};
 use rcu_core::sync::Backoff;
 
 /// One layer's offer: `run(data, pages)` gives pages back to the zone, about `pages` of them, and says how many.
@@ -209,6 +209,14 @@ impl PressureHooks {
         }
     }
 
+    /// Holds the list: nobody adds, removes or goes on to the next hook.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        Held {
+            list: self.list.lock(),
+            busy: &self.busy,
+        }
+    }
+
     /// Whether hooks are running.
     pub(crate) fn are_running(&self) -> bool {
         // ORDERING: Relaxed: a hint for heights.
@@ -247,6 +255,21 @@ impl PressureHooks {
         let mut list = self.list.lock();
         list.running = next(&list);
         NonNull::new(list.running)
+    }
+}
+
+/// Evidence that the list is held.
+pub(crate) struct Held<'a> {
+    list: SpinGuard<'a, List>,
+    busy: &'a AtomicBool,
+}
+
+impl Held<'_> {
+    /// Forgets who was running hooks: in the child of a fork, where that thread is not.
+    pub(crate) fn forget_runner(&mut self) {
+        self.list.running = ptr::null_mut();
+        // ORDERING: Relaxed: there is one thread.
+        self.busy.store(false, Ordering::Relaxed);
     }
 }
 

@@ -42,7 +42,10 @@
 //! not for interrupt handlers that may have interrupted a holder. No foreign code runs under a slot's lock or one of the lower level's:
 //! the source runs under `growing`, for which only growers wait, and pressure hooks run where no lock is held.
 
+mod fork;
 mod memory;
+
+pub(crate) use fork::SharedHeld;
 
 use crate::api::{AllocError, Attempt, Order, PageReq};
 use crate::broken::broken;

@@ -16,6 +16,7 @@
 
 mod decommit;
 mod exact;
+mod fork;
 #[cfg(feature = "guard")]
 pub(crate) mod guard;
 mod look;
@@ -30,6 +31,7 @@ use crate::lower::{Buddies, Extent, Ground, Lower};
 use crate::meta::State;
 use crate::mobility::TYPES;
 use crate::pcp::{Batch, CHUNK, Class};
+use crate::pressure::PressureHook;
 use crate::regions::Regions;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
@@ -42,6 +44,7 @@ use rcu_core::cpu::{Cpus, Slot};
 
 pub use decommit::Ticked;
 pub use exact::SplitError;
+pub use fork::ZoneFork;
 
 /// Why a zone could not be made. Nothing has changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -525,6 +528,15 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
 
     fn order_of(&self, block: *const u8) -> Option<Order> {
         self.frames.order_of(block)
+    }
+
+    unsafe fn add_pressure_hook(&self, hook: NonNull<PressureHook>) {
+        // SAFETY: the caller's debts.
+        unsafe { self.shared().pressure.add(hook) };
+    }
+
+    fn remove_pressure_hook(&self, hook: NonNull<PressureHook>) {
+        self.shared().pressure.remove(hook);
     }
 }
 

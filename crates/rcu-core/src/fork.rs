@@ -14,9 +14,10 @@
 //! ([`OfflineHook::with_fork`](crate::cpu::OfflineHook::with_fork)) puts itself right: it takes its locks from the
 //! threads that are gone, keeps what is whole and forgets (leaks) what may be half changed. `rcu-tree` does: it knows no
 //! readers but the caller, a grace period that was in progress is made to wait for the caller alone, and callbacks go on
-//! but for those that another thread was about to run, or whose list it was just changing; it counts these. **The
-//! allocators above (`pagealloc`, `slab`, `kvfree`) have no fork hook yet**: a child that uses them may wait for a lock
-//! for ever.
+//! but for those that another thread was about to run, or whose list it was just changing; it counts these. The
+//! allocators have no such hook, for they cannot forget what may be half changed: whoever forks holds them meanwhile
+//! (`Zone::before_fork`, and `before_fork` of slab's caches). **`kvfree` has neither yet**: a child that uses it may wait
+//! for a lock for ever.
 //!
 //! # What becomes of what was there
 //! | from before the fork | in the child |

@@ -152,15 +152,17 @@ pub(crate) struct Barn {
 }
 
 impl Barn {
-    /// An empty barn.
-    pub(crate) const fn new() -> Self {
-        Self {
-            stock: SpinMutex::new(Stock {
-                full: SheafList::new(),
-                empty: SheafList::new(),
-                orphans: SheafList::new(),
-            }),
-            left: Inbox::new(),
+    rcu_core::const_fn! {
+        /// An empty barn.
+        pub(crate) const fn new() -> Self {
+            Self {
+                stock: SpinMutex::new(Stock {
+                    full: SheafList::new(),
+                    empty: SheafList::new(),
+                    orphans: SheafList::new(),
+                }),
+                left: Inbox::new(),
+            }
         }
     }
 

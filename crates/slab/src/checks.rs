@@ -24,7 +24,7 @@ bitflags::bitflags! {
     /// was freed twice, and is allocated and freed over and over again without a flush, stays unseen so long.)
     /// What is found broken ends the program, with a message that names the cache, the object and the slab.
     ///
-    /// Every check but [`Self::RANDOM`] takes the cache's calls off the fast paths, needs at least 32 bytes an object, and
+    /// Every check but [`Self::RANDOM`] takes the cache's calls off the fast paths, needs at least 40 bytes an object, and
     /// implies [`Self::AT_ONCE`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
     #[doc(alias = "slab_debug")]

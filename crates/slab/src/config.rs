@@ -28,6 +28,8 @@ const ASK_OBJECTS: usize = 8192;
 const ASK_BYTES: usize = 512 << 10;
 /// Empty slabs that a cache keeps.
 const MIN_PARTIAL: usize = 5;
+/// What may wait in sealed sheaves: a quarter of a second's grace period at a retired gigabyte a second.
+const WAITING_LIMIT_BYTES: usize = 256 << 20;
 /// A page's tag number is this, and the cache's own number below it.
 pub(crate) const TAG_MARK: u32 = 0x51ab_0000;
 const TAG_NUMBER: u32 = 0xffff;
@@ -50,6 +52,7 @@ pub struct CacheConfig {
     sheaf_capacity: Option<usize>,
     ask_objects: Option<usize>,
     min_partial: usize,
+    waiting_limit: usize,
     number: u16,
     watch: Option<fn()>,
     /// `None`: nothing, or with the `checks` feature whatever the cache can have.
@@ -92,6 +95,7 @@ impl CacheConfig {
             sheaf_capacity: None,
             ask_objects: None,
             min_partial: MIN_PARTIAL,
+            waiting_limit: WAITING_LIMIT_BYTES,
             number: ANONYMOUS,
             watch: None,
             checks: None,
@@ -120,6 +124,13 @@ impl CacheConfig {
         self
     }
 
+    /// How many bytes of retired objects may wait in sealed sheaves. Above that [`RawCache::retire`](crate::RawCache::retire) gives objects back,
+    /// so that its caller decides what to do with them. At most one sheaf a slot more can wait, not sealed. By default 256 MiB.
+    pub const fn waiting_limit(mut self, bytes: usize) -> Self {
+        self.waiting_limit = bytes;
+        self
+    }
+
     /// The cache's number, noted in its pages' tags (a size class, say). By default 65535.
     pub const fn number(mut self, number: u16) -> Self {
         self.number = number;
@@ -137,7 +148,8 @@ impl CacheConfig {
     /// What the cache checks. By default nothing; with the `checks` feature everything that a cache of this layout,
     /// stability and constructor can have, with no change to the creation's outcome.
     ///
-    /// With a constructor, [`Checks::POISON`] fills nothing: free objects are as constructed.
+    /// With a constructor, [`Checks::POISON`] fills nothing: free objects are as constructed. To ask for that or for
+    /// [`Checks::QUARANTINE`] of a type-stable cache is an error at its creation.
     pub const fn checks(mut self, checks: Checks) -> Self {
         self.checks = Some(checks);
         self
@@ -165,12 +177,17 @@ impl CacheConfig {
         self
     }
 
+    pub(crate) const fn is_stable(&self) -> bool {
+        !matches!(self.stability, Stability::None)
+    }
+
     /// What is checked, and how an object lies in its frame for that.
     fn checked(&self) -> Result<(Checks, Frame), CreateError> {
         // Stale readers look at free objects of such caches.
-        let forbidden = match self.stability {
-            Stability::None => Checks::empty(),
-            Stability::Type | Stability::Delayed => Checks::POISON | Checks::QUARANTINE,
+        let forbidden = if self.is_stable() {
+            Checks::POISON | Checks::QUARANTINE
+        } else {
+            Checks::empty()
         };
         let asked = match self.checks {
             Some(checks) if checks.intersects(forbidden) => {
@@ -184,12 +201,14 @@ impl CacheConfig {
             Some(_) => asked - Checks::POISON,
             None => asked,
         };
-        match Frame::new(self.layout, filled) {
+        // Users, or readers, may look at a free object: what a free has to note is noted behind it.
+        let is_kept = self.constructor.is_some() || self.is_stable();
+        match Frame::new(self.layout, filled, is_kept) {
             Ok(frame) => Ok((filled, frame)),
             // Nobody asked for the checks by name, so they must not be what makes the creation fail.
             Err(_) if self.checks.is_none() => {
                 let small = filled & Checks::RANDOM;
-                Ok((small, Frame::new(self.layout, small)?))
+                Ok((small, Frame::new(self.layout, small, is_kept)?))
             }
             Err(error) => Err(error),
         }
@@ -220,9 +239,13 @@ impl CacheConfig {
             sheaf_bytes,
             ask_objects: self.ask_objects.unwrap_or(ask),
             min_partial: self.min_partial,
+            link_at: frame.link_at,
+            waiting_limit: self.waiting_limit / size,
             tag: TAG_MARK | self.number as u32,
             watch: self.watch,
             leaks: self.leaks,
+            constructor: self.constructor,
+            stability: self.stability,
         })
     }
 }
@@ -253,15 +276,31 @@ pub(crate) struct Shape {
     pub(crate) sheaf_bytes: usize,
     pub(crate) ask_objects: usize,
     pub(crate) min_partial: usize,
+    /// Where a free object has a word for a link (L12): bytes from its start.
+    pub(crate) link_at: isize,
+    /// Objects that may wait in sealed sheaves.
+    pub(crate) waiting_limit: usize,
     /// The number in the tag of this cache's pages.
     pub(crate) tag: u32,
     /// Whom to tell that something waits.
     pub(crate) watch: Option<fn()>,
     /// Whom to tell of objects that are out when the cache ends.
     pub(crate) leaks: Option<fn(&LeakReport)>,
+    pub(crate) constructor: Option<Constructor>,
+    pub(crate) stability: Stability,
 }
 
 impl Shape {
+    /// Whether stale readers may look at free objects, so that slabs wait for them.
+    pub(crate) const fn is_stable(&self) -> bool {
+        !matches!(self.stability, Stability::None)
+    }
+
+    /// Whether a freed object waits as a retired one does.
+    pub(crate) const fn is_delayed(&self) -> bool {
+        matches!(self.stability, Stability::Delayed)
+    }
+
     /// Whether each object is looked at when it comes and goes. Such a cache hands nothing out from sheaves.
     pub(crate) const fn is_checked(&self) -> bool {
         self.checks.intersects(Checks::EACH)

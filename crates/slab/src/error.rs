@@ -24,6 +24,9 @@ pub enum CreateError {
     /// written into those, and they may not be kept back.
     #[doc(alias = "SLAB_POISON")]
     NotTypeStable(Checks),
+    /// A [`Cache`](crate::Cache) writes a value into each object that it gives out, under the eyes of stale readers:
+    /// type-stable objects are a [`StableCache`](crate::StableCache)'s.
+    WritesValues,
     /// No memory for the cache's own structures.
     Memory(AllocError),
 }
@@ -43,6 +46,7 @@ impl fmt::Display for CreateError {
             Self::NotTypeStable(checks) => {
                 write!(f, "a type-stable cache cannot have {checks:?}")
             }
+            Self::WritesValues => f.write_str("a cache of values cannot be type-stable"),
             Self::Memory(_) => f.write_str("no memory for a cache"),
         }
     }

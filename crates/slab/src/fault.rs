@@ -61,23 +61,25 @@ pub(crate) fn broken_with(
     slab: *const u8,
     detail: fmt::Arguments<'_>,
 ) -> ! {
-    abort(format_args!(
+    end(format_args!(
         "slab: {fault}: cache {cache}, object {object:p}, slab {slab:p}{detail}"
     ))
 }
 
+/// Ends the program with a message.
 #[cfg(feature = "std")]
-fn abort(message: fmt::Arguments<'_>) -> ! {
+pub(crate) fn end(message: fmt::Arguments<'_>) -> ! {
     // Standard error is unbuffered, so this allocates nothing.
     eprintln!("{message}");
     std::process::abort()
 }
 
+/// Ends the program with a message.
 #[cfg(not(feature = "std"))]
-fn abort(message: fmt::Arguments<'_>) -> ! {
+pub(crate) fn end(message: fmt::Arguments<'_>) -> ! {
     /// A panic cannot leave a function of this ABI: it ends the program where panics unwind.
-    extern "C" fn end(message: &fmt::Arguments<'_>) -> ! {
+    extern "C" fn no_return(message: &fmt::Arguments<'_>) -> ! {
         panic!("{message}")
     }
-    end(&message)
+    no_return(&message)
 }

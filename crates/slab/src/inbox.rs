@@ -66,10 +66,16 @@ impl Inbox {
         }
     }
 
+    /// Whether there seems to be nothing: a hint.
+    pub(crate) fn is_empty(&self) -> bool {
+        // ORDERING: Relaxed: a hint; what is missed is found by who comes next.
+        self.head.load(Ordering::Relaxed).is_null()
+    }
+
     /// Takes all nodes, newest first, linked to each other.
     pub(crate) fn take_all(&self) -> Option<NonNull<Link>> {
-        // ORDERING: Relaxed: a hint that saves the exchange; what is missed is taken next time.
-        if self.head.load(Ordering::Relaxed).is_null() {
+        // Saves the exchange; what is missed is taken next time.
+        if self.is_empty() {
             return None;
         }
         // ORDERING: P6 (taker's side).

@@ -225,9 +225,11 @@ where
             return Ok(());
         }
         let pending = self.waiting_objects();
+        let samples = self.caches.iter().flat_map(RawCache::samples).take(8);
         Err(Busy {
             live,
             pending,
+            samples: samples.collect(),
             cache: self,
         })
     }
@@ -318,7 +320,22 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
             // SAFETY: the tag says which cache it came from; debts 1 and 2.
             Kind::Class(class) => unsafe { self.caches[class].free(memory) },
             // SAFETY: memory outside of slabs is a large block; debts 1 and 2.
-            Kind::Large => unsafe { self.free_large(memory) },
+            Kind::Large => unsafe { self.free_large(memory, Attempt::NoWait) },
+            Kind::Foreign => foreign(memory),
+        }
+    }
+
+    /// Frees memory, whatever its size, going as far as `attempt`: see [`RawCache::free_attempt`].
+    ///
+    /// # Safety
+    /// As for [`Self::kfree`]. Above [`Attempt::TryLock`], not from signal handlers and interrupts.
+    #[doc(alias = "kfree_nolock")]
+    pub unsafe fn kfree_attempt(&self, memory: NonNull<u8>, attempt: Attempt) {
+        match self.kind_of(memory.as_ptr()) {
+            // SAFETY: the tag says which cache it came from; the caller's debts.
+            Kind::Class(class) => unsafe { self.caches[class].free_attempt(memory, attempt) },
+            // SAFETY: memory outside of slabs is a large block; the caller's debts.
+            Kind::Large => unsafe { self.free_large(memory, attempt) },
             Kind::Foreign => foreign(memory),
         }
     }
@@ -328,14 +345,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// # Safety
     /// As for [`Self::kfree`], of memory that [`Self::is_large`].
     #[cold]
-    unsafe fn free_large(&self, block: NonNull<u8>) {
+    unsafe fn free_large(&self, block: NonNull<u8>, attempt: Attempt) {
         let Some(order) = self.pages.order_of(block.as_ptr()) else {
             foreign(block);
         };
         // ORDERING: Relaxed: a number for statistics.
         self.large_bytes.fetch_sub(order.bytes(), Ordering::Relaxed);
         // SAFETY: the block is out with this order, as the page allocator itself says; the caller's debts.
-        unsafe { self.pages.free(block, order) };
+        unsafe { self.pages.free_at(block, order, attempt) };
     }
 
     /// Frees memory after a grace period, if it is in a slab. Never waits; see [`RawCache::retire`].
@@ -430,9 +447,16 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         self.caches.iter().map(RawCache::reap).sum()
     }
 
-    /// Gives unused memory back to the pages; see [`RawCache::shrink`]. Says how many pages that were.
-    pub fn shrink(&self) -> usize {
-        self.caches.iter().map(RawCache::shrink).sum()
+    /// Gives about `budget` pages of unused memory back, as far as there are so many; see [`RawCache::shrink`]. Says how many that were.
+    pub fn shrink(&self, budget: usize) -> usize {
+        let mut freed = 0;
+        for cache in &self.caches {
+            if freed >= budget {
+                break;
+            }
+            freed += cache.shrink(budget - freed);
+        }
+        freed
     }
 
     /// Objects in sealed sheaves; see [`RawCache::waiting_objects`].

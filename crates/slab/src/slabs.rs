@@ -1,34 +1,55 @@
 //! Slabs: blocks of pages cut into objects, their state kept outside of them.
 //!
 //! Why a bitmap in a descriptor and not a list through the free objects (as SLUB): a double free is
-//! seen, a free object's memory is never written (its pages need not even exist), readers that still
-//! look at it are not disturbed, and a refill takes a word of objects at a time.
+//! seen, a free object's memory is not written (its pages need not even exist; the link of a free that met every lock, on its way
+//! here, is the exception), readers that still look at it are not disturbed, and a refill takes a word of objects at a time.
 //!
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
 //! | `Slab.cache`, `base` | whose it is, where its objects are | at birth only |
-//! | `Slab.free`, `inuse`, `list`, links | which objects are out; which list it is on | under the cache's slabs lock |
+//! | `Slab.free`, `inuse`, `list`, links, `cookie` | which objects are out; which list it is on; when its readers are gone | under the cache's slabs lock |
+//! | `Descriptor.holds` | how many references keep the pages of a type-stable cache's slab | whoever has one, or a pinned object |
 //!
 //! # Life
 //! Page block and descriptor are got without a lock; the slab is born `EMPTY`, moves between the lists as its
 //! objects go out and come back, and when more than `min_partial` are empty it is put among the `Dying`, to be
 //! buried after the lock is left.
 //!
+//! A slab of a type-stable cache waits instead: on the list `WAITING`, at first without a cookie, then *sealed* with one, until that
+//! is done; then, should somebody hold it, on the list `HELD`; then it is put among the dying. From either list it is
+//! *revived* when objects are wanted and no other slab has any: its objects are still what they were.
+//!
 //! # Invariants
 //! - I1. `inuse` is the number of zero bits among the first `nr_objects` of `free`; the other bits are zero.
 //! - I2. A slab is on the list that `list_of(inuse)` names, or among the dying.
 //! - I3. The tag of a slab's pages holds its descriptor and the cache's number.
+//! - I4. On `WAITING` the youngest is first; the first `nr_unsealed` have no cookie, the cookies of the others do not go back in
+//!   time from the last to the first. Each cookie was taken after the slab's last object had come home. On `HELD` all
+//!   cookies are done.
+//! - I5. `holds` of a slab with nothing out goes up only by someone who has a hold of it already, or in a section in which an
+//!   object of it was found: so, once the cookie is done, never again from zero.
 //!
 //! # Contexts
-//! Everything here runs under the slabs lock (`&mut Slabs`) and calls nothing but [`PageAlloc::tag`].
+//! Everything here runs under the slabs lock (`&mut Slabs`) and calls nothing but [`PageAlloc::tag`], and
+//! `snapshot` and `poll`, which never block.
+
+mod holds;
+mod waiting;
+
+pub(crate) use holds::{Descriptor, Holds};
 
 use crate::checks::Checks;
 use crate::config::{MAX_OBJECTS, Shape};
 use crate::fault::{Fault, broken};
+use arrayvec::ArrayVec;
 use core::ptr::NonNull;
 use pagealloc::{PageAlloc, PageTag};
-use static_assertions::const_assert_eq;
+use rcu_core::Cookie;
+use static_assertions::const_assert;
+
+/// A few addresses of objects.
+pub(crate) type Samples = ArrayVec<usize, 8>;
 
 const WORDS: usize = MAX_OBJECTS / 64;
 /// The list of slabs with nothing out.
@@ -37,10 +58,14 @@ const EMPTY: u8 = 0;
 const FULLEST: u8 = 4;
 /// The list of slabs with everything out.
 const FULL: u8 = 5;
-const LISTS: usize = 6;
+/// The list of empty slabs whose readers may not be gone, the youngest first.
+const WAITING: u8 = 6;
+/// The list of empty slabs whose readers are gone, and whose pages somebody holds.
+const HELD: u8 = 7;
+const LISTS: usize = 8;
 
-/// A slab's descriptor.
-#[repr(C, align(128))]
+/// What the holder of the slabs lock touches of a descriptor.
+#[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Slab {
     /// The address of the cache's inner structure, to tell caches apart; never followed.
@@ -52,8 +77,10 @@ pub(crate) struct Slab {
     free: [u64; WORDS],
     inuse: u16,
     list: u8,
+    /// When its readers are gone, on the list `WAITING` and sealed.
+    cookie: Cookie,
 }
-const_assert_eq!(size_of::<Slab>(), 128);
+const_assert!(size_of::<Slab>() <= 120);
 
 impl Slab {
     /// Makes the descriptor of a slab with all objects free, on no list.
@@ -71,6 +98,7 @@ impl Slab {
             free,
             inuse: 0,
             list: EMPTY,
+            cookie: Cookie::COMPLETED,
         }
     }
 }
@@ -111,6 +139,14 @@ pub(crate) struct Slabs {
     lists: [Option<NonNull<Slab>>; LISTS],
     nr_slabs: usize,
     nr_empty: usize,
+    /// The last of `WAITING`.
+    eldest: Option<NonNull<Slab>>,
+    nr_waiting: usize,
+    nr_held: usize,
+    /// Of those that wait, how many have no cookie.
+    nr_unsealed: usize,
+    /// How many were sealed since a grace period was last asked for.
+    nr_unasked: usize,
     /// Objects out of their slabs.
     inuse: usize,
     /// Where the random numbers are ([`Checks::RANDOM`]).
@@ -126,6 +162,11 @@ impl Slabs {
             lists: [None; LISTS],
             nr_slabs: 0,
             nr_empty: 0,
+            eldest: None,
+            nr_waiting: 0,
+            nr_held: 0,
+            nr_unsealed: 0,
+            nr_unasked: 0,
             inuse: 0,
             random: 0,
         }
@@ -133,6 +174,16 @@ impl Slabs {
 
     pub(crate) fn nr_slabs(&self) -> usize {
         self.nr_slabs
+    }
+
+    /// Empty slabs that wait for their readers.
+    pub(crate) fn nr_waiting(&self) -> usize {
+        self.nr_waiting
+    }
+
+    /// Empty slabs that wait for their readers or are held.
+    pub(crate) fn nr_kept(&self) -> usize {
+        self.nr_waiting + self.nr_held
     }
 
     /// Objects out of their slabs: with users, in sheaves, or waiting.
@@ -155,7 +206,15 @@ impl Slabs {
         if let Some(first) = first {
             self.slab(first).prev = Some(slab);
         }
-        self.nr_empty += usize::from(list == EMPTY);
+        match list {
+            EMPTY => self.nr_empty += 1,
+            WAITING => {
+                self.nr_waiting += 1;
+                self.eldest = self.eldest.or(Some(slab));
+            }
+            HELD => self.nr_held += 1,
+            _ => {}
+        }
     }
 
     fn unlink(&mut self, slab: NonNull<Slab>) {
@@ -168,7 +227,17 @@ impl Slabs {
         if let Some(next) = next {
             self.slab(next).prev = prev;
         }
-        self.nr_empty -= usize::from(list == EMPTY);
+        match list {
+            EMPTY => self.nr_empty -= 1,
+            WAITING => {
+                self.nr_waiting -= 1;
+                if self.eldest == Some(slab) {
+                    self.eldest = prev;
+                }
+            }
+            HELD => self.nr_held -= 1,
+            _ => {}
+        }
     }
 
     /// Puts the slab on the list that its `inuse` asks for (I2), or among the dying.
@@ -181,8 +250,7 @@ impl Slabs {
         }
         self.unlink(slab);
         if to == EMPTY && self.nr_empty >= shape.min_partial {
-            self.nr_slabs -= 1;
-            dying.push(slab);
+            self.give_up(slab, shape, dying);
         } else {
             self.link(slab, to);
         }
@@ -206,7 +274,7 @@ impl Slabs {
         z ^ (z >> 31)
     }
 
-    /// Hands at most `want` free objects to `take`, from the fullest slabs first.
+    /// Hands at most `want` free objects to `take`, from the fullest slabs first, from those that were given up last.
     pub(crate) fn refill(
         &mut self,
         shape: &Shape,
@@ -224,6 +292,15 @@ impl Slabs {
                 // No slab dies of giving objects out.
                 self.settle(slab, shape, &mut Dying::default());
             }
+        }
+        // No new pages for a type-stable cache while it has others to give back.
+        while want > 0
+            && let Some(slab) = self.revive()
+        {
+            let got = self.take_from(slab, shape, want, &mut take);
+            want -= got;
+            self.inuse += got;
+            self.settle(slab, shape, &mut Dying::default());
         }
     }
 
@@ -367,12 +444,38 @@ impl Slabs {
         }
     }
 
-    /// Takes all empty slabs out.
-    pub(crate) fn take_empty(&mut self, dying: &mut Dying) {
-        while let Some(slab) = self.lists[usize::from(EMPTY)] {
+    /// Gives all empty slabs up.
+    pub(crate) fn take_empty(&mut self, shape: &Shape, dying: &mut Dying) {
+        self.take_some_empty(shape, usize::MAX, dying);
+    }
+
+    /// Gives at most `most` empty slabs up.
+    pub(crate) fn take_some_empty(&mut self, shape: &Shape, most: usize, dying: &mut Dying) {
+        for _ in 0..most {
+            let Some(slab) = self.lists[usize::from(EMPTY)] else {
+                break;
+            };
             self.unlink(slab);
-            self.nr_slabs -= 1;
-            dying.push(slab);
+            self.give_up(slab, shape, dying);
+        }
+    }
+
+    /// Adds addresses of objects that are out, as far as there is room.
+    pub(crate) fn sample(&mut self, shape: &Shape, samples: &mut Samples) {
+        for list in EMPTY + 1..=FULL {
+            let mut at = self.lists[usize::from(list)];
+            while let Some(slab) = at {
+                let this = self.slab(slab);
+                at = this.next;
+                for index in 0..shape.nr_objects {
+                    if samples.is_full() {
+                        return;
+                    }
+                    if this.free[index / 64] & (1 << (index % 64)) == 0 {
+                        samples.push(this.base.addr().get() + shape.offset_of(index));
+                    }
+                }
+            }
         }
     }
 
@@ -399,6 +502,22 @@ fn nth_free(free: &[u64; WORDS], mut nth: usize) -> usize {
         nth -= ones;
     }
     unreachable!("fewer free objects than `inuse` says (I1)")
+}
+
+/// Aborts if there is no object of this cache's at `object`. Without the lock: of the slab, only what is written at birth is read.
+pub(crate) fn expect_object<P: PageAlloc>(
+    cache: *const (),
+    shape: &Shape,
+    pages: &P,
+    object: NonNull<u8>,
+) {
+    find(cache, shape, pages, object);
+    // Page blocks are aligned to their size.
+    let offset = object.addr().get() & (shape.order.bytes() - 1);
+    if shape.index_of(offset).is_none() {
+        let base = object.as_ptr().wrapping_sub(offset);
+        broken(Fault::Misaligned, shape.name, object.as_ptr(), base);
+    }
 }
 
 /// The slab that `object` lies in. Aborts if that is none of this cache's.

@@ -41,10 +41,19 @@ pub enum Event {
     /// An object could not be retired.
     #[doc(alias = "FREE_RCU_SHEAF_FAIL")]
     RetireFail,
+    /// Of those: because as much waits [as may](crate::CacheConfig::waiting_limit).
+    RetireOverLimit,
     /// An object was taken from a slab singly.
     AllocSingle,
     /// An object was put into its slab singly.
     FreeSingle,
+    /// An object was freed where every lock was taken, and left for whoever has one next.
+    #[doc(alias = "defer_free")]
+    FreeDefer,
+    /// A sheaf was made.
+    SheafNew,
+    /// A sheaf's memory was given back to the cache's pool.
+    SheafGone,
     /// A slab was made.
     #[doc(alias = "ALLOC_SLAB")]
     SlabNew,
@@ -55,7 +64,7 @@ pub enum Event {
 
 impl Event {
     /// All events, in the order of their counters.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::Swap,
         Self::Refill,
         Self::FlushMain,
@@ -68,8 +77,12 @@ impl Event {
         Self::PrefillSlow,
         Self::PrefillOversize,
         Self::RetireFail,
+        Self::RetireOverLimit,
         Self::AllocSingle,
         Self::FreeSingle,
+        Self::FreeDefer,
+        Self::SheafNew,
+        Self::SheafGone,
         Self::SlabNew,
         Self::SlabGone,
     ];
@@ -90,8 +103,12 @@ impl Event {
             Self::PrefillSlow => "prefill-slow",
             Self::PrefillOversize => "prefill-oversize",
             Self::RetireFail => "retire-fail",
+            Self::RetireOverLimit => "retire-over-limit",
             Self::AllocSingle => "alloc-single",
             Self::FreeSingle => "free-single",
+            Self::FreeDefer => "free-defer",
+            Self::SheafNew => "sheaf-new",
+            Self::SheafGone => "sheaf-gone",
             Self::SlabNew => "slab-new",
             Self::SlabGone => "slab-gone",
         }
@@ -210,6 +227,8 @@ pub struct MemoryStats {
     pub around: usize,
     /// Of the slabs' pages: ends that hold no whole object.
     pub tails: usize,
+    /// Pages of empty slabs that wait for their readers, or that somebody holds.
+    pub waiting: usize,
     /// Pages of sheaves, in use or not.
     pub sheaves: usize,
     /// Pages of slab descriptors, in use or not.
@@ -226,7 +245,7 @@ impl MemoryStats {
     /// Bytes of the slabs' pages.
     #[must_use]
     pub const fn slabs(&self) -> usize {
-        self.live + self.idle + self.around + self.tails
+        self.live + self.idle + self.around + self.tails + self.waiting
     }
 
     /// Bytes of all pages that the cache has.
@@ -240,12 +259,13 @@ impl fmt::Display for MemoryStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} bytes: live {} idle {} around {} tails {} sheaves {} descriptors {} slots {} cache {} quarantine {}",
+            "{} bytes: live {} idle {} around {} tails {} waiting {} sheaves {} descriptors {} slots {} cache {} quarantine {}",
             self.total(),
             self.live,
             self.idle,
             self.around,
             self.tails,
+            self.waiting,
             self.sheaves,
             self.descriptors,
             self.slots,
@@ -276,9 +296,11 @@ pub struct CacheStats {
     pub kept_back: usize,
     /// Slabs.
     pub slabs: usize,
+    /// Empty slabs of a type-stable cache that wait for their readers, or are held by a [`StableRef`](crate::StableRef).
+    pub slabs_waiting: usize,
     /// Objects in a slab.
     pub objects_per_slab: usize,
-    /// Bytes of the slabs' pages.
+    /// Bytes of the slabs' pages, of those that wait too.
     pub slab_bytes: usize,
     /// Bytes of the pages of sheaves and descriptors.
     pub meta_bytes: usize,

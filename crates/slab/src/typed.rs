@@ -1,6 +1,6 @@
 //! Caches of values of one type.
 
-use crate::cache::{Busy, RawCache};
+use crate::cache::{Busy, RawCache, RawPrefilled};
 use crate::config::CacheConfig;
 use crate::error::CreateError;
 use crate::leaks::LeakReport;
@@ -72,7 +72,8 @@ where
     /// Makes a cache after a configuration from [`Self::config`].
     ///
     /// # Errors
-    /// See [`RawCache::new`]; [`CreateError::WrongLayout`] if the configuration's layout is not that of `T`.
+    /// See [`RawCache::new`]; [`CreateError::WrongLayout`] if the configuration's layout is not that of `T`,
+    /// [`CreateError::WritesValues`] if it is for a type-stable cache, which is a [`StableCache`](crate::StableCache).
     pub fn with_config(config: CacheConfig, cpus: C, pages: P, gp: G) -> Result<Self, CreateError>
     where
         C: 'static,
@@ -96,6 +97,9 @@ where
         pages: P,
         gp: G,
     ) -> Result<Self, CreateError> {
+        if config.is_stable() {
+            return Err(CreateError::WritesValues);
+        }
         // SAFETY: the caller's debt.
         let raw = unsafe { RawCache::new_scoped(config, cpus, pages, gp) }?;
         if raw.layout() != Layout::new::<T>() {
@@ -116,6 +120,7 @@ where
         self.raw.destroy().map_err(|busy| Busy {
             live: busy.live,
             pending: busy.pending,
+            samples: busy.samples,
             cache: Self {
                 raw: busy.cache,
                 _values: PhantomData,
@@ -143,6 +148,22 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
         }
     }
 
+    /// Sets at least `objects` objects aside for values that then cannot fail to find memory: see [`RawCache::prefill`].
+    ///
+    /// # Errors
+    /// As there.
+    #[track_caller]
+    pub fn prefill(
+        &self,
+        objects: usize,
+        attempt: Attempt,
+    ) -> Result<Prefilled<'_, T, C, P, G>, AllocError> {
+        Ok(Prefilled {
+            raw: self.raw.prefill(objects, attempt)?,
+            _values: PhantomData,
+        })
+    }
+
     /// Drops the value and frees its object for reuse at once. Not from signal handlers and interrupts.
     ///
     /// # Safety
@@ -154,12 +175,31 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
         // Before a freed value is dropped once more. Without the feature that would cost the fast path a branch.
         #[cfg(feature = "checks")]
         if needs_drop::<T>() {
-            self.raw.expect_live(object.cast());
+            self.raw.expect_live(object.cast(), Attempt::NoWait);
         }
         // SAFETY: debt 1: initialised and not used any more. No lock of ours is held.
         unsafe { object.drop_in_place() };
         // SAFETY: debts 1 and 2.
         unsafe { self.raw.free(object.cast()) };
+    }
+
+    /// Drops the value and frees its object for reuse, going as far as `attempt`: see [`RawCache::free_attempt`].
+    ///
+    /// # Safety
+    /// As for [`Self::free`]; dropping the value is right in the caller's context, and above [`Attempt::TryLock`] that is no signal
+    /// handler or interrupt.
+    #[inline]
+    #[track_caller]
+    pub unsafe fn free_attempt(&self, object: NonNull<T>, attempt: Attempt) {
+        // As in `free`.
+        #[cfg(feature = "checks")]
+        if needs_drop::<T>() {
+            self.raw.expect_live(object.cast(), attempt);
+        }
+        // SAFETY: the caller's debts, as in `free`.
+        unsafe { object.drop_in_place() };
+        // SAFETY: the caller's debts.
+        unsafe { self.raw.free_attempt(object.cast(), attempt) };
     }
 
     /// Frees an object for reuse after a grace period. Never waits; see [`RawCache::retire`].
@@ -243,5 +283,60 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
 impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> fmt::Debug for Cache<T, C, P, G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Cache").field(&self.raw).finish()
+    }
+}
+
+/// Objects set aside by [`Cache::prefill`], without values yet. What is left when it is dropped goes back to the cache.
+pub struct Prefilled<'a, T, C: Cpus, P: PageAlloc, G: GracePeriod> {
+    /// INVARIANT: objects of a cache whose layout is that of `T`.
+    raw: RawPrefilled<'a, C, P, G>,
+    _values: PhantomData<fn(T) -> T>,
+}
+
+impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Prefilled<'_, T, C, P, G> {
+    /// Takes an object that holds `value`: see [`RawPrefilled::pop`]. Never fails while [`Self::len`] is not zero.
+    ///
+    /// # Errors
+    /// Gives the value back if no object is left.
+    #[track_caller]
+    pub fn pop(&mut self, value: T) -> Result<NonNull<T>, T> {
+        let Some(object) = self.raw.pop() else {
+            return Err(value);
+        };
+        let object = object.cast::<T>();
+        // SAFETY: the object is this call's, of `T`'s layout.
+        unsafe { object.write(value) };
+        Ok(object)
+    }
+
+    /// How many objects there are: that many pops will not fail.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// Whether there are no objects.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty()
+    }
+
+    /// Sees to it that there are at least `objects` objects.
+    ///
+    /// # Errors
+    /// See [`RawPrefilled::refill`].
+    pub fn refill(&mut self, objects: usize, attempt: Attempt) -> Result<(), AllocError> {
+        self.raw.refill(objects, attempt)
+    }
+
+    /// Gives back what is left, as dropping does.
+    pub fn give_back(self) {
+        drop(self);
+    }
+}
+
+impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> fmt::Debug for Prefilled<'_, T, C, P, G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Prefilled").field(&self.raw).finish()
     }
 }

@@ -1,5 +1,7 @@
 //! What ends the program: each case runs in a child process.
 
+#![cfg(not(loom))]
+
 #[path = "common/child.rs"]
 mod child;
 mod common;
@@ -32,7 +34,7 @@ fn freeing_twice_is_found_when_the_sheaf_is_flushed() {
         unsafe { cache.free(object) };
         // SAFETY: none, as above.
         unsafe { cache.free(object) };
-        cache.shrink();
+        cache.shrink(usize::MAX);
     };
     let words = ["freed twice", "cache victim", "object 0x", "slab 0x"];
     aborts(
@@ -67,7 +69,7 @@ fn another_cache_s_object_is_found() {
         let object = other.alloc().unwrap();
         // SAFETY: none: the test breaks the contract on purpose.
         unsafe { mine.free(object) };
-        mine.shrink();
+        mine.shrink(usize::MAX);
     };
     aborts(
         "another_cache_s_object_is_found",
@@ -82,7 +84,7 @@ fn memory_of_elsewhere_is_found() {
         let cache = cache("mine");
         // SAFETY: none: the test breaks the contract on purpose.
         unsafe { cache.free(NonNull::from(Box::leak(Box::new([0_u64; 8]))).cast()) };
-        cache.shrink();
+        cache.shrink(usize::MAX);
     };
     aborts(
         "memory_of_elsewhere_is_found",
@@ -100,7 +102,7 @@ fn a_pointer_into_an_object_is_found() {
         let inside = unsafe { object.add(8) };
         // SAFETY: none: the test breaks the contract on purpose.
         unsafe { cache.free(inside) };
-        cache.shrink();
+        cache.shrink(usize::MAX);
     };
     aborts(
         "a_pointer_into_an_object_is_found",
@@ -146,7 +148,7 @@ fn l15_freeing_twice_in_bulk_is_found_when_the_sheaf_is_flushed() {
         let object = cache.alloc().unwrap();
         // SAFETY: none: the test breaks the contract on purpose.
         unsafe { cache.free_bulk(&mut [object, object]) };
-        cache.shrink();
+        cache.shrink(usize::MAX);
     };
     aborts(
         "l15_freeing_twice_in_bulk_is_found_when_the_sheaf_is_flushed",
@@ -159,6 +161,7 @@ fn l15_freeing_twice_in_bulk_is_found_when_the_sheaf_is_flushed() {
 fn l15_freeing_a_retired_object_is_found_when_the_sheaves_are_flushed() {
     let deed = || {
         let cache = cache("victim");
+        let _keeps_the_slab = cache.alloc().unwrap();
         let object = cache.alloc().unwrap();
         // SAFETY: none: the test breaks the contract on purpose.
         let _ = unsafe { cache.retire(object) };
@@ -182,7 +185,7 @@ fn l15_kfree_twice_is_found_when_the_sheaf_is_flushed() {
         unsafe { km.kfree(memory) };
         // SAFETY: none, as above.
         unsafe { km.kfree(memory) };
-        km.shrink();
+        km.shrink(usize::MAX);
     };
     aborts(
         "l15_kfree_twice_is_found_when_the_sheaf_is_flushed",
@@ -205,7 +208,7 @@ fn l15_what_a_thread_freed_twice_is_found_when_another_flushes() {
             });
         });
         // The thread's end handed its sheaves over.
-        cache.shrink();
+        cache.shrink(usize::MAX);
     };
     aborts(
         "l15_what_a_thread_freed_twice_is_found_when_another_flushes",

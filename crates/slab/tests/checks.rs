@@ -39,7 +39,7 @@ fn l15_free_objects_are_filled_and_retired_ones_are_not() {
 fn l15_a_freed_object_is_kept_back_until_something_lets_it_go() {
     let release: [fn(&Raw); 3] = [
         |c| {
-            c.shrink();
+            c.shrink(usize::MAX);
         },
         Raw::barrier,
         // What was retired is free then, not kept back either.

@@ -1,5 +1,7 @@
 //! Memory by size against a map of intervals.
 
+#![cfg(not(loom))]
+
 mod common;
 
 use common::Pages;

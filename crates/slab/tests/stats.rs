@@ -70,7 +70,7 @@ fn h13_memory_is_accounted_for_to_the_byte() {
                 look(0);
                 cache.barrier();
                 look(0);
-                cache.shrink();
+                cache.shrink(usize::MAX);
                 look(0);
                 assert_eq!(cache.stats().memory.slabs(), 0);
             });
@@ -101,7 +101,7 @@ fn h13_the_sum_over_all_caches_is_what_the_page_source_is_short_of() {
             unsafe { km.kfree(memory) };
         }
         check();
-        km.shrink();
+        km.shrink(usize::MAX);
         check();
         km.destroy().expect("nothing is out");
         assert_eq!(pages.outstanding(), 0);
@@ -164,7 +164,7 @@ fn h13_events_are_counted_where_they_happen() {
             assert_eq!(sum, stats.events.of(event), "{}", event.name());
         }
 
-        cache.shrink();
+        cache.shrink(usize::MAX);
         let events = cache.stats().events;
         assert_eq!(events.of(Event::SlabGone), events.of(Event::SlabNew));
         assert!(events.of(Event::FlushOther) > 0);

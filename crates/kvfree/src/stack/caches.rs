@@ -118,6 +118,7 @@ impl<T> TypedCache<T> {
             Busy {
                 live: busy.live,
                 pending: busy.pending,
+                samples: busy.samples,
                 cache: Self {
                     cache: ManuallyDrop::new(busy.cache),
                     entry,

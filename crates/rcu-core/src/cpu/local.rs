@@ -57,6 +57,15 @@ impl<L: LocalLock, T> LocalCell<L, T> {
         self.lock.try_visit().then(|| VisitorGuard::new(self))
     }
 
+    /// Leaves in the place of a visitor whose guard was forgotten: for whoever holds more cells than it has room for guards.
+    ///
+    /// # Safety
+    /// 1. A [`VisitorGuard`] of this cell was forgotten, and not left before.
+    pub unsafe fn unvisit(&self) {
+        // SAFETY: the guard was made by entering (1).
+        unsafe { self.lock.unvisit() };
+    }
+
     /// Enters as a visitor in the place of a thread that will never leave: in the child of a fork. False beside the guard
     /// if that thread may have been inside, and the value half changed: not fit to be used, nor to be dropped.
     ///

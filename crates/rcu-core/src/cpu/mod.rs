@@ -77,6 +77,11 @@ pub unsafe trait Cpus {
     #[doc(alias = "nr_cpu_ids")]
     fn nr_slots(&self) -> usize;
 
+    /// Slots from this number on were never anybody's. At most [`Self::nr_slots`], which is the provided answer.
+    fn nr_seen(&self) -> usize {
+        self.nr_slots()
+    }
+
     /// The caller's slot, brought online at first use; `None` if there is none to be had, or none
     /// any more because the thread is ending. Callers then take their shared, locked path.
     #[doc(alias = "smp_processor_id")]
@@ -140,6 +145,10 @@ unsafe impl<C: Cpus + ?Sized> Cpus for &C {
     #[inline(always)]
     fn nr_slots(&self) -> usize {
         (**self).nr_slots()
+    }
+
+    fn nr_seen(&self) -> usize {
+        (**self).nr_seen()
     }
 
     #[inline(always)]

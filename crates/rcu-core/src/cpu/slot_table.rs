@@ -3,6 +3,7 @@
 //! # State
 //! | word, by slot | meaning | who writes |
 //! |---|---|---|
+//! | `seen` | slots from this number on were never taken | only raised, under the lock |
 //! | `taken` | somebody owns the slot, or a layer keeps it | all under the table's lock |
 //! | `keepers` | how many layers still use the slot of an owner that has gone | |
 //! | `names` | what the owner was called when it came, for reports | |
@@ -14,6 +15,7 @@
 //! Why the lowest free number: scans and per-slot arrays stay dense.
 
 use super::{Slot, SpinMutex};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use core::fmt;
 
 /// What is kept of a name.
@@ -76,6 +78,8 @@ struct Table<const N: usize> {
 /// ```
 pub struct SlotTable<const N: usize> {
     table: SpinMutex<Table<N>>,
+    /// One past the highest slot that was ever taken.
+    seen: AtomicUsize,
 }
 
 impl<const N: usize> SlotTable<N> {
@@ -89,6 +93,7 @@ impl<const N: usize> SlotTable<N> {
                     keepers: [0; N],
                     names: [Name::NONE; N],
                 }),
+                seen: AtomicUsize::new(0),
             }
         }
     }
@@ -100,7 +105,16 @@ impl<const N: usize> SlotTable<N> {
         let index = table.taken.iter().position(|taken| !taken)?;
         table.taken[index] = true;
         table.names[index] = name;
+        // ORDERING: Relaxed: read in the child of a fork, which finds each thread between two of its instructions.
+        self.seen.fetch_max(index + 1, Ordering::Relaxed);
         Some(Slot::new(index as u32))
+    }
+
+    /// Slots from this number on were never taken.
+    #[must_use]
+    pub fn nr_seen(&self) -> usize {
+        // ORDERING: Relaxed: as in `take`.
+        self.seen.load(Ordering::Relaxed)
     }
 
     /// Gives `slot` back, after its offline hooks have run and `keepers` of them wanted to keep it: it is free when so

@@ -159,6 +159,10 @@ unsafe impl Cpus for Threads {
         (number < MAX_THREAD_SLOTS as u32).then_some(Slot::new(number))
     }
 
+    fn nr_seen(&self) -> usize {
+        TABLE.nr_seen()
+    }
+
     #[inline(always)]
     fn current(&self) -> Option<Slot> {
         let number = SLOT.get();

@@ -20,7 +20,7 @@ use crate::slabs::{Dying, Slab};
 use crate::stats::Event;
 use core::panic::Location;
 use core::ptr::NonNull;
-use pagealloc::{AllocError, Attempt, PageAlloc, PageReq, PageTag};
+use pagealloc::{AllocError, Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
 
@@ -40,12 +40,13 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     }
 
     /// Allocates an object, going as far as `attempt` when the slot's sheaves are empty: waits for no lock at
-    /// [`Attempt::TryLock`] and below.
+    /// [`Attempt::TryLock`] and below, and may come in signal handlers and interrupts there.
     ///
     /// # Errors
     /// If no memory can be had within `attempt`, see [`AllocError`].
     #[inline]
     #[track_caller]
+    #[doc(alias = "kmalloc_nolock")]
     pub fn alloc_attempt(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
         if let Some(local) = self.local() {
             // SAFETY: the slot is the caller's, from `current` just now.
@@ -64,8 +65,12 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[inline(never)]
     #[track_caller]
     pub(super) fn alloc_slow(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
+        self.settle_deferred(attempt);
         if self.shape.is_checked() {
             return self.alloc_checked(attempt, Location::caller());
+        }
+        if self.shape.is_delayed() {
+            return self.alloc_delayed(attempt);
         }
         let Some(local) = self.local() else {
             return self.alloc_shared(attempt);
@@ -110,7 +115,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     /// A sheaf with objects that are free to hand out, without asking the slabs.
-    fn next_sheaf(&self, slot: &mut SlotState, attempt: Attempt) -> Option<Sheaf> {
+    pub(super) fn next_sheaf(&self, slot: &mut SlotState, attempt: Attempt) -> Option<Sheaf> {
         if let Some(spare) = slot.take_spare_full() {
             self.tally(Event::Swap);
             return Some(spare);
@@ -171,7 +176,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
 
     /// Puts objects from the slabs into `vessel`: as many as partial slabs have, and at least a quarter of it or
     /// a slab's worth if pages can be had.
-    fn refill(&self, vessel: &mut Sheaf, attempt: Attempt) -> Result<(), AllocError> {
+    pub(super) fn refill(&self, vessel: &mut Sheaf, attempt: Attempt) -> Result<(), AllocError> {
         let enough = vessel.cap().div_ceil(4);
         let mut born: Option<NonNull<Slab>> = None;
         loop {
@@ -201,38 +206,31 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
     }
 
-    /// Pages and a descriptor, made a slab. Without a lock.
-    pub(super) fn new_slab(&self, attempt: Attempt) -> Result<NonNull<Slab>, AllocError> {
-        let slab: NonNull<Slab> = self.descriptors.0.get(&self.pages, attempt)?.cast();
-        let order = self.shape.order;
-        let base = match self.pages.alloc(PageReq::new(order).attempt(attempt)) {
-            Ok(base) => base,
-            Err(error) => {
-                // SAFETY: the descriptor's block came from this pool just now.
-                unsafe { self.descriptors.0.put(slab.cast()) };
-                return Err(error);
+    /// Allocates where freed objects wait: never from `main`, of which there is none, so that the fast path of `free`
+    /// finds no room and the fast path of `alloc` no object.
+    fn alloc_delayed(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
+        if let Some(local) = self.local() {
+            // SAFETY: the slot is the caller's, from `current` just now.
+            if let Some(mut slot) = unsafe { local.cell.try_enter() } {
+                let spare = slot.spare.as_mut().and_then(Sheaf::pop);
+                if let Some(object) = spare {
+                    return Ok(object);
+                }
+                if let Some(mut ripe) = slot.take_ripe(&self.gp) {
+                    self.count_let_go(ripe.len());
+                    let object = ripe.pop();
+                    let emptied = slot.spare.replace(ripe);
+                    drop(slot);
+                    if let Some(emptied) = emptied {
+                        self.stow(emptied, attempt, &mut Dying::default());
+                    }
+                    if let Some(object) = object {
+                        return Ok(object);
+                    }
+                }
             }
-        };
-        // SAFETY: the block is this call's, and as large and aligned as a descriptor.
-        unsafe { slab.write(Slab::new(self.identity(), base, &self.shape)) };
-        let tag = PageTag {
-            owner: slab.as_ptr().cast(),
-            tag: self.shape.tag,
-        };
-        // SAFETY: the block came from `pages` just now.
-        unsafe { self.pages.set_tag(base, order, tag) };
-        self.birth(base);
-        self.tally(Event::SlabNew);
-        Ok(slab)
-    }
-
-    /// Gives back a slab that never came into the lists.
-    pub(super) fn unborn(&self, slab: Option<NonNull<Slab>>, attempt: Attempt) {
-        if let Some(slab) = slab {
-            let mut dying = Dying::default();
-            dying.push(slab);
-            self.bury(dying, attempt);
         }
+        self.alloc_shared(attempt)
     }
 
     /// Allocates without a slot or a sheaf: one object from the slabs, then from the barn, then from new pages.

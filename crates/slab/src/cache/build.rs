@@ -5,15 +5,17 @@ use crate::barn::Barn;
 use crate::checks::{Checks, Quarantine};
 use crate::config::{CacheConfig, Shape};
 use crate::error::CreateError;
+use crate::inbox::Inbox;
 use crate::pool::Pool;
-use crate::slabs::{Dying, Slab, Slabs};
+use crate::slabs::{Descriptor, Slabs};
 use crate::stats::Tally;
+use arrayvec::ArrayVec;
 use core::alloc::Layout;
 use core::fmt;
 use core::mem::offset_of;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicUsize;
-use pagealloc::{AllocError, Attempt, Order, PAGE_SIZE, PageAlloc, PageReq};
+use pagealloc::{AllocError, Order, PAGE_SIZE, PageAlloc, PageReq, PressureHook};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OfflineHook, SpinMutex};
 
@@ -26,6 +28,8 @@ pub struct Busy<T> {
     pub live: usize,
     /// Objects that were retired while the cache was to be destroyed, and wait still.
     pub pending: usize,
+    /// Addresses of a few of the live objects.
+    pub samples: ArrayVec<usize, 8>,
     /// The cache, as good as before.
     pub cache: T,
 }
@@ -35,8 +39,9 @@ impl<T> fmt::Display for Busy<T> {
         let Self { live, pending, .. } = self;
         write!(
             f,
-            "cache is busy: {live} objects live, {pending} waiting for a grace period"
-        )
+            "cache is busy: {live} objects live, {pending} waiting for a grace period; live are"
+        )?;
+        self.samples.iter().try_for_each(|at| write!(f, " {at:#x}"))
     }
 }
 
@@ -104,6 +109,9 @@ where
         // SAFETY: the function takes the pointer for what it is; the hook is removed, and waited for, before the cache ends, and
         // everything it touches may be touched from any thread (the bounds of this impl).
         let hook = unsafe { OfflineHook::new(Inner::<C, P, G>::offline, inner.as_ptr().cast()) };
+        // SAFETY: as above: it is taken off, and waited for, before the cache ends; it touches what any thread may touch.
+        let pressure =
+            unsafe { PressureHook::new(Inner::<C, P, G>::relieve, inner.as_ptr().cast()) };
         let value = Inner {
             cpus,
             pages,
@@ -120,7 +128,9 @@ where
             slabs: Line(SpinMutex::new(Slabs::new())),
             quarantine: Line(SpinMutex::new(quarantine)),
             sheaves: Line(Pool::new(shape.sheaf_bytes)),
-            descriptors: Line(Pool::new(size_of::<Slab>())),
+            descriptors: Line(Pool::new(size_of::<Descriptor>().next_power_of_two())),
+            deferred: Inbox::new(),
+            pressure,
         };
         const {
             assert!(align_of::<Inner<C, P, G>>() <= PAGE_SIZE);
@@ -133,6 +143,8 @@ where
         };
         // SAFETY: the hook is pinned in the block until `drop` has removed it, and is on no list.
         unsafe { this.inner().cpus.add_offline_hook(this.hook()) };
+        // SAFETY: as above.
+        unsafe { this.inner().pages.add_pressure_hook(this.pressure_hook()) };
         Ok(this)
     }
 
@@ -149,6 +161,7 @@ where
         Err(Busy {
             live,
             pending: self.waiting_objects(),
+            samples: self.samples(),
             cache: self,
         })
     }
@@ -177,6 +190,20 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         unsafe { self.inner.byte_add(offset_of!(Inner<C, P, G>, hook)) }.cast()
     }
 
+    /// The pressure hook, by way of the block's own pointer.
+    fn pressure_hook(&self) -> NonNull<PressureHook> {
+        // SAFETY: the offset is that of a field.
+        unsafe { self.inner.byte_add(offset_of!(Inner<C, P, G>, pressure)) }.cast()
+    }
+
+    /// Addresses of a few objects that are out: with users, after [`Self::quiesce`].
+    pub(crate) fn samples(&self) -> ArrayVec<usize, 8> {
+        let mut samples = ArrayVec::new();
+        let inner = self.inner();
+        inner.slabs.0.lock().sample(&inner.shape, &mut samples);
+        samples
+    }
+
     /// Brings everything home that is not with a user, and says how many objects are.
     pub(crate) fn quiesce(&self) -> usize {
         self.inner().quiesce()
@@ -185,6 +212,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
     fn drop(&mut self) {
+        self.inner()
+            .pages
+            .remove_pressure_hook(self.pressure_hook());
         self.inner().quiesce();
         // SAFETY: the cache's hook, which is about to go.
         unsafe { self.inner().cpus.remove_offline_hook(self.hook()) };
@@ -198,9 +228,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
         }
         // SAFETY: the handle is the only one and ends here; no hook runs (removed above).
         let inner = unsafe { self.inner.as_mut() };
-        let mut dying = Dying::default();
-        inner.slabs.0.get_mut().take_empty(&mut dying);
-        inner.bury(dying, Attempt::NoWait);
+        inner.bury_for_good();
         if let Some(ring) = inner.quarantine.0.get_mut().page() {
             // SAFETY: the page came from `pages` at birth; `quiesce` emptied the ring.
             unsafe { inner.pages.free(ring, Quarantine::ORDER) };

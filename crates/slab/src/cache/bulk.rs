@@ -34,8 +34,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
                     for place in &out[..got] {
                         // SAFETY: the first `got` places were written above.
                         let object = unsafe { place.assume_init() };
-                        // SAFETY: the object came from this cache just now.
-                        unsafe { self.free(object) };
+                        // SAFETY: the object came from this cache just now; `attempt` is right where the caller is.
+                        unsafe { self.free_attempt(object, attempt) };
                     }
                     return Err(error);
                 }
@@ -71,7 +71,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
                 continue;
             }
             // Turns the slot's sheaves over and makes room for more, or goes to the slab.
-            self.inner().free_slow(next);
+            self.inner().free_slow(next, Attempt::NoWait);
             rest = after;
         }
     }

@@ -3,11 +3,13 @@
 //! # Life of an object
 //! In its slab (free) → [`Inner::alloc_checked`] → its user (live) → (free) the quarantine, where there is one → its slab; or → (retire)
 //! `rcu` of a slot, its line, the barn (retired) → with its sheaf, after the grace period, [`Inner::put_home`] → the quarantine, its slab.
-//! Nothing is handed out from sheaves: what is let go into the barn goes home from there at once (`trim_barn`).
+//! Nothing is handed out from sheaves: what is let go into the barn goes home from there at once (`trim_barn`). What is set aside
+//! ([`RawPrefilled`](super::RawPrefilled)) is live, and whoever prefilled has it until a pop. A free that meets a lock claims its object at once,
+//! and leaves it with the deferred.
 //!
 //! # Invariants
 //! - I1. `main` and `spare` are vacant, and `rcu` looks full, whenever a local lock is left: the fast paths miss.
-//! - I2. An object's state in its frame is live while a user has it, retired while it is in a sheaf, free otherwise.
+//! - I2. An object's state in its frame is live while a user has it or it is set aside, retired while it is in a slot's sheaf, free otherwise.
 //!
 //! # Contexts
 //! Lock order: barn → quarantine → slabs. Objects are looked at and filled under these two: a broken one ends the program there,
@@ -22,7 +24,7 @@ use super::{Inner, RawCache};
 use crate::checks::{Checked, Move, Quarantine};
 use crate::leaks::LeakReport;
 use crate::pool::lock;
-use crate::slabs::{Dying, Slab, Slabs};
+use crate::slabs::{Dying, Slab, Slabs, expect_object};
 use crate::stats::Event;
 use core::panic::Location;
 use core::ptr::NonNull;
@@ -41,13 +43,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         self.inner().leak_report()
     }
 
-    /// Ends the program if the cache checks its objects, and `object` is not one that a user has.
+    /// Ends the program if the cache checks its objects, and `object` is not one that a user has. Looks as far as `attempt` goes.
     #[cfg(feature = "checks")]
     #[track_caller]
-    pub(crate) fn expect_live(&self, object: NonNull<u8>) {
+    pub(crate) fn expect_live(&self, object: NonNull<u8>, attempt: Attempt) {
         let inner = self.inner();
-        if inner.shape.is_checked() {
-            let mut slabs = inner.slabs.0.lock();
+        if inner.shape.is_checked()
+            && let Some(mut slabs) = lock(&inner.slabs.0, attempt)
+        {
             let found = slabs.locate(inner.identity(), &inner.shape, &inner.pages, object);
             inner.checked(found).expect_live(Location::caller());
         }
@@ -110,8 +113,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             match self.new_slab(attempt) {
                 Ok(slab) => born = Some(slab),
                 // Memory is short: what is kept back has to serve.
-                Err(error) if self.end_quarantine(attempt) == 0 => return Err(error),
-                Err(_) => {}
+                Err(error) => {
+                    self.end_quarantine(attempt).ok_or(error)?;
+                }
             }
         }
     }
@@ -147,41 +151,52 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     /// Both locks under which objects go home; `None` if they are not to be had.
-    fn home(&self, attempt: Attempt) -> Option<(SpinGuard<'_, Quarantine>, SpinGuard<'_, Slabs>)> {
+    pub(super) fn home(
+        &self,
+        attempt: Attempt,
+    ) -> Option<(SpinGuard<'_, Quarantine>, SpinGuard<'_, Slabs>)> {
         let kept = lock(&self.quarantine.0, attempt)?;
         let slabs = lock(&self.slabs.0, attempt)?;
         Some((kept, slabs))
     }
 
-    /// Frees an object: all of it or, if a lock is not to be had, nothing.
+    /// Frees an object.
     pub(super) fn free_checked(
         &self,
         object: NonNull<u8>,
         attempt: Attempt,
         by: &'static Location<'static>,
-    ) -> Result<(), NonNull<u8>> {
+    ) {
         let mut dying = Dying::default();
-        {
-            let (mut kept, mut slabs) = self.home(attempt).ok_or(object)?;
+        if let Some((mut kept, mut slabs)) = self.home(attempt) {
             let found = slabs.locate(self.identity(), &self.shape, &self.pages, object);
             self.checked(found).claim(Move::Free, by);
             self.give_back(found, &mut kept, &mut slabs, &mut dying);
+        } else {
+            expect_object(self.identity(), &self.shape, &self.pages, object);
+            self.checked(object).claim(Move::Free, by);
+            self.defer(object);
         }
         self.count(|counts| counts.free_misses = counts.free_misses.wrapping_add(1));
         self.bury(dying, attempt);
-        Ok(())
     }
 
-    /// Claims an object that is about to be retired, and finds it by its slab; `None` if the lock is not to be had.
+    /// Notes that an object which was set aside goes to a user.
+    pub(super) fn hand_on(&self, object: NonNull<u8>, by: &'static Location<'static>) {
+        self.checked(object).hand_on(by);
+    }
+
+    /// Claims an object that is about to wait, and finds it by its slab; `None` if the lock is not to be had.
     pub(super) fn claim_retired(
         &self,
         object: NonNull<u8>,
         attempt: Attempt,
+        deed: Move,
         by: &'static Location<'static>,
     ) -> Option<NonNull<u8>> {
         let mut slabs = lock(&self.slabs.0, attempt)?;
         let found = slabs.locate(self.identity(), &self.shape, &self.pages, object);
-        self.checked(found).claim(Move::Retire, by);
+        self.checked(found).claim(deed, by);
         Some(found)
     }
 
@@ -208,7 +223,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     /// Keeps a free object back, where there is a quarantine, and puts the one in its slab that has to go for it.
-    fn give_back(
+    pub(super) fn give_back(
         &self,
         object: NonNull<u8>,
         kept: &mut Quarantine,
@@ -221,8 +236,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
     }
 
-    /// Puts everything that is kept back into the slabs, and says how many objects that were.
-    pub(super) fn end_quarantine(&self, attempt: Attempt) -> usize {
+    /// Puts everything that is kept back into the slabs, and says how many pages that gave back; `None` if nothing was.
+    pub(super) fn end_quarantine(&self, attempt: Attempt) -> Option<usize> {
         let mut dying = Dying::default();
         let mut ended = 0;
         if let Some((mut kept, mut slabs)) = self.home(attempt) {
@@ -238,11 +253,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 ended += 1;
             }
         }
-        if ended > 0 {
+        let pages = self.bury(dying, attempt) * self.shape.order.pages();
+        (ended > 0).then(|| {
             self.tally(Event::FlushOther);
-        }
-        self.bury(dying, attempt);
-        ended
+            pages
+        })
     }
 
     /// Changes the counters of the caller's slot, if that is to be had.

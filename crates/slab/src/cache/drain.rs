@@ -9,7 +9,8 @@
 use super::slot::SlotState;
 use super::{Inner, RawCache};
 use crate::barn::{Stock, later};
-use crate::sheaf::{Sheaf, SheafList};
+use crate::pool::lock;
+use crate::sheaf::Sheaf;
 use crate::slabs::Dying;
 use crate::stats::Event;
 use pagealloc::{Attempt, PageAlloc, PageTag};
@@ -17,7 +18,8 @@ use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, Slot};
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
-    /// Waits until every object that was retired before this call, on any slot, is free. Not in a read section.
+    /// Waits until every object that was retired before this call, on any slot, is free, and the pages of every slab of a
+    /// type-stable cache that was given up before are back or in use again. Not in a read section.
     #[doc(alias = "kvfree_rcu_barrier_on_cache")]
     #[doc(alias = "flush_rcu_sheaves_on_cache")]
     pub fn barrier(&self) {
@@ -25,7 +27,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     }
 
     /// Frees what needs no waiting for, on all slots, and asks for a grace period if something is left: the monitor's tick. Says how many
-    /// retired objects still wait.
+    /// retired objects still wait, and slabs of a type-stable cache.
     ///
     /// A sheaf that is not full is sealed at the second call that finds it so; sheaves that are ripe are let go on slots that have not
     /// missed an allocation since the last call (others will consume them themselves). Never waits; slots that are busy are left for
@@ -34,10 +36,18 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         self.inner().reap()
     }
 
-    /// Empties all sheaves that need no waiting for into the slabs and gives all empty slabs back. Says how many pages that were.
+    /// Gives about `budget` pages of unused memory back, as far as there are so many: empty slabs first, then those that become
+    /// empty as the barn's sheaves and then the slots', one after the other, are emptied into them. Stops when there are enough, so that the
+    /// last step may give some more. `usize::MAX` is everything. Says how many pages that were.
+    ///
+    /// Slabs of a type-stable cache wait for a grace period, which this asks for: those that wait count for the budget, though not
+    /// as pages given back.
+    ///
+    /// Nothing is sorted (L13): slabs are kept on lists by quarters of objects out at all times, and refills take from the
+    /// fullest first, so that the emptiest have the best chance to become empty.
     #[doc(alias = "kmem_cache_shrink")]
-    pub fn shrink(&self) -> usize {
-        self.inner().shrink()
+    pub fn shrink(&self, budget: usize) -> usize {
+        self.inner().shrink(budget, Attempt::NoWait)
     }
 }
 
@@ -66,6 +76,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     pub(super) fn barrier(&self) {
+        self.settle_deferred(Attempt::NoWait);
         let mut last = None;
         for local in self.used() {
             let mut slot = local.cell.visit();
@@ -73,6 +84,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             last = later(last, slot.line.last_cookie());
         }
         last = later(last, self.barn.0.enter().latest_orphan());
+        last = later(last, self.seal_slabs());
         // Nothing waited anywhere: what was retired before is free already.
         let Some(cookie) = last else {
             self.end_quarantine(Attempt::NoWait);
@@ -91,6 +103,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
 
     fn reap(&self) -> usize {
         const ATTEMPT: Attempt = Attempt::TryLock;
+        self.settle_deferred(ATTEMPT);
         let mut waiting = 0;
         let mut is_unripe = false;
         for local in self.used() {
@@ -120,6 +133,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             None => waiting += 1,
         }
         self.trim_barn(ATTEMPT);
+        let (_, slabs) = self.bury_all(Dying::default(), ATTEMPT);
+        waiting += slabs;
         if is_unripe {
             self.gp.start();
             self.gp.drive();
@@ -127,19 +142,60 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         waiting
     }
 
-    fn shrink(&self) -> usize {
-        for local in self.used() {
-            let mut slot = local.cell.visit();
-            let mut stock = self.barn.0.enter();
-            let all = slot.line.sheaves();
-            self.flush_line(&mut slot, &mut stock, all);
-            self.evict(&mut slot, &mut stock);
+    /// As [`RawCache::shrink`], going as far as `attempt`: at [`Attempt::TryLock`] it passes by what is busy.
+    pub(super) fn shrink(&self, budget: usize, attempt: Attempt) -> usize {
+        self.settle_deferred(attempt);
+        let mut freed = self.bury(Dying::default(), attempt) * self.shape.order.pages();
+        freed += self.discard(self.missing(budget, freed, attempt), attempt);
+        if self.missing(budget, freed, attempt) > 0 {
+            freed = self.empty_barn(budget, freed, attempt);
         }
-        self.empty_barn();
+        for local in self.used() {
+            if self.missing(budget, freed, attempt) == 0 {
+                break;
+            }
+            let slot = match attempt {
+                Attempt::PcpOnly | Attempt::TryLock => local.cell.try_visit(),
+                Attempt::NoWait | Attempt::MayGrow => Some(local.cell.visit()),
+            };
+            if let Some(mut slot) = slot
+                && let Some(mut stock) = self.barn.0.lock(attempt)
+            {
+                let all = slot.line.sheaves();
+                self.flush_line(&mut slot, &mut stock, all);
+                self.evict(&mut slot, &mut stock);
+            }
+            freed = self.empty_barn(budget, freed, attempt);
+        }
+        if self.missing(budget, freed, attempt) > 0 {
+            freed += self.sheaves.0.trim(&self.pages, attempt);
+        }
+        let (slabs, _) = self.bury_all(Dying::default(), attempt);
+        freed + slabs * self.shape.order.pages()
+    }
+
+    /// Pages that are missing from `budget`, when `freed` were given back and what waits will be.
+    fn missing(&self, budget: usize, freed: usize, attempt: Attempt) -> usize {
+        let mut waiting = 0;
+        if self.shape.is_stable()
+            && let Some(slabs) = lock(&self.slabs.0, attempt)
+        {
+            waiting = slabs.nr_waiting() * self.shape.order.pages();
+        }
+        budget.saturating_sub(freed + waiting)
+    }
+
+    /// Gives empty slabs of about `budget` pages up, and says how many pages were given back.
+    fn discard(&self, budget: usize, attempt: Attempt) -> usize {
+        let pages = self.shape.order.pages();
         let mut dying = Dying::default();
-        self.slabs.0.lock().take_empty(&mut dying);
-        let slabs = self.bury(dying, Attempt::NoWait);
-        slabs * self.shape.order.pages() + self.sheaves.0.trim(&self.pages)
+        match lock(&self.slabs.0, attempt) {
+            Some(mut slabs) => {
+                slabs.take_some_empty(&self.shape, budget.div_ceil(pages), &mut dying);
+            }
+            None => return 0,
+        }
+        self.bury(dying, attempt) * pages
     }
 
     /// Takes the slot's sheaves that do not wait to the barn, whatever that has.
@@ -159,29 +215,49 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
     }
 
-    /// Puts everything in the barn that does not wait back into slabs and pool.
-    fn empty_barn(&self) {
-        let mut dying = Dying::default();
-        let mut full = SheafList::new();
+    /// Puts what is in the barn and does not wait back into slabs and pool, until nothing is missing from `budget`; says how many
+    /// pages were given back, `freed` included.
+    fn empty_barn(&self, budget: usize, mut freed: usize, attempt: Attempt) -> usize {
+        let Some(mut stock) = self.barn.0.lock(attempt) else {
+            return freed;
+        };
+        self.adopt_ripe(&mut stock);
+        while let Some(sheaf) = stock.take_empty() {
+            self.drop_sheaf(sheaf);
+        }
+        drop(stock);
+        while let missing @ 1.. = self.missing(budget, freed, attempt) {
+            match self.flush_one(attempt) {
+                Some(pages) => freed += pages + self.discard(missing, attempt),
+                None => break,
+            }
+        }
+        if self.missing(budget, freed, attempt) > 0
+            && let Some(pages) = self.end_quarantine(attempt)
         {
-            let mut stock = self.barn.0.enter();
-            self.adopt_ripe(&mut stock);
-            while let Some(sheaf) = stock.take_full() {
-                full.push_back(sheaf);
-            }
-            while let Some(sheaf) = stock.take_empty() {
-                self.drop_sheaf(sheaf);
-            }
+            freed += pages;
+            freed += self.discard(self.missing(budget, freed, attempt), attempt);
         }
-        while let Some(sheaf) = full.pop_front() {
+        freed
+    }
+
+    /// Puts one sheaf of the barn's back into the slabs, and says how many pages that gave back.
+    fn flush_one(&self, attempt: Attempt) -> Option<usize> {
+        let mut dying = Dying::default();
+        {
+            let mut stock = self.barn.0.lock(attempt)?;
+            let sheaf = stock.take_full()?;
             self.tally(Event::FlushOther);
-            match self.flush(sheaf, Attempt::NoWait, &mut dying) {
+            // Inside the barn's lock, as in `trim_barn` (T15).
+            match self.flush(sheaf, attempt, &mut dying) {
                 Ok(emptied) => self.drop_sheaf(emptied),
-                Err(sheaf) => self.barn.0.leave(sheaf),
+                Err(sheaf) => {
+                    stock.add_full(sheaf);
+                    return None;
+                }
             }
         }
-        self.bury(dying, Attempt::NoWait);
-        self.end_quarantine(Attempt::NoWait);
+        Some(self.bury(dying, attempt) * self.shape.order.pages())
     }
 
     /// Brings every object that is not with a user back into its slab, and says how many are out. Waits for grace periods.
@@ -191,7 +267,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             let mut slot = local.cell.visit();
             self.evict(&mut slot, &mut self.barn.0.enter());
         }
-        self.empty_barn();
+        self.settle_deferred(Attempt::NoWait);
+        self.empty_barn(usize::MAX, 0, Attempt::NoWait);
         self.slabs.0.lock().inuse()
     }
 

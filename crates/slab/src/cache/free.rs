@@ -3,8 +3,18 @@
 //! # Order of the places
 //! `main`; the spare; a full sheaf goes to the barn for an empty one; a full sheaf is flushed to the
 //! slabs; with no sheaf to be had, the object goes to its slab singly (H4). It never fails.
+//!
+//! # Where nobody may wait
+//! At [`Attempt::TryLock`] and below every lock is only tried, and when the last one, the slabs', is taken, the object is
+//! *deferred*: it goes on a list to which anyone can add without waiting, by a word of its own memory (behind the object where
+//! that must stay as it is), and whoever comes the slow way next, or the monitor, puts it into its slab (L12).
+//!
+//! Why plain `free` does not do that always: threads that meet at a lock are through in the time that a deferred object costs, and a
+//! list that nobody waits at has no bound.
 
 use super::{Inner, RawCache};
+use crate::checks::Move;
+use crate::pool::lock;
 use crate::slabs::Dying;
 use crate::stats::Event;
 use core::panic::Location;
@@ -15,11 +25,12 @@ use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
-    /// Frees an object for reuse at once. Not from signal handlers and interrupts: see [`Self::retire`].
+    /// Frees an object for reuse at once. Not from signal handlers and interrupts: see [`Self::free_attempt`].
     ///
     /// # Safety
     /// 1. `object` came from this cache, is not used any more, and was neither freed nor retired since.
-    /// 2. No reader can still find it (else retire it).
+    /// 2. No reader can still find it (else retire it), but for those of a type-stable cache who know that it may be another object by
+    ///    now, and leave their section before long.
     #[inline]
     #[track_caller]
     #[doc(alias = "kmem_cache_free")]
@@ -32,7 +43,29 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
                 return;
             }
         }
-        self.inner().free_slow(object);
+        self.inner().free_slow(object, Attempt::NoWait);
+    }
+
+    /// Frees an object for reuse, going as far as `attempt`. At [`Attempt::TryLock`] and below it waits for nobody, and may come in
+    /// signal handlers and interrupts; an object that finds every lock taken is deferred: it counts as free, and is used again after
+    /// the next call that needs one of the locks, or [`Self::reap`].
+    ///
+    /// # Safety
+    /// As for [`Self::free`]. Above `TryLock`, not from signal handlers and interrupts.
+    #[inline]
+    #[track_caller]
+    #[doc(alias = "kfree_nolock")]
+    #[doc(alias = "defer_free")]
+    pub unsafe fn free_attempt(&self, object: NonNull<u8>, attempt: Attempt) {
+        if let Some(local) = self.local() {
+            // SAFETY: the slot is the caller's, from `current` just now.
+            if let Some(mut slot) = unsafe { local.cell.try_enter() }
+                && slot.main.push(object)
+            {
+                return;
+            }
+        }
+        self.inner().free_slow(object, attempt);
     }
 }
 
@@ -40,20 +73,21 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[cold]
     #[inline(never)]
     #[track_caller]
-    pub(super) fn free_slow(&self, object: NonNull<u8>) {
-        const ATTEMPT: Attempt = Attempt::NoWait;
+    pub(super) fn free_slow(&self, object: NonNull<u8>, attempt: Attempt) {
+        self.settle_deferred(attempt);
+        if self.shape.is_delayed() {
+            return self.free_delayed(object, attempt, Location::caller());
+        }
         if self.shape.is_checked() {
-            let freed = self.free_checked(object, ATTEMPT, Location::caller());
-            debug_assert!(freed.is_ok(), "this attempt waits for locks");
-            return;
+            return self.free_checked(object, attempt, Location::caller());
         }
         let Some(local) = self.local() else {
-            return self.free_shared(slice::from_ref(&object));
+            return self.free_shared(object, attempt);
         };
         let (mut vessel, surplus) = {
             // SAFETY: the slot is the caller's, from `current` just now.
             let Some(mut slot) = (unsafe { local.cell.try_enter() }) else {
-                return self.free_shared(slice::from_ref(&object));
+                return self.free_shared(object, attempt);
             };
             if slot.main.push(object) {
                 return;
@@ -73,18 +107,19 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 Some(full) => slot.spare.replace(full),
                 None => None,
             };
-            (self.barn.0.enter().take_empty(), surplus)
+            let empty = self.barn.0.lock(attempt).and_then(|mut s| s.take_empty());
+            (empty, surplus)
         };
         if let Some(full) = surplus {
             let mut dying = Dying::default();
-            self.stow(full, ATTEMPT, &mut dying);
-            self.bury(dying, ATTEMPT);
+            self.stow(full, attempt, &mut dying);
+            self.bury(dying, attempt);
             // What was flushed left its memory in the barn.
-            vessel = vessel.or_else(|| self.barn.0.enter().take_empty());
+            vessel = vessel.or_else(|| self.barn.0.lock(attempt)?.take_empty());
         }
-        let vessel = vessel.map_or_else(|| self.new_sheaf(ATTEMPT), Ok);
+        let vessel = vessel.map_or_else(|| self.new_sheaf(attempt), Ok);
         let Ok(mut vessel) = vessel else {
-            return self.free_shared(slice::from_ref(&object));
+            return self.free_shared(object, attempt);
         };
         let pushed = vessel.push(object);
         debug_assert!(pushed, "an empty sheaf has room");
@@ -105,20 +140,63 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
         if let Some(sheaf) = rest {
             let mut dying = Dying::default();
-            self.stow(sheaf, ATTEMPT, &mut dying);
-            self.bury(dying, ATTEMPT);
+            self.stow(sheaf, attempt, &mut dying);
+            self.bury(dying, attempt);
+        }
+    }
+
+    /// Frees where freed objects wait. What finds no array to wait in is free at once, which a type-stable object may be.
+    fn free_delayed(&self, object: NonNull<u8>, attempt: Attempt, by: &'static Location<'static>) {
+        match self.retire_as(object, attempt, Move::Delay, by) {
+            Ok(()) => {}
+            Err(object) if self.shape.is_checked() => self.free_checked(object, attempt, by),
+            Err(object) => self.free_shared(object, attempt),
         }
     }
 
     /// Frees without a slot or a sheaf: straight to the slabs.
-    pub(super) fn free_shared(&self, objects: &[NonNull<u8>]) {
-        self.tally(Event::FreeSingle);
+    fn free_shared(&self, object: NonNull<u8>, attempt: Attempt) {
         let mut dying = Dying::default();
-        let (shape, pages) = (&self.shape, &self.pages);
-        self.slabs
-            .0
-            .lock()
-            .put(self.identity(), shape, pages, objects, &mut dying);
-        self.bury(dying, Attempt::NoWait);
+        match lock(&self.slabs.0, attempt) {
+            Some(mut slabs) => {
+                self.tally(Event::FreeSingle);
+                let (shape, pages) = (&self.shape, &self.pages);
+                let objects = slice::from_ref(&object);
+                slabs.put(self.identity(), shape, pages, objects, &mut dying);
+            }
+            None => self.defer(object),
+        }
+        self.bury(dying, attempt);
+    }
+
+    /// Leaves a free object for whoever has the slabs' lock next. Never waits.
+    pub(super) fn defer(&self, object: NonNull<u8>) {
+        self.tally(Event::FreeDefer);
+        // SAFETY: the word is inside the object's part of its slab (`Shape::link_at`).
+        let link = unsafe { object.byte_offset(self.shape.link_at) }.cast();
+        // SAFETY: the object is free, so the word is nobody's, and is left alone until it is taken off the list.
+        unsafe { self.deferred.push(link) };
+    }
+
+    /// Puts what was deferred into its slabs, if `attempt` allows to take their lock now.
+    pub(super) fn settle_deferred(&self, attempt: Attempt) {
+        if self.deferred.is_empty() {
+            return;
+        }
+        let mut dying = Dying::default();
+        {
+            let Some((mut kept, mut slabs)) = self.home(attempt) else {
+                return;
+            };
+            let mut next = self.deferred.take_all();
+            while let Some(link) = next {
+                // SAFETY: the word was written by `defer`, and the object is this call's.
+                next = unsafe { link.as_ref() }.next;
+                // SAFETY: the link lies that far from the object's start.
+                let object = unsafe { link.byte_offset(-self.shape.link_at) }.cast();
+                self.give_back(object, &mut kept, &mut slabs, &mut dying);
+            }
+        }
+        self.bury(dying, attempt);
     }
 }

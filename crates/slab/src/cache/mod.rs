@@ -11,14 +11,16 @@
 //! | `slabs` | which objects are out of their slabs | under its lock |
 //! | `nr_used` | slots from this number on never held a sheaf | a slot's owner, before it holds one |
 //! | `waiting` | objects in sealed sheaves | whoever seals one, or lets one go |
+//! | `deferred` | free objects that found every lock taken | anyone adds, the holder of the slabs' lock takes all |
 //!
 //! # Life of an object
 //! In its slab → (refill) a sheaf → `main` of a slot → its user → (free) a `main` again, or (retire) `rcu` of a slot → with the
 //! sheaf, sealed, in the slot's line → (cookie done) with the very same sheaf `main` of that slot, or through the barn another's,
-//! or back in its slab.
+//! or back in its slab. In a cache whose `Stability` is `Delayed`, free is retire, and there is no `main`: both fast paths miss.
+//! Slabs of type-stable caches have a life of their own after their objects': see `bury`.
 //!
 //! # Invariants
-//! - I1. An object is in exactly one place: with its user, in one sheaf, or free in its slab. Sheaves that wait are in a slot or
+//! - I1. An object is in exactly one place: with its user, in one sheaf, deferred, or free in its slab. Sheaves that wait are in a slot or
 //!   among the orphans whenever no local lock is held: nobody carries one from place to place in between (T15).
 //! - I2. A slot whose number is `nr_used` or more is all zero.
 //! - I3. Out of their slabs are: what users have, and what is in sheaves. Only objects in `main`, `spare` and the barn's `full`
@@ -33,21 +35,26 @@
 //! - P5, P4. `snapshot` at the seal, `poll` (Acquire) before a sealed sheaf is handed out.
 //!
 //! # Progress
-//! Fast paths: wait-free. `retire`: never waits. `alloc` at `TryLock` and below: never waits. `free`, and `alloc` above: spin locks,
-//! held for at most one sheaf's objects. `barrier`, `destroy`, drop: wait for grace periods. What waits is bounded by the caller:
-//! see [`RawCache::waiting_objects`].
+//! Fast paths: wait-free. `retire`: never waits. `alloc` and `free` at `TryLock` and below: never wait. `free`, and `alloc` above: spin
+//! locks, held for at most one sheaf's objects and what was deferred. `barrier`, `destroy`, drop: wait for grace periods. What waits is
+//! bounded: above the limit `retire` gives back (see [`CacheConfig::waiting_limit`](crate::CacheConfig::waiting_limit)).
 //!
 //! # Contexts
 //! Lock order: local lock → barn → quarantine → slabs → pool. Pages are asked for and given back, and grace periods are pushed, with no lock of
-//! ours held. `retire` may come in signal handlers and interrupts; `alloc` at `TryLock` too; `free` may not (its shared path waits
-//! for locks that the interrupted code may hold).
+//! ours held: so the pressure hook, which runs inside such a request, finds no lock of its own thread's. `retire` may come in signal
+//! handlers and interrupts; `alloc` and `free` at `TryLock` too; plain `free` may not (its shared path waits for locks that the
+//! interrupted code may hold).
 
 mod alloc;
 mod build;
 mod bulk;
+mod bury;
 mod checked;
 mod drain;
+mod fork;
 mod free;
+mod prefill;
+mod pressure;
 mod report;
 mod retire;
 mod slot;
@@ -55,10 +62,13 @@ mod slot;
 mod tests;
 
 pub use build::Busy;
+pub use fork::CacheFork;
+pub use prefill::RawPrefilled;
 
 use crate::barn::Barn;
 use crate::checks::Quarantine;
 use crate::config::Shape;
+use crate::inbox::Inbox;
 use crate::pool::Pool;
 use crate::sheaf::Sheaf;
 use crate::slabs::{Dying, Slabs};
@@ -67,7 +77,7 @@ use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use pagealloc::{AllocError, Attempt, Order, PageAlloc};
+use pagealloc::{AllocError, Attempt, Order, PageAlloc, PressureHook};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OfflineHook, Slot, SpinMutex, in_register};
 use slot::SlotCell;
@@ -96,6 +106,8 @@ struct Inner<C: Cpus, P: PageAlloc, G: GracePeriod> {
     quarantine: Line<SpinMutex<Quarantine>>,
     sheaves: Line<Pool>,
     descriptors: Line<Pool>,
+    deferred: Inbox,
+    pressure: PressureHook,
 }
 
 /// A cache of objects of one layout.
@@ -241,11 +253,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
     }
 
+    fn nr_used(&self) -> usize {
+        // ORDERING: Relaxed: see `mark_used`.
+        self.nr_used.load(Ordering::Relaxed)
+    }
+
     /// Every slot that may hold sheaves: all of them, whether they look empty or not (T15).
     fn used(&self) -> impl Iterator<Item = &SlotCell<C::Lock>> {
-        // ORDERING: Relaxed: see `mark_used`.
-        let nr = self.nr_used.load(Ordering::Relaxed);
-        (0..nr).map(|i| self.slot(Slot::new(i as u32)))
+        (0..self.nr_used()).map(|i| self.slot(Slot::new(i as u32)))
     }
 
     fn count_waiting(&self, objects: usize) {
@@ -263,6 +278,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     /// Memory for a sheaf, made a sheaf.
     fn new_sheaf(&self, attempt: Attempt) -> Result<Sheaf, AllocError> {
         let block = self.sheaves.0.get(&self.pages, attempt)?;
+        self.tally(Event::SheafNew);
         // SAFETY: the block is this call's, and `shape` sized the pool's blocks for the capacity.
         Ok(unsafe { Sheaf::init(block, self.shape.sheaf_cap) })
     }
@@ -270,6 +286,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     /// Gives a sheaf's memory back. Never waits.
     fn drop_sheaf(&self, sheaf: Sheaf) {
         debug_assert!(sheaf.is_empty(), "T16: objects in a dropped sheaf");
+        self.tally(Event::SheafGone);
         // SAFETY: every sheaf's block came from this pool, and the handle ends here.
         unsafe { self.sheaves.0.put(sheaf.into_block()) };
     }
@@ -356,21 +373,5 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             }
         }
         self.bury(dying, attempt);
-    }
-
-    /// Gives the pages of dead slabs back, and says how many slabs there were. Outside of all locks.
-    fn bury(&self, mut dying: Dying, attempt: Attempt) -> usize {
-        let mut buried = 0;
-        while let Some(slab) = dying.pop() {
-            // SAFETY: a slab among the dying is on no list, so this call has its descriptor alone.
-            let base = unsafe { slab.as_ref() }.base;
-            // SAFETY: the block came from `pages` with this order; no object of it is out.
-            unsafe { self.pages.free_at(base, self.shape.order, attempt) };
-            // SAFETY: the descriptor came from this pool, and nothing leads to it any more.
-            unsafe { self.descriptors.0.put(slab.cast()) };
-            self.tally(Event::SlabGone);
-            buried += 1;
-        }
-        buried
     }
 }

@@ -4,7 +4,7 @@ use super::{Inner, RawCache};
 use crate::checks::Quarantine;
 use crate::stats::{CacheStats, Event, MemoryStats, SlotStats};
 use core::sync::atomic::Ordering;
-use pagealloc::PageAlloc;
+use pagealloc::{Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, Slot};
 
@@ -72,6 +72,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             events: self.tally.events(),
             ..CacheStats::default()
         };
+        self.settle_deferred(Attempt::NoWait);
         // ORDERING: Relaxed: as for `Inner::used`.
         for slot in 0..self.nr_used.load(Ordering::Relaxed) {
             let slot = self.stats_of(Slot::new(slot as u32));
@@ -90,20 +91,21 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             stats.waiting += stock.orphans.objects();
         }
         stats.kept_back = self.quarantine.0.lock().len();
-        let (inuse, slabs) = {
+        let (inuse, slabs, kept) = {
             let slabs = self.slabs.0.lock();
-            (slabs.inuse(), slabs.nr_slabs())
+            (slabs.inuse(), slabs.nr_slabs(), slabs.nr_kept())
         };
         // Objects may have moved between the looks.
         stats.live = inuse.saturating_sub(stats.in_sheaves + stats.waiting + stats.kept_back);
         stats.slabs = slabs;
-        stats.slab_bytes = slabs * self.shape.order.bytes();
+        stats.slabs_waiting = kept;
+        stats.slab_bytes = (slabs + kept) * self.shape.order.bytes();
         stats.meta_bytes = self.sheaves.0.bytes() + self.descriptors.0.bytes();
-        stats.memory = self.memory(slabs, stats.live);
+        stats.memory = self.memory(slabs, kept, stats.live);
         stats
     }
 
-    fn memory(&self, slabs: usize, live: usize) -> MemoryStats {
+    fn memory(&self, slabs: usize, kept: usize, live: usize) -> MemoryStats {
         let shape = &self.shape;
         let size = shape.layout.size();
         let objects = slabs * shape.nr_objects;
@@ -114,6 +116,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             idle: (objects - live) * size,
             around: objects * (shape.size - size),
             tails: slabs * (shape.order.bytes() - shape.nr_objects * shape.size),
+            waiting: kept * shape.order.bytes(),
             sheaves: self.sheaves.0.bytes(),
             descriptors: self.descriptors.0.bytes(),
             slots: self.slots_order.bytes(),

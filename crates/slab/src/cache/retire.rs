@@ -8,13 +8,18 @@
 //!
 //! A thread that retires and never allocates does not consume its line. Above twice the threshold it lets two ripe
 //! sheaves go with every one it seals, to the barn or the slabs: the line shrinks, and no call does more than that.
+//!
+//! Above the cache's limit of what may wait, nothing more is sealed: a full `rcu` stays, objects go back to their retirers, and each
+//! such call lets two ripe sheaves go and pushes the grace period.
 
-use super::slot::SlotState;
+use super::slot::{SlotCell, SlotState};
 use super::{Inner, RawCache};
+use crate::checks::Move;
 use crate::slabs::Dying;
 use crate::stats::Event;
 use core::panic::Location;
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
 use pagealloc::{Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
@@ -29,8 +34,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// Frees an object for reuse after a grace period. Never waits; may come in read sections, signal handlers and interrupts.
     ///
     /// # Errors
-    /// Gives the object back if the slot is busy (the caller interrupted it, or is without a slot) or no memory for a sheaf can be
-    /// had without waiting. The object is then still the caller's: try later, or wait for a grace period and [`free`](Self::free) it.
+    /// Gives the object back if the slot is busy (the caller interrupted it, or is without a slot), if no memory for a sheaf can be
+    /// had without waiting, or if as much waits as [may](crate::CacheConfig::waiting_limit). The object is then still the caller's: try later, or wait for a grace period and [`free`](Self::free) it.
     ///
     /// # Safety
     /// 1. `object` came from this cache, and was neither freed nor retired since.
@@ -76,21 +81,31 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[inline(never)]
     #[track_caller]
     fn retire_slow(&self, object: NonNull<u8>, attempt: Attempt) -> Result<(), NonNull<u8>> {
-        let result = if self.shape.is_checked() {
-            match self.claim_retired(object, attempt, Location::caller()) {
-                Some(found) => (self.retire_into_sheaf(found, attempt)).map_err(|found| {
-                    self.unclaim(found);
-                    object
-                }),
-                None => Err(object),
-            }
-        } else {
-            self.retire_into_sheaf(object, attempt)
-        };
+        let result = self.retire_as(object, attempt, Move::Retire, Location::caller());
         if result.is_err() {
             self.tally(Event::RetireFail);
         }
         result
+    }
+
+    /// Makes an object wait for a grace period, because it is retired or because its frees are delayed.
+    pub(super) fn retire_as(
+        &self,
+        object: NonNull<u8>,
+        attempt: Attempt,
+        deed: Move,
+        by: &'static Location<'static>,
+    ) -> Result<(), NonNull<u8>> {
+        if !self.shape.is_checked() {
+            return self.retire_into_sheaf(object, attempt);
+        }
+        let found = self
+            .claim_retired(object, attempt, deed, by)
+            .ok_or(object)?;
+        self.retire_into_sheaf(found, attempt).map_err(|found| {
+            self.unclaim(found);
+            object
+        })
     }
 
     /// Puts an object into `rcu`, which the fast path takes for full.
@@ -114,9 +129,17 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             if self.push_retired(&mut slot, object) {
                 return Ok(());
             }
+            let mut has_let_go = false;
+            if self.is_over_limit(slot.rcu.len()) {
+                has_let_go = self.make_room(&mut slot);
+                if self.is_over_limit(slot.rcu.len()) {
+                    drop(slot);
+                    return Err(self.over_limit(local, object, has_let_go));
+                }
+            }
             let sealed = slot.seal(&self.gp);
             self.count_waiting(sealed);
-            let has_let_go = self.let_go(&mut slot);
+            has_let_go |= self.let_go(&mut slot);
             let vessel = slot
                 .take_empty()
                 .or_else(|| self.barn.0.lock(attempt)?.take_empty());
@@ -151,6 +174,40 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         result
     }
 
+    /// Whether `more` objects would be too many to wait.
+    fn is_over_limit(&self, more: usize) -> bool {
+        // ORDERING: Relaxed: a budget; what others add meanwhile is a sheaf each.
+        more > 0 && self.waiting.0.load(Ordering::Relaxed) + more > self.shape.waiting_limit
+    }
+
+    /// Lets a few of the slot's ripe sheaves go, and says whether there were any. As [`Self::let_go`] does.
+    fn make_room(&self, slot: &mut SlotState) -> bool {
+        let Some(mut stock) = self.barn.0.lock(ATTEMPT) else {
+            return false;
+        };
+        self.flush_line(slot, &mut stock, LET_GO) > 0
+    }
+
+    /// Gives `object` back because too much waits. Asks for a grace period, unless one that this slot asked for is on its way, and
+    /// pushes it.
+    #[cold]
+    fn over_limit(
+        &self,
+        local: &SlotCell<C::Lock>,
+        object: NonNull<u8>,
+        has_let_go: bool,
+    ) -> NonNull<u8> {
+        self.tally(Event::RetireOverLimit);
+        if has_let_go {
+            self.trim_barn(ATTEMPT);
+        }
+        if self.gp.poll(local.asked()) {
+            local.set_asked(self.gp.start());
+        }
+        self.gp.drive();
+        object
+    }
+
     /// Gets memory for a sheaf, with the local lock left meanwhile, and tries again (H8).
     fn retire_with_new_sheaf(
         &self,
@@ -180,18 +237,15 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             // Somebody else brought one meanwhile, or the slot is busy.
             self.stow(vessel, attempt, &mut Dying::default());
         }
-        if retired { Ok(()) } else { Err(object) }
+        if retired {
+            return Ok(());
+        }
+        Err(object)
     }
 
     /// Lets ripe sheaves go that this slot will not consume itself, to the barn whatever that has. Inside the local lock, so
     /// that the objects are never on the way from place to place while a barrier looks (I1).
     fn let_go(&self, slot: &mut SlotState) -> bool {
-        if slot.line.objects() <= 2 * self.shape.ask_objects {
-            return false;
-        }
-        let Some(mut stock) = self.barn.0.lock(ATTEMPT) else {
-            return false;
-        };
-        self.flush_line(slot, &mut stock, LET_GO) > 0
+        slot.line.objects() > 2 * self.shape.ask_objects && self.make_room(slot)
     }
 }

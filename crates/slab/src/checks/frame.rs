@@ -8,6 +8,7 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
+//! | `link` | the next of the deferred, while the object is one of them | whoever freed it (`Inner::defer`) |
 //! | `state` | free, live or retired | whoever moves the object on, by compare-exchange |
 //! | `allocated`, `freed` | who did so last | whoever moved `state` away from live or to it |
 //! | `seal` | the two above, mixed: they were not overwritten | as above, after them |
@@ -24,7 +25,9 @@ use super::Checks;
 use crate::config::{MAX_OBJECT_BYTES, Shape};
 use crate::error::CreateError;
 use crate::fault::{Fault, broken_with};
+use crate::inbox::Link;
 use core::alloc::Layout;
+use core::cell::UnsafeCell;
 use core::fmt;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
@@ -59,18 +62,32 @@ pub(crate) struct Frame {
     pub(crate) lead: usize,
     /// Bytes from one object to the next.
     pub(crate) bytes: usize,
+    /// Bytes from an object to the word for its link (L12).
+    pub(crate) link_at: isize,
 }
 
 impl Frame {
-    pub(crate) fn new(layout: Layout, checks: Checks) -> Result<Self, CreateError> {
+    /// The frame of an object that is kept as it is while it is free, or is not.
+    pub(crate) fn new(layout: Layout, checks: Checks, is_kept: bool) -> Result<Self, CreateError> {
         // Whole words, at least one, and whatever alignment is asked for beyond.
         let align = layout.align().max(size_of::<usize>());
         let size = layout.size().max(1);
+        if size > MAX_OBJECT_BYTES {
+            return Err(CreateError::TooLarge { bytes: size });
+        }
+        // In the object or, where that stays as it is, behind it.
+        let (link_at, end) = if is_kept {
+            let link_at = layout.size().next_multiple_of(size_of::<Link>());
+            (link_at, link_at + size_of::<Link>())
+        } else {
+            (0, size)
+        };
         let mut frame = Self {
             lead: 0,
-            bytes: size.next_multiple_of(align),
+            bytes: end.next_multiple_of(align),
+            link_at: link_at.cast_signed(),
         };
-        if frame.bytes <= MAX_OBJECT_BYTES && checks.intersects(Checks::EACH) {
+        if checks.intersects(Checks::EACH) {
             let zone = if checks.contains(Checks::RED_ZONE) {
                 MIN_ZONE
             } else {
@@ -78,6 +95,8 @@ impl Frame {
             };
             frame.lead = (size_of::<Words>() + zone).next_multiple_of(align);
             frame.bytes = (frame.lead + size + zone).next_multiple_of(align);
+            // Neither the object, nor the zones, nor the poison show that the object waits on a list.
+            frame.link_at = -frame.lead.cast_signed();
         }
         if frame.bytes > MAX_OBJECT_BYTES {
             return Err(CreateError::TooLarge { bytes: frame.bytes });
@@ -90,6 +109,7 @@ impl Frame {
 #[repr(C)]
 #[derive(Debug)]
 struct Words {
+    link: UnsafeCell<Link>,
     state: AtomicUsize,
     allocated: AtomicPtr<Location<'static>>,
     freed: AtomicPtr<Location<'static>>,
@@ -101,20 +121,23 @@ struct Words {
 pub(crate) enum Move {
     Free,
     Retire,
+    /// A free that makes the object wait as a retired one does ([`Stability::Delayed`](crate::Stability::Delayed)).
+    Delay,
 }
 
 impl Move {
     fn target(self) -> usize {
         match self {
             Self::Free => FREE,
-            Self::Retire => RETIRED,
+            Self::Retire | Self::Delay => RETIRED,
         }
     }
 
     /// What it is to do this to an object in `state`, which is not live.
     fn fault(self, state: usize) -> Fault {
         match (self, state) {
-            (Self::Free, FREE) => Fault::DoubleFree,
+            // What waits in a cache of delayed frees was most likely freed.
+            (Self::Free | Self::Delay, FREE) | (Self::Delay, RETIRED) => Fault::DoubleFree,
             (Self::Free, RETIRED) => Fault::FreedRetired,
             (Self::Retire, FREE) => Fault::RetiredFreed,
             (Self::Retire, RETIRED) => Fault::RetiredTwice,
@@ -159,6 +182,7 @@ impl<'a> Checked<'a> {
         // SAFETY: as in `words`.
         let words: NonNull<Words> = unsafe { self.object.sub(self.shape.lead) }.cast();
         let fresh = Words {
+            link: UnsafeCell::new(Link { next: None }),
             state: AtomicUsize::new(FREE),
             allocated: AtomicPtr::new(ptr::null_mut()),
             freed: AtomicPtr::new(ptr::null_mut()),
@@ -189,6 +213,14 @@ impl<'a> Checked<'a> {
         }
     }
 
+    /// A live object changes hands: it counts as allocated `by` whom.
+    pub(crate) fn hand_on(&self, by: &'static Location<'static>) {
+        self.look_at_zones(RED_LIVE);
+        if self.shape.checks.contains(Checks::OWNER) {
+            self.note(&self.words().allocated, by);
+        }
+    }
+
     /// Ends the program unless the object is live, as one must be that is about to be freed `by` whom.
     #[cfg(feature = "checks")]
     pub(crate) fn expect_live(&self, by: &'static Location<'static>) {
@@ -212,7 +244,7 @@ impl<'a> Checked<'a> {
                 .compare_exchange(LIVE, to.target(), Ordering::AcqRel, Ordering::Acquire);
         if let Err(state) = was {
             let deed = match to {
-                Move::Free => "freed",
+                Move::Free | Move::Delay => "freed",
                 Move::Retire => "retired",
             };
             self.broken(to.fault(state), format_args!("\n  now {deed} at {by}"));

@@ -160,11 +160,13 @@ pub(crate) struct Hand {
 const NOWHERE: u32 = u32::MAX;
 
 impl Hand {
-    pub(crate) const fn new(nr: usize) -> Self {
-        Self {
-            current: AtomicU32::new(0),
-            nr,
-            hooks: HookList::new(),
+    rcu_core::const_fn! {
+        pub(crate) const fn new(nr: usize) -> Self {
+            Self {
+                current: AtomicU32::new(0),
+                nr,
+                hooks: HookList::new(),
+            }
         }
     }
 
@@ -254,6 +256,20 @@ impl Canary {
             assert!(done(cookie), "handed out before its grace period ended");
         }
         Self::write(object, LIVE, 0);
+    }
+
+    /// Makes an object's first value. As its last user left it from then on, in a cache that keeps it so.
+    ///
+    /// # Safety
+    /// 1. `object` is the caller's.
+    pub(crate) unsafe fn build(object: NonNull<u8>) {
+        Self::write(object, FREED, 0);
+    }
+
+    /// Checks that a free object is as it was left.
+    pub(crate) fn check_kept(object: NonNull<u8>) {
+        let is_kept = Self::is(object, FREED) || Self::is(object, RETIRED);
+        assert!(is_kept, "T22: written to while it was free");
     }
 
     /// Checks that an object is out and was left alone.

@@ -1,0 +1,166 @@
+//! A child of a threaded process goes on allocating and freeing.
+
+#![cfg(all(feature = "std", target_os = "linux", not(miri)))]
+
+#[path = "../../rcu-core/tests/common/child.rs"]
+mod child;
+
+use child::{check, fork};
+use pagealloc::{Mmap, PageAlloc, Zone};
+use rcu_core::cpu::Threads;
+use rcu_core::manual::ManualGp;
+use slab::Kmalloc;
+use std::alloc::Layout;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+mod cfg {
+    //! Sizes, in one place.
+    pub(crate) const FORKS: usize = if cfg!(thread_sanitizer) { 10 } else { 25 };
+    pub(crate) const THREADS: usize = 3;
+}
+
+type Pages = &'static Zone<Threads, Mmap>;
+type Kernel = Kmalloc<Threads, Pages, &'static ManualGp>;
+
+const SIZES: [usize; 6] = [16, 64, 200, 1000, 4096, 20_000];
+
+fn layout(round: usize) -> Layout {
+    Layout::from_size_align(SIZES[round % SIZES.len()], 8).unwrap()
+}
+
+/// One of everything.
+fn use_it_all<P: PageAlloc>(kernel: &Kmalloc<Threads, P, &ManualGp>, round: usize) {
+    let memory: Vec<NonNull<u8>> = (0..50)
+        .map(|i| {
+            let memory = kernel.kmalloc(layout(round + i)).unwrap();
+            let mark = memory.addr().get();
+            // SAFETY: fresh memory, large enough.
+            unsafe { memory.cast::<usize>().write(mark) };
+            memory
+        })
+        .collect();
+    for (i, one) in memory.into_iter().enumerate() {
+        // SAFETY: allocated above.
+        let mark = unsafe { one.cast::<usize>().read() };
+        check(mark == one.addr().get());
+        // SAFETY: this call's, and no reader is told of it.
+        if i % 3 > 0 || unsafe { kernel.retire(one) }.is_err() {
+            // SAFETY: this call's still.
+            unsafe { kernel.kfree(one) };
+        }
+    }
+    match round % 40 {
+        10 => kernel.barrier(),
+        20 => drop(kernel.shrink(4)),
+        30 => drop(kernel.reap()),
+        _ => {}
+    }
+}
+
+/// Tells the others that it is over, also by a panic.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One test at a time: a thread that ends visits every cache of its process, so all must be held over a fork.
+#[test]
+fn caches_over_a_fork() {
+    nobody_is_inside_while_a_fork_is_on_its_way();
+    a_child_of_a_threaded_process_goes_on();
+}
+
+fn a_child_of_a_threaded_process_goes_on() {
+    let gp: &'static ManualGp = Box::leak(Box::new(ManualGp::auto()));
+    let zone: Pages = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    let kernel: &'static Kernel = Box::leak(Box::new(Kernel::new(Threads, zone, gp).unwrap()));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for seed in 0..cfg::THREADS {
+            let done = &done;
+            s.spawn(move || {
+                let mut round = seed;
+                while !done.load(Ordering::Relaxed) {
+                    use_it_all(kernel, round);
+                    round += 1;
+                    if round.is_multiple_of(50) {
+                        // Slots come and go.
+                        std::thread::spawn(move || use_it_all(kernel, round))
+                            .join()
+                            .unwrap();
+                    }
+                }
+            });
+        }
+        let over = Done(&done);
+        for i in 0..cfg::FORKS {
+            use_it_all(kernel, i);
+            let caches = kernel.before_fork();
+            let pages = zone.before_fork();
+            // Each side ends the holding by itself.
+            let mut held = Some((caches, pages));
+            let result = fork(|| {
+                let (caches, pages) = held.take().expect("held over the fork");
+                // SAFETY: the first thing that the child does; it has no guards.
+                unsafe { rcu_core::fork::after_fork_child() };
+                // SAFETY: the child's only thread, which held the zone over the fork.
+                unsafe { pages.after_fork_child() };
+                // SAFETY: as above.
+                unsafe { caches.after_fork_child() };
+                for round in 0..120 {
+                    use_it_all(kernel, round);
+                }
+                // The slots of the threads that are gone have new owners.
+                for round in 0..4 {
+                    check(
+                        std::thread::spawn(move || use_it_all(kernel, round * 10))
+                            .join()
+                            .is_ok(),
+                    );
+                }
+                kernel.barrier();
+                check(kernel.waiting_objects() == 0);
+                kernel.shrink(usize::MAX);
+                zone.drain_all();
+            });
+            assert_eq!(result, Ok(()), "a child's check failed at that line");
+            let (caches, pages) = held.take().expect("the parent's");
+            pages.after_fork_parent();
+            caches.after_fork_parent();
+        }
+        drop(over);
+    });
+    kernel.barrier();
+    let stats = kernel.stats();
+    assert!(stats.classes.iter().all(|class| class.live == 0), "{stats}");
+}
+
+/// What the lock protects: nobody gets in while the fork is on its way, and all go on afterwards.
+fn nobody_is_inside_while_a_fork_is_on_its_way() {
+    let gp: &'static ManualGp = Box::leak(Box::new(ManualGp::auto()));
+    let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    // SAFETY: destroyed below, before the zone ends; a panic drops it.
+    let kernel = unsafe { Kmalloc::new_scoped(Threads, &zone, gp) }.unwrap();
+    let kernel = &kernel;
+    use_it_all(kernel, 0);
+    let caches = kernel.before_fork();
+    let pages = zone.before_fork();
+    let got_in = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            use_it_all(kernel, 0);
+            got_in.store(true, Ordering::Release);
+        });
+        // Whatever it does until here, it is not through.
+        std::thread::yield_now();
+        assert!(!got_in.load(Ordering::Acquire));
+        drop(pages);
+        drop(caches);
+    });
+    assert!(got_in.load(Ordering::Acquire));
+    use_it_all(kernel, 0);
+}
