@@ -291,15 +291,12 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         taken
     }
 
-    /// Frees where the slot's list was full, or there is none. The block's order and type come as a state.
-    ///
-    /// # Safety
-    /// 1. As for [`Slots::enter`], if there is a slot.
+    /// Frees where the slot's list was full, or there is none yet. The block's order and type come as a state.
     #[cold]
     #[inline(never)]
-    unsafe fn free_slow(&self, slot: Option<Slot>, page: u32, state: State, attempt: Attempt) {
-        // SAFETY: debt 1.
-        unsafe { self.shared().put(slot, page, state, attempt) };
+    fn free_slow(&self, page: u32, state: State, attempt: Attempt) {
+        // SAFETY: the slot is the caller's, just now.
+        unsafe { self.shared().put(self.cpus.current(), page, state, attempt) };
         self.after_free(attempt);
     }
 
@@ -380,8 +377,8 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
         if let Some(guarded) = self.guarded(req.order) {
             return self.alloc_guarded(req, guarded, who);
         }
-        if let (Some(class), Some(slot)) =
-            (Class::of(req.order, req.mobility), self.cpus.current())
+        let slot = self.cpus.current_if_online();
+        if let (Some(class), Some(slot)) = (Class::of(req.order, req.mobility), slot)
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && let Some(page) = pcp.pop(class)
@@ -405,7 +402,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
             let state = State::listed(order, false);
             return self.free_guarded(page, state, guarded, attempt);
         }
-        let slot = self.cpus.current();
+        let slot = self.cpus.current_if_online();
         if let (Some(class), Some(slot)) = (Class::of(order, Mobility::Unmovable), slot)
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
@@ -414,8 +411,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
             return;
         }
         let state = State::listed(order, false);
-        // SAFETY: the slot is the caller's, just now.
-        unsafe { self.free_slow(slot, page, state, attempt) };
+        self.free_slow(page, state, attempt);
     }
 
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
