@@ -8,11 +8,12 @@
 //!
 //! | | loads | stores | branches, all predicted | locked instructions, calls |
 //! |---|---|---|---|---|
-//! | `alloc` | 12: thread's slot, cells, busy, fence mode (2), revoked, length, hits, block, span (3) | 5: busy, length, hits, busy, state | 7 | none |
-//! | `free` | 12: span (3), state, thread's slot, cells, busy, fence mode (2), revoked, length, height | 5: state, busy, block, length, busy | 8 | none |
+//! | `alloc` | 10: thread's slot, cells, busy, bias, length, hits, block, span (3) | 5: busy, length, hits, busy, state | 4 | none |
+//! | `free` | 10: span (3), state, thread's slot, cells, busy, bias, length, height | 5: state, busy, block, length, busy | 5 | none |
 //!
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
-//! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
+//! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock, no
+//! registering of threads (the slow paths do it: that there is a slot was tested twice).
 
 mod decommit;
 mod exact;

@@ -183,6 +183,7 @@ impl BiasedLock {
         }
         #[cfg(weaken = "p8_bias")]
         {
+            // ORDERING: none: a mutant.
             self.bias.store(BIASED, Ordering::Relaxed);
             return true;
         }
