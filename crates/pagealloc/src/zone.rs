@@ -8,11 +8,12 @@
 //!
 //! | | loads | stores | branches, all predicted | locked instructions, calls |
 //! |---|---|---|---|---|
-//! | `alloc` | 12: thread's slot, cells, busy, fence mode (2), revoked, length, hits, block, span (3) | 5: busy, length, hits, busy, state | 7 | none |
-//! | `free` | 12: span (3), state, thread's slot, cells, busy, fence mode (2), revoked, length, height | 5: state, busy, block, length, busy | 8 | none |
+//! | `alloc` | 10: thread's slot, cells, busy, bias, length, hits, block, span (3) | 5: busy, length, hits, busy, state | 4 | none |
+//! | `free` | 10: span (3), state, thread's slot, cells, busy, bias, length, height | 5: state, busy, block, length, busy | 5 | none |
 //!
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
-//! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock.
+//! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock, no
+//! registering of threads (the slow paths do it: that there is a slot was tested twice).
 
 mod decommit;
 mod exact;
@@ -303,15 +304,12 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         taken
     }
 
-    /// Frees where the slot's list was full, or there is none. The block's order and type come as a state.
-    ///
-    /// # Safety
-    /// 1. As for [`Slots::enter`], if there is a slot.
+    /// Frees where the slot's list was full, or there is none yet. The block's order and type come as a state.
     #[cold]
     #[inline(never)]
-    unsafe fn free_slow(&self, slot: Option<Slot>, page: u32, state: State, attempt: Attempt) {
-        // SAFETY: debt 1.
-        unsafe { self.shared().put(slot, page, state, attempt) };
+    fn free_slow(&self, page: u32, state: State, attempt: Attempt) {
+        // SAFETY: the slot is the caller's, just now.
+        unsafe { self.shared().put(self.cpus.current(), page, state, attempt) };
         self.after_free(attempt);
     }
 
@@ -391,8 +389,8 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
         if let Some(guarded) = self.guarded(req.order) {
             return self.alloc_guarded(req, guarded, who);
         }
-        if let (Some(class), Some(slot)) =
-            (Class::of(req.order, req.mobility), self.cpus.current())
+        let slot = self.cpus.current_if_online();
+        if let (Some(class), Some(slot)) = (Class::of(req.order, req.mobility), slot)
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
             && let Some(page) = pcp.pop(class)
@@ -416,7 +414,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
             let state = State::listed(order, false);
             return self.free_guarded(page, state, guarded, attempt);
         }
-        let slot = self.cpus.current();
+        let slot = self.cpus.current_if_online();
         if let (Some(class), Some(slot)) = (Class::of(order, Mobility::Unmovable), slot)
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
@@ -425,8 +423,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
             return;
         }
         let state = State::listed(order, false);
-        // SAFETY: the slot is the caller's, just now.
-        unsafe { self.free_slow(slot, page, state, attempt) };
+        self.free_slow(page, state, attempt);
     }
 
     fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {

@@ -26,6 +26,8 @@
 //!   with the parent's mode and asks again (Linux lets the child inherit the grant), while it has one thread.
 //! - I2. `light` reads `MODE` *after* the caller's store in program order; an interrupt of this CPU
 //!   that finds the store not yet retired makes the read see the new mode.
+//! - I3. `heavy_unasked` reads no mode: it has the kernel's word for this very fence, or switches every CPU itself. So
+//!   code that is ordered against it alone needs no `light`, before and after the mode was lost.
 //!
 //! # Progress and contexts
 //! Both are wait-free towards other threads; `heavy` costs a system call (0.3 to 10 µs). Neither
@@ -72,6 +74,23 @@ pub fn probe() -> Mode {
     imp::probe()
 }
 
+/// Whether there can be code that leaves its [`light`] out, see [`owners_may_omit`].
+pub(crate) const CAN_OMIT: bool = imp::CAN_OMIT;
+
+/// Whether code that must be ordered against a [`heavy_unasked`] elsewhere, and only by that, may leave [`light`] out
+/// (all but the compiler's half of it) for a while. A hint: yes stays right when the mode changes.
+#[inline]
+pub(crate) fn owners_may_omit() -> bool {
+    imp::owners_may_omit()
+}
+
+/// Orders against every thread of this process, as if each ran a full fence, in every mode (A2, for code without `light`).
+///
+/// Where the kernel does not fence for us any more, switches every CPU (see I1), each time.
+pub(crate) fn heavy_unasked() {
+    imp::heavy_unasked();
+}
+
 /// Settles the mode in the child of a fork, where the kernel may have forgotten what it granted the parent.
 #[cfg(all(feature = "std", unix, not(loom)))]
 pub(crate) fn after_fork() {
@@ -88,6 +107,17 @@ pub(crate) fn after_fork() {
 )))]
 mod imp {
     use super::{Mode, full};
+
+    /// In models, whoever leaves its fence out runs it in the name of the heavy side.
+    pub(super) const CAN_OMIT: bool = cfg!(loom);
+
+    pub(super) fn owners_may_omit() -> bool {
+        CAN_OMIT
+    }
+
+    pub(super) fn heavy_unasked() {
+        full();
+    }
 
     #[inline(always)]
     pub(super) fn light() {
@@ -174,6 +204,21 @@ mod imp {
                 heavy();
             }
             _ => lost(),
+        }
+        full();
+    }
+
+    pub(super) const CAN_OMIT: bool = true;
+
+    pub(super) fn owners_may_omit() -> bool {
+        // ORDERING: Relaxed: a hint; `heavy_unasked` relies on no mode.
+        MODE.load(Ordering::Relaxed) == MEMBARRIER
+    }
+
+    pub(super) fn heavy_unasked() {
+        full();
+        if !issue() {
+            lost();
         }
         full();
     }

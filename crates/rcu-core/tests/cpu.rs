@@ -6,6 +6,7 @@ use rcu_core::cpu::{
     BiasedLock, Cpus, HookList, LocalCell, LocalLock, OfflineHook, OneCpu, PerSlot, Slot, SpinLock,
     SpinMutex, UpLock,
 };
+use rcu_core::fence;
 use std::cell::Cell;
 use std::ptr::NonNull;
 
@@ -42,6 +43,31 @@ fn t26_up_lock_sees_reentrance() {
 fn the_other_locks_see_reentrance_too() {
     reentrance(BiasedLock::new());
     reentrance(SpinLock::new());
+}
+
+/// The bias comes with an entry, where the kernel fences for the owner, and goes with a visit.
+#[test]
+fn p8_a_visit_ends_the_bias() {
+    let spared = fence::probe() == fence::Mode::Membarrier;
+    let lock = BiasedLock::new();
+    assert_eq!(format!("{lock:?}"), "BiasedLock { busy: 0, bias: 0 }");
+    for _ in 0..2 {
+        for _ in 0..2 {
+            // SAFETY: this thread is the only owner.
+            assert!(unsafe { lock.try_enter() });
+            // SAFETY: entered above.
+            unsafe { lock.leave() };
+            let bias = u32::from(spared);
+            assert_eq!(
+                format!("{lock:?}"),
+                format!("BiasedLock {{ busy: 1, bias: {bias} }}")
+            );
+        }
+        assert!(lock.try_visit());
+        // SAFETY: entered above, as a visitor.
+        unsafe { lock.unvisit() };
+        assert_eq!(format!("{lock:?}"), "BiasedLock { busy: 1, bias: 0 }");
+    }
 }
 
 /// In the child of a fork, whoever was inside never leaves.

@@ -1,11 +1,12 @@
 //! Models of this crate's ordering pairs. Each runs the real code, on loom's words.
 //!
-//! Mutants: `--cfg weaken="p8"`, `"p8_busy"`, `"p8_revoked"` must each make `p8_owner_vs_visitor` fail, `"p8_push"`
-//! `p8_head_stack_hand_over`, `"p1"` `p1_publish_vs_load`, `"p1_exchange"` `p1_exchange_vs_load`, `"t38"`
+//! Mutants: `--cfg weaken="p8"`, `"p8_bias"`, `"p8_biased"`, `"p8_busy"`, `"p8_heavy"`, `"p8_revoked"` must each make
+//! `p8_owner_vs_visitor` fail, `"p8_push"` `p8_head_stack_hand_over`, `"p1"` `p1_publish_vs_load`, `"p1_exchange"` `p1_exchange_vs_load`, `"t38"`
 //! `t38_numbering_vs_grace_periods`.
 //!
 //! Not shown:
-//! - the asymmetry of `light` and `heavy`, which are full fences on both sides here;
+//! - the asymmetry of `light` and `heavy`, which are full fences on both sides here, that of a biased owner included (an
+//!   owner without bias runs the one of its slow entry only);
 //! - P1: a load that orders by address dependency only (the load is an Acquire), and freeing (the model's objects live
 //!   to its end; P2 to P5 are rcu-tree's);
 //! - T38: more than three starts and ends at once (the enumeration in `prop.rs` has more);

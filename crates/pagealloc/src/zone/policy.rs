@@ -199,7 +199,6 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         {
             return;
         }
-        // SAFETY: the slot is the caller's, just now.
-        unsafe { self.free_slow(slot, page, state, attempt) };
+        self.free_slow(page, state, attempt);
     }
 }

@@ -5,24 +5,42 @@
 //! Linux `local_trylock_t` for the failing re-entrance.
 //!
 //! # State of [`BiasedLock`]
-//! | word | bits | who writes |
-//! |---|---|---|
-//! | `busy` | 0 out, 1 in | the owner (and the owner's signal handlers) |
-//! | `revoked` | 0 none, 1 a visitor wants in, 2 a visitor is in | visitors: 0 → 1 by compare-exchange, the rest by stores |
+//! | word | value | meaning | who writes |
+//! |---|---|---|---|
+//! | `busy` | 0 | out, and never entered yet | nobody: zeroed memory |
+//! | | `OUT` 1 | out | the owner |
+//! | | `IN` 2 | in | the owner, and its signal handlers, which write what is there |
+//! | `bias` | `UNBIASED` 0 | no visitor; the owner enters with a full fence | visitors, by a store when they leave |
+//! | | `BIASED` 1 | no visitor; the owner enters without a fence | the owner, from inside, `UNBIASED` → `BIASED` by compare-exchange |
+//! | | `WANTED` 4 | a visitor wants in | the visitor, by compare-exchange from `UNBIASED` or `BIASED` |
+//! | | `INSIDE` 8 | a visitor is in | the visitor, by a store |
+//!
+//! `busy & bias` is not zero in one state only, out and biased, so that the owner asks everything that it has to ask (am I
+//! on top of myself? is a visitor here? may I leave the fence out?) by one test.
 //!
 //! # Life
-//! Owner: `busy = 1`, `light`, read `revoked`: zero means in, else back out (`busy = 0`) and take
-//! the shared path. Visitor: `revoked: 0 → 1`, `heavy`, wait for `busy == 0`, `revoked = 2`, in; `revoked = 0`.
+//! Owner: read `busy`, `busy = IN`, read `bias`; both have bit 0: in. Else, slowly: `busy` was `IN`: on top of itself,
+//! back. A full fence, read `bias` again; a visitor: back out (`busy = OUT`) and take the shared path. If the kernel
+//! fences for us, `bias: UNBIASED → BIASED`; in. Leaving: `busy = OUT`.
+//!
+//! Visitor: `bias → WANTED`; it was `BIASED`: `heavy_unasked`, was `UNBIASED`: `full`; wait while `busy == IN`, `bias =
+//! INSIDE`, in; `bias = UNBIASED`. So who visits an owner that has not entered since the last visit asks no kernel.
 //!
 //! # Invariants
-//! - I1. Owner and visitor are never both inside (P8, `light`/`heavy`: at least one of them sees the other's store).
-//! - I2. Two visitors are never both inside: `revoked` is taken by compare-exchange.
-//! - I3. The owner never waits; a re-entrant owner (signal, interrupt, drop glue) sees `busy == 1` and fails.
+//! - I1. Owner and visitor are never both inside (P8: at least one of them sees the other's store).
+//! - I2. Two visitors are never both inside: `WANTED` is taken by compare-exchange, from states without a visitor.
+//! - I3. The owner never waits; a re-entrant owner (signal, interrupt, drop glue) reads `IN` and fails, having changed
+//!   nothing. One that comes before the store of `IN`, or after that of `OUT`, runs whole, and leaves `OUT` behind: what
+//!   the owner below has read of `busy` (0 or `OUT`) still says "not inside".
+//! - I4. Nobody but the owner, inside, makes `bias` `BIASED`, and a visitor that takes it from there fences every thread
+//!   by itself, whatever the mode of fences is by then. So the mode is a hint for the owner: it may be lost at any time.
 //!
 //! # Orderings
-//! - P8. Owner's `busy` store, `light`, `revoked` load (Acquire) / visitor's `revoked` store, `heavy`, `busy` load
-//!   (Acquire): forbids both inside. Owner's `busy = 0` (Release) / visitor's `busy` load: the owner's writes are
-//!   seen by the visitor. Visitor's `revoked = 0` (Release) / owner's `revoked` load: the reverse.
+//! - P8. Owner's `busy` store, fence, `bias` load / visitor's `bias` exchange, fence, `busy` load (Acquire): forbids both
+//!   inside. The fences are nothing but the compiler's / `heavy_unasked` from `BIASED`, `full` / `full` from `UNBIASED`.
+//!   Owner's `busy = OUT` (Release) / visitor's `busy` load: the owner's writes are seen by the visitor. Visitor's `bias =
+//!   UNBIASED` (Release) / owner's `bias` load in the slow entry (Acquire), visitor's exchange: the reverse; and the
+//!   owner's fast entries come after the slow one that wrote the `BIASED` that they read.
 //!
 //! # Progress
 //! Owner: wait-free. Visitor: waits for the owner's few instructions (or for as long as an owner is descheduled in them).
@@ -30,8 +48,8 @@
 //! # After a fork
 //! In the child of a fork, a lock that another thread held is held for ever. [`LocalLock::seize`] and
 //! [`SpinMutex::seize`] take it from the thread that is not there, and say whether that thread was inside, so that the
-//! value may be half changed. That is all that state 2 of `revoked` is for: a visitor waits in state 1, for a fence
-//! that takes longer than most visits.
+//! value may be half changed. That is all that `INSIDE` is for: a visitor waits in `WANTED`, for a fence that takes longer
+//! than most visits.
 
 use crate::fence;
 use crate::sync::Backoff;
@@ -40,6 +58,7 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
+use static_assertions::const_assert;
 
 /// A lock for per-slot data: cheap for the slot's owner, possible for everybody else.
 ///
@@ -99,18 +118,26 @@ pub unsafe trait LocalLock: super::ZeroInit + Send + Sync {
     }
 }
 
-/// `revoked` of a [`BiasedLock`]: nobody, a visitor that waits, a visitor that is inside.
-const NOBODY: u32 = 0;
-const WANTED: u32 = 1;
-const INSIDE: u32 = 2;
+/// `busy` of a [`BiasedLock`]; zero is out, too.
+const OUT: u32 = 1;
+const IN: u32 = 2;
+
+/// `bias` of a [`BiasedLock`].
+const UNBIASED: u32 = 0;
+const BIASED: u32 = 1;
+const WANTED: u32 = 4;
+const INSIDE: u32 = 8;
+
+const_assert!(OUT & BIASED != 0);
+const_assert!((OUT | IN) & (UNBIASED | WANTED | INSIDE) == 0 && IN & BIASED == 0);
 
 /// The lock for a slot that one thread owns: no locked instruction and no fence for the owner.
 ///
-/// Owner: two loads, two stores, two predicted branches (and `light`'s mode test). Visitor: one
-/// compare-exchange and one heavy fence.
+/// Owner: two loads, two stores, one predicted branch; once after each visit, a full fence and a compare-exchange more.
+/// Visitor: one compare-exchange, and one heavy fence if the owner was inside since the last visit.
 pub struct BiasedLock {
     busy: AtomicU32,
-    revoked: AtomicU32,
+    bias: AtomicU32,
 }
 
 impl BiasedLock {
@@ -118,14 +145,83 @@ impl BiasedLock {
         /// An unlocked lock.
         #[must_use]
         pub const fn new() -> Self {
-            Self { busy: AtomicU32::new(0), revoked: AtomicU32::new(0) }
+            Self { busy: AtomicU32::new(0), bias: AtomicU32::new(UNBIASED) }
         }
+    }
+
+    /// Where the one test of [`LocalLock::try_enter`] fails.
+    #[cold]
+    #[inline(never)]
+    fn enter_slow(&self, before: u32) -> bool {
+        self.enter_fenced(before)
+    }
+
+    /// The rest of the entry of an owner that found `before` in `busy` and has stored `IN`.
+    #[inline(always)]
+    fn enter_fenced(&self, before: u32) -> bool {
+        if before == IN {
+            return false;
+        }
+        if cfg!(not(weaken = "p8")) {
+            fence::full();
+        }
+        // ORDERING: P8 (owner's load): Acquire meets the visitor's Release of `UNBIASED`.
+        let bias = self.bias.load(REVOKED_LOAD);
+        if (bias == UNBIASED && self.take_bias()) || bias == BIASED {
+            return true;
+        }
+        // ORDERING: P8 (owner backs out): nothing was written inside.
+        self.busy.store(OUT, Ordering::Release);
+        false
+    }
+
+    /// Spares the owner's next entries the fence, if that can be. False if a visitor came, which backs off or waits.
+    #[inline(always)]
+    fn take_bias(&self) -> bool {
+        if !fence::owners_may_omit() {
+            return true;
+        }
+        #[cfg(weaken = "p8_bias")]
+        {
+            // ORDERING: none: a mutant.
+            self.bias.store(BIASED, Ordering::Relaxed);
+            return true;
+        }
+        // ORDERING: P8: Relaxed, since whoever wrote `UNBIASED` anew has been inside no more than the one that was read
+        // (this owner is, I1); an exchange, so that no `WANTED` is overwritten, and P8's Release is passed on.
+        #[cfg(not(weaken = "p8_bias"))]
+        self.bias
+            .compare_exchange(UNBIASED, BIASED, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Makes the visitor known, and fences: whether the lock had no visitor before.
+    fn revoke(&self) -> bool {
+        // ORDERING: Relaxed: the exchange below says whether it is still so.
+        let bias = self.bias.load(Ordering::Relaxed);
+        if bias & !BIASED != 0 {
+            return false;
+        }
+        // ORDERING: P8 (visitor's store): Acquire meets the previous visitor's Release (I2).
+        if self
+            .bias
+            .compare_exchange(bias, WANTED, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            return false;
+        }
+        if bias == UNBIASED {
+            fence::full();
+        } else if cfg!(not(weaken = "p8_heavy")) {
+            fence::heavy_unasked();
+        }
+        true
     }
 
     /// For [`LocalLock::seize`]: from here on the value may be half changed.
     fn note_visitor_inside(&self) {
         // ORDERING: Relaxed: read in the child of a fork only, which finds each thread between two of its instructions.
-        self.revoked.store(INSIDE, Ordering::Relaxed);
+        self.bias.store(INSIDE, Ordering::Relaxed);
         // ORDERING: the compiler's order of the store before the visitor's, for the same reader.
         #[cfg(not(loom))]
         crate::sync::atomic::compiler_fence(Ordering::SeqCst);
@@ -144,12 +240,12 @@ impl fmt::Debug for BiasedLock {
             // ORDERING: Relaxed: a report for people.
             .field("busy", &self.busy.load(Ordering::Relaxed))
             // ORDERING: Relaxed: a report for people.
-            .field("revoked", &self.revoked.load(Ordering::Relaxed))
+            .field("bias", &self.bias.load(Ordering::Relaxed))
             .finish()
     }
 }
 
-/// P8: what the owner's read of `revoked` and its exit are worth, and their mutants.
+/// P8: what the owner's read of `bias` and its exit are worth, and their mutants.
 const REVOKED_LOAD: Ordering = if cfg!(weaken = "p8_revoked") {
     Ordering::Relaxed
 } else {
@@ -168,81 +264,74 @@ unsafe impl LocalLock for BiasedLock {
     #[inline(always)]
     unsafe fn try_enter(&self) -> bool {
         // ORDERING: Relaxed: same thread (I3).
-        if self.busy.load(Ordering::Relaxed) != 0 {
-            return false;
+        let before = self.busy.load(Ordering::Relaxed);
+        // ORDERING: P8 (owner's store): ordered before the loads of `bias` by the fences.
+        self.busy.store(IN, Ordering::Relaxed);
+        if !fence::CAN_OMIT {
+            return self.enter_fenced(before);
         }
-        // ORDERING: P8 (owner's store): ordered before the load of `revoked` by `light`.
-        self.busy.store(1, Ordering::Relaxed);
-        if cfg!(not(weaken = "p8")) {
-            fence::light();
+        // What `heavy_unasked` does for a biased owner elsewhere, the model's owner does itself, biased only.
+        #[cfg(all(loom, not(weaken = "p8_biased")))]
+        if self.bias.load(Ordering::Relaxed) == BIASED {
+            fence::full();
         }
-        // ORDERING: P8 (owner's load): Acquire meets the visitor's Release of `revoked = 0`.
-        if self.revoked.load(REVOKED_LOAD) == NOBODY {
-            return true;
-        }
-        // ORDERING: P8 (owner backs out): nothing was written inside.
-        self.busy.store(0, Ordering::Release);
-        false
+        // ORDERING: P8, the compiler's half: the store above stays above the load below.
+        #[cfg(not(loom))]
+        crate::sync::atomic::compiler_fence(Ordering::SeqCst);
+        // ORDERING: P8 (owner's load): Relaxed, since `BIASED` is the owner's own store, after its Acquire in the slow entry.
+        let inside = before & self.bias.load(Ordering::Relaxed) != 0;
+        // ORDERING: P8, the compiler's half: what is done inside stays below.
+        #[cfg(not(loom))]
+        crate::sync::atomic::compiler_fence(Ordering::SeqCst);
+        inside || self.enter_slow(before)
     }
 
     #[inline(always)]
     unsafe fn leave(&self) {
-        // ORDERING: P8 (owner's exit): the visitor's Acquire of `busy == 0` sees what was written.
-        self.busy.store(0, BUSY_CLEAR);
+        // ORDERING: P8 (owner's exit): the visitor's Acquire of `OUT` sees what was written.
+        self.busy.store(OUT, BUSY_CLEAR);
     }
 
     fn visit(&self) {
         let backoff = Backoff::new();
-        // ORDERING: P8 (visitor's store): Acquire meets the previous visitor's Release (I2).
-        while self
-            .revoked
-            .compare_exchange_weak(NOBODY, WANTED, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
+        while !self.revoke() {
             backoff.snooze();
         }
-        fence::heavy();
         // ORDERING: P8 (visitor's load): Acquire meets the owner's Release at exit.
-        while self.busy.load(Ordering::Acquire) != 0 {
+        while self.busy.load(Ordering::Acquire) == IN {
             backoff.snooze();
         }
         self.note_visitor_inside();
     }
 
     fn try_visit(&self) -> bool {
-        // ORDERING: P8 (visitor's store), as in `visit`.
-        if self
-            .revoked
-            .compare_exchange(NOBODY, WANTED, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
+        if !self.revoke() {
             return false;
         }
-        fence::heavy();
         // ORDERING: P8 (visitor's load), as in `visit`.
-        if self.busy.load(Ordering::Acquire) == 0 {
+        if self.busy.load(Ordering::Acquire) != IN {
             self.note_visitor_inside();
             return true;
         }
-        // ORDERING: P8 (visitor backs out): nothing was written inside.
-        self.revoked.store(NOBODY, Ordering::Release);
+        // ORDERING: P8 (visitor backs out): Release passes on what it acquired of the visitor before.
+        self.bias.store(UNBIASED, Ordering::Release);
         false
     }
 
     unsafe fn unvisit(&self) {
-        // ORDERING: P8 (visitor's exit): the owner's Acquire of `revoked == 0` sees what was written.
-        self.revoked.store(NOBODY, Ordering::Release);
+        // ORDERING: P8 (visitor's exit): the owner's Acquire of `UNBIASED` sees what was written.
+        self.bias.store(UNBIASED, Ordering::Release);
     }
 
     unsafe fn seize(&self) -> bool {
         // ORDERING: Relaxed: there is one thread.
-        let busy = self.busy.load(Ordering::Relaxed) != 0;
+        let busy = self.busy.load(Ordering::Relaxed) == IN;
         // ORDERING: Relaxed: there is one thread.
-        let visited = self.revoked.load(Ordering::Relaxed) == INSIDE;
+        let visited = self.bias.load(Ordering::Relaxed) == INSIDE;
         // ORDERING: Relaxed: there is one thread; others come after it by the spawn that makes them.
-        self.busy.store(0, Ordering::Relaxed);
+        self.busy.store(OUT, Ordering::Relaxed);
         // ORDERING: Relaxed: as above.
-        self.revoked.store(INSIDE, Ordering::Relaxed);
+        self.bias.store(INSIDE, Ordering::Relaxed);
         !busy && !visited
     }
 }
