@@ -126,7 +126,7 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
             if let Some(page) = block {
                 let state = State::listed(req.order, false).with(req.mobility);
                 // SAFETY: the slot is the caller's, just now.
-                unsafe { self.free_slow(self.cpus.current(), page, state, Attempt::NoWait) };
+                unsafe { self.free_slow(page, state, Attempt::NoWait) };
             }
         });
         self.relieve_if_noted();
