@@ -125,8 +125,7 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         let undo = OnUnwind::new(|| {
             if let Some(page) = block {
                 let state = State::listed(req.order, false).with(req.mobility);
-                // SAFETY: the slot is the caller's, just now.
-                unsafe { self.free_slow(page, state, Attempt::NoWait) };
+                self.free_slow(page, state, Attempt::NoWait);
             }
         });
         self.relieve_if_noted();
