@@ -20,7 +20,7 @@ pub(crate) const ENTRIES: usize = (PAGE_SIZE - HEADER) / size_of::<usize>();
 
 /// What a block's entries are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u16)]
 pub(crate) enum Kind {
     /// Objects of the [`Objects`], freed in bulk.
     Small,
@@ -48,8 +48,10 @@ pub(crate) struct Block {
     pub(crate) next: *mut Block,
     pub(crate) cookie: Cookie,
     bytes: usize,
-    len: u32,
+    len: u16,
     kind: Kind,
+    /// The monitor's round in which this block was begun.
+    pub(crate) born: u32,
     _reserved: usize,
     entries: [MaybeUninit<*mut ()>; ENTRIES],
 }
@@ -69,6 +71,7 @@ impl Block {
             bytes: 0,
             len: 0,
             kind,
+            born: 0,
             _reserved: 0,
             entries: [MaybeUninit::uninit(); ENTRIES],
         };

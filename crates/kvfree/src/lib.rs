@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
+// The models under loom take the protocols' files in by themselves.
+#![cfg(not(loom))]
 
 mod batched;
 mod block;
@@ -9,7 +11,11 @@ mod config;
 pub mod conformance;
 #[cfg(feature = "slab")]
 mod kmalloc;
+mod no_sheaves;
 mod objects;
+mod passes;
+mod rounds;
+mod shared;
 mod stats;
 mod unbatched;
 mod waiting;
@@ -17,10 +23,13 @@ mod waiting;
 pub use batched::Kvfree;
 pub use budget::OverLimit;
 pub use config::Config;
+pub use no_sheaves::NoSheaves;
 pub use objects::{DeferFree, DropFn, Objects};
-pub use stats::KvfreeStats;
+pub use stats::{KvfreeStats, SlotStats};
 pub use unbatched::Unbatched;
 
+#[cfg(feature = "std")]
+mod duty;
 #[cfg(feature = "std")]
 mod heap;
 #[cfg(feature = "std")]

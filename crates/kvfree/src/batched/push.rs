@@ -5,7 +5,6 @@
 //! itself, so that nothing is added. Who asked by `try_retire` gets the object back. Two arguments can neither wait nor fail:
 //! they are taken in, and counted as overdrawn.
 
-use super::reclaim::Round;
 use super::{ASK_HEADS, Context, KvSlot, Kvfree};
 use crate::block::{Kind, Line, contained};
 use crate::objects::{DropFn, Objects};
@@ -40,15 +39,16 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// # Safety
     /// 1. The object came from [`Self::objects`]; no new reader can find it; it is given up if `Ok` comes back.
     pub unsafe fn try_retire(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
-        // SAFETY: the caller's debt 1.
-        if unsafe { self.inner().objects.try_defer(object) } {
-            return Ok(());
+        let taken = !self.inner().is_over()
+            // SAFETY: the caller's debt 1.
+            && (unsafe { self.inner().objects.try_defer(object) }
+                || self.push(self.entry_of(object), &mut None, Context::Any).is_some());
+        if taken {
+            Ok(())
+        } else {
+            self.inner().counters.refused();
+            Err(object)
         }
-        if self.inner().is_over() {
-            return Err(object);
-        }
-        self.push(self.entry_of(object), &mut None, Context::Any)
-            .ok_or(object)
     }
 
     /// Retires something that is not of the [`Objects`]: after a grace period, `drop(object)` is called on a thread
@@ -106,7 +106,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         // SAFETY: the caller's own slot.
         let mut waiting = unsafe { slot.waiting.try_enter() }?;
         let seal_bytes = inner.config.ask_bytes;
-        let pushed = waiting.push(entry, seal_bytes, &inner.rcu, &inner.pages, spare);
+        let now = || inner.now();
+        let pushed = waiting.push(entry, seal_bytes, &inner.rcu, &inner.pages, spare, now);
         // A starved slot has the monitor come by too, which brings blocks (K7).
         inner.note(number, slot, pushed.is_none_or(|p| p.first));
         let Some(pushed) = pushed else {
@@ -114,9 +115,9 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             inner.config.watch(false);
             return None;
         };
+        inner.budget.charge(pushed.charge);
         let ask = inner.wants_to_ask(&mut waiting, pushed);
         drop(waiting);
-        inner.budget.charge(pushed.charge);
         self.after_push(slot, entry.kind, pushed, ask, context);
         Some(())
     }
@@ -135,7 +136,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         if pushed.first {
             inner.config.watch(false);
         }
-        if !pushed.sealed {
+        if !pushed.sealed && !ask {
             return;
         }
         // Only who may sleep frees here, and no foreign code: the rest is the monitor's, soon.
@@ -150,14 +151,14 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         if !frees_here {
             return;
         }
-        if let Some(round) = Round::begin(slot) {
+        if let Some(round) = slot.rounds.begin() {
             // SAFETY: the caller of `push` owns the slot; its guard is gone.
             let batch = unsafe { slot.waiting.try_enter() }
                 .map(|mut waiting| waiting.take_ripe(&inner.rcu, false));
             let mut empty = batch.map_or_else(Line::new, |batch| inner.free(batch));
             // SAFETY: as above.
             if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
-                waiting.restock(&mut empty);
+                waiting.restock(&mut empty, slot.most_stock());
             }
             inner.free_blocks(empty);
             drop(round);
@@ -200,12 +201,14 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             // SAFETY: the caller's own slot.
             if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
                 // SAFETY: valid until freed and on no list, as the caller of `retire` owes.
-                let pushed = unsafe { waiting.push_head(head, bytes) };
+                let pushed =
+                    unsafe { waiting.push_head(head, bytes, &inner.rcu, || inner.now()) };
                 let first = pushed.first;
-                let ask = waiting.nr_heads().is_multiple_of(ASK_HEADS);
+                inner.budget.charge(pushed.charge);
+                let ask = inner.wants_to_ask(&mut waiting, pushed)
+                    || waiting.nr_heads().is_multiple_of(ASK_HEADS);
                 inner.note(number, slot, first);
                 drop(waiting);
-                inner.budget.charge(pushed.charge);
                 if ask {
                     inner.rcu.start();
                     inner.rcu.drive();
@@ -216,10 +219,11 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
                 return;
             }
         }
-        inner.counters.by_head();
-        inner.note_shared(bytes);
+        inner.counters.shared();
+        // Before anyone can discharge them (I3).
+        inner.budget.charge(bytes);
         // SAFETY: valid until freed and on no list, as the caller of `retire` owes; any thread may free it.
-        if unsafe { inner.shared.push(head) } {
+        if unsafe { inner.shared.push(head, bytes) } {
             inner.config.watch(false);
         }
     }
