@@ -189,6 +189,59 @@ fn t15_a_barrier_waits_for_what_a_retiring_thread_has_taken() {
     });
 }
 
+/// Barriers that come while one is on share the next pass, which runs one grace period at most: many cost two, not one each.
+#[test]
+fn t11_k14_barriers_that_come_together_share_a_pass() {
+    const BARRIERS: usize = 8;
+    with_front(|front, gate| {
+        retire(front, 3);
+        Waited.synchronize();
+        let entered = &AtomicUsize::new(0);
+        std::thread::scope(|s| {
+            // Its pass stops at the gate.
+            let first = s.spawn(|| front.barrier());
+            gate.wait_for_arrival();
+            let passes = front.stats().barrier_passes;
+            retire(front, 5);
+            let barriers: Vec<_> = (0..BARRIERS)
+                .map(|_| {
+                    s.spawn(move || {
+                        entered.fetch_add(1, Ordering::Relaxed);
+                        front.barrier();
+                        assert_eq!(gate.freed.load(Ordering::Relaxed), 8);
+                    })
+                })
+                .collect();
+            while entered.load(Ordering::Relaxed) < BARRIERS {
+                std::thread::yield_now();
+            }
+            // Time to get from there into the barrier; who is late costs a pass more, and there is room for that below.
+            (0..1000).for_each(|_| std::thread::yield_now());
+            gate.open();
+            first.join().unwrap();
+            barriers.into_iter().for_each(|b| b.join().unwrap());
+            let passes = front.stats().barrier_passes - passes;
+            assert!((2..BARRIERS).contains(&passes), "{passes} passes");
+        });
+    });
+}
+
+/// A pass that panics counts for nobody: the barriers that wait make another one.
+#[test]
+fn t11_barriers_do_not_rely_on_a_pass_that_panicked() {
+    with_front(|front, gate| {
+        gate.open();
+        retire(front, 3);
+        let guard = rcu_core::read_lock::<Waited>();
+        let barrier = std::panic::AssertUnwindSafe(|| front.barrier());
+        assert!(std::panic::catch_unwind(barrier).is_err());
+        drop(guard);
+        assert_eq!(front.stats().barrier_passes, 0);
+        front.barrier();
+        assert_eq!((front.stats().barrier_passes, gate.freed.load(Ordering::Relaxed)), (1, 3));
+    });
+}
+
 #[test]
 fn t11_barriers_share_with_monitors_and_each_other() {
     with_front(|front, gate| {

@@ -61,8 +61,10 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
                 return freed;
             }
             if let Some(round) = slot.rounds.begin() {
-                let batch = (slot.waiting.try_visit())
-                    .map(|mut waiting| waiting.take_ripe(&inner.rcu, false));
+                let batch = slot.waiting.try_visit().map(|mut waiting| {
+                    waiting.seal();
+                    waiting.take_ripe(&inner.rcu, false)
+                });
                 freed += batch.map_or(0, |batch| inner.free_and_give_back(batch));
                 drop(round);
             }
