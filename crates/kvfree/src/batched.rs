@@ -177,7 +177,9 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             counters: Counters::default(),
             hook: UnsafeCell::new(MaybeUninit::uninit()),
             // SAFETY: whoever lists it answers for that (see `shrinker`).
-            pressure: unsafe { PressureHook::new(Self::shrink, inner.as_ptr().cast_const().cast()) },
+            pressure: unsafe {
+                PressureHook::new(Self::shrink, inner.as_ptr().cast_const().cast())
+            },
         };
         // SAFETY: the block is ours, aligned to pages and large enough.
         unsafe { inner.write(value) };

@@ -1,5 +1,7 @@
 //! Memory that waits stays within its limit, and who may wait is who waits.
 
+#![cfg(not(loom))]
+
 mod common;
 
 use common::{Defer, Hand, Ledger, ManualRcu, Pages};

@@ -1,6 +1,6 @@
 //! The conformance tests of this crate's traits, run by every implementation.
 
-#![cfg(feature = "std")]
+#![cfg(all(feature = "std", not(loom)))]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! One operation string through {tiny, tree} × {batched, unbatched} × {sheaves, none}, and with pages that are refused: the same must be seen.
 
-#![cfg(feature = "std")]
+#![cfg(all(feature = "std", not(loom)))]
 
 mod common;
 

@@ -1,6 +1,8 @@
 //! Operation strings against books that know when each object may be freed, over pages that work, that are refused, and that fail
 //! at every call there is.
 
+#![cfg(not(loom))]
+
 mod common;
 
 use common::{Defer, Failure, Hand, Item, Ledger, ManualRcu, Pages, Random};

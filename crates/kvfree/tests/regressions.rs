@@ -1,5 +1,7 @@
 //! Historic bugs and the posts that asked for all this, a test each, named after their row.
 
+#![cfg(not(loom))]
+
 mod common;
 
 use common::{Defer, Failure, Hand, Item, Ledger, ManualRcu, Pages};

@@ -1,65 +1,19 @@
-//! The rows of kvfree, and the posts that asked for them, as far as slots, pages and grace periods by hand can show.
+//! The rows of kvfree, as far as slots, pages and grace periods by hand can show.
+
+#![cfg(not(loom))]
 
 mod common;
 
-use common::{Defer, Failure, Hand, Item, LARGE_BYTES, Ledger, ManualRcu, Pages};
-use kvfree::{Config, DeferFree, Kvfree, Objects, Unbatched};
-use pagealloc::{Attempt, Order, PageAlloc, PageReq};
-use rcu_core::cpu::Slot;
+use common::{
+    BLOCK, Books, Defer, Failure, Front, Hand, LARGE_BYTES, Ledger, ManualRcu, Pages, front,
+    retire, retire_head, retire_many, retire_with,
+};
+use kvfree::{Config, DeferFree, Kvfree};
+use pagealloc::Attempt;
 use rcu_core::{Callback, Cookie, GracePeriod, Head, HeadOffset, Rcu};
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
-
-/// Objects in a block.
-const BLOCK: usize = 507;
-
-type Books<'a> = Ledger<&'a ManualRcu>;
-type Front<'a> = Kvfree<&'a Hand, &'a Pages, &'a ManualRcu, &'a Books<'a>>;
-
-fn front<'a>(
-    hand: &'a Hand,
-    pages: &'a Pages,
-    rcu: &'a ManualRcu,
-    ledger: &'a Books<'a>,
-    config: Config,
-) -> Front<'a> {
-    // SAFETY: the ledger waits for the grace periods of `rcu`; every test drops the front end before what it borrows.
-    unsafe { Kvfree::new(hand, pages, rcu, ledger, config) }.unwrap()
-}
-
-/// A new object, retired with two arguments.
-fn retire(front: &impl DeferFree, ledger: &Books<'_>, large: bool) -> Item {
-    let item = ledger.alloc(large);
-    ledger.retiring(item);
-    // SAFETY: the ledger's object, with its head, given up.
-    ledger.without_freeing(|| unsafe { front.retire(item.head(), Item::OFFSET) });
-    item
-}
-
-fn retire_many(front: &impl DeferFree, ledger: &Books<'_>, objects: usize) {
-    for _ in 0..objects {
-        retire(front, ledger, false);
-    }
-}
-
-/// One with a function that drops it.
-fn retire_with(front: &Front<'_>, ledger: &Books<'_>) -> Item {
-    let item = ledger.alloc(false);
-    ledger.retiring(item);
-    // SAFETY: the ledger's object and its function, given up.
-    unsafe { front.retire_with_mightsleep(item.at, Books::DROP, 64) };
-    item
-}
-
-/// One with a head and a function of its own.
-fn retire_head(front: &Front<'_>, ledger: &Books<'_>) -> Item {
-    let item = ledger.alloc(false);
-    ledger.retiring(item);
-    // SAFETY: the ledger's object, its head and its function, given up.
-    unsafe { front.retire_head(item.head(), Books::CALLBACK, 64) };
-    item
-}
 
 /// Small ones, large ones, pairs and heads wait apart, each as it is to be freed.
 #[test]
@@ -142,93 +96,6 @@ fn k7_t4_the_stock_is_refilled_only_after_a_back_off() {
     ledger.assert_no_faults();
 }
 
-/// A block that fills hurries the monitor; an object that is alone does not.
-#[test]
-fn k8_post_2020_headless_much_is_drained_soon() {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    static LATER: AtomicUsize = AtomicUsize::new(0);
-    static SOON: AtomicUsize = AtomicUsize::new(0);
-    let config = Config::new().ask_after_blocks(1).watched_by(|soon| {
-        if soon { &SOON } else { &LATER }.fetch_add(1, Ordering::Relaxed);
-    });
-    let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::new());
-    let ledger = Ledger::new(&rcu, Defer::Never);
-    let front = front(&hand, &pages, &rcu, &ledger, config);
-    retire(&front, &ledger, false);
-    let counts = || (LATER.load(Ordering::Relaxed), SOON.load(Ordering::Relaxed));
-    assert_eq!(counts(), (1, 0), "watched from the first on");
-    retire_many(&front, &ledger, BLOCK - 1);
-    assert_eq!(counts(), (1, 0), "and by nobody else");
-    retire(&front, &ledger, false);
-    assert_eq!(counts(), (1, 1), "a block is full");
-    front.barrier();
-    ledger.assert_no_faults();
-}
-
-/// How `Objects` are freed: counts calls of its bulk.
-struct Bulks<'a> {
-    ledger: &'a Books<'a>,
-    calls: Cell<usize>,
-}
-
-// SAFETY: the ledger's answers, and its frees.
-unsafe impl Objects for Bulks<'_> {
-    unsafe fn try_defer(&self, _object: NonNull<u8>) -> bool {
-        false
-    }
-
-    fn is_large(&self, object: NonNull<u8>) -> bool {
-        self.ledger.is_large(object)
-    }
-
-    fn size_bytes(&self, object: NonNull<u8>) -> usize {
-        self.ledger.size_bytes(object)
-    }
-
-    unsafe fn free_bulk(&self, objects: &mut [NonNull<u8>]) {
-        self.calls.set(self.calls.get() + 1);
-        // SAFETY: the caller's debt.
-        unsafe { self.ledger.free_bulk(objects) };
-    }
-
-    fn barrier(&self) {}
-
-    fn reap(&self) -> usize {
-        0
-    }
-
-    fn waiting_bytes(&self) -> usize {
-        0
-    }
-}
-
-/// The follow-up of 2019: an array of pointers, freed at once; and heads, gathered.
-#[test]
-fn k10_post_2019_objects_are_freed_in_bulk() {
-    let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::auto());
-    let ledger = Ledger::new(&rcu, Defer::Never);
-    let calls = Cell::new(0);
-    let objects = Bulks {
-        ledger: &ledger,
-        calls,
-    };
-    // SAFETY: nothing is deferred; the front end is dropped first.
-    let front = unsafe { Kvfree::new(&hand, &pages, &rcu, &objects, Config::new()) }.unwrap();
-    for _ in 0..10 * BLOCK {
-        retire(&front, &ledger, false);
-    }
-    front.barrier();
-    assert_eq!((ledger.waiting(), objects.calls.get()), (0, 10));
-    pages.set_failure(Failure::From(0));
-    hand.bounce();
-    for _ in 0..640 {
-        retire(&front, &ledger, false);
-    }
-    front.barrier();
-    assert_eq!((ledger.waiting(), objects.calls.get()), (0, 20));
-    ledger.assert_no_faults();
-}
-
 /// However many objects a drain interval has, it costs a grace period, not one for each of them or their blocks.
 #[test]
 fn k11_a_drain_interval_costs_one_grace_period() {
@@ -255,8 +122,14 @@ fn k12_the_shrinker_frees_what_is_ripe_and_drops_what_is_kept() {
     let (hand, pages, rcu) = (Hand::new(2), Pages::new(), ManualRcu::new());
     let ledger = Ledger::new(&rcu, Defer::Never);
     let front = front(&hand, &pages, &rcu, &ledger, Config::new());
-    assert_eq!((front.shrink_count(), front.shrink_scan(10)), (0, 0), "EMPTY");
-    let first: Vec<_> = (0..2 * BLOCK + 1).map(|_| retire(&front, &ledger, false)).collect();
+    assert_eq!(
+        (front.shrink_count(), front.shrink_scan(10)),
+        (0, 0),
+        "EMPTY"
+    );
+    let first: Vec<_> = (0..2 * BLOCK + 1)
+        .map(|_| retire(&front, &ledger, false))
+        .collect();
     hand.go(Some(1));
     let large: Vec<_> = (0..30).map(|_| retire(&front, &ledger, true)).collect();
     let with = retire_with(&front, &ledger);
@@ -307,25 +180,6 @@ fn k12_the_shrinker_may_run_inside_of_an_allocation() {
     unsafe { front.retire_mightsleep(item.at) };
     assert!(ledger.is_freed(old), "the hook has run");
     front.barrier();
-    ledger.assert_no_faults();
-}
-
-/// Before anybody looks, and on a thread that has no slot yet, objects are taken in, and the first look finds them.
-#[test]
-fn k13_post_2019_what_is_retired_before_the_monitor_is_there() {
-    let (hand, pages, rcu) = (Hand::new(2), Pages::failing(Failure::Never), ManualRcu::new());
-    let ledger = Ledger::new(&rcu, Defer::Never);
-    let front = front(&hand, &pages, &rcu, &ledger, Config::new());
-    for slot in [None, Some(1), None] {
-        hand.go(slot);
-        retire_many(&front, &ledger, 20);
-    }
-    assert_eq!((front.stats().shared, ledger.freed()), (40, 0));
-    hand.go(Some(0));
-    while front.tick() > 0 {
-        rcu.advance_wanted();
-    }
-    assert_eq!(ledger.waiting(), 0);
     ledger.assert_no_faults();
 }
 
@@ -526,225 +380,4 @@ fn t12_offsets_end_at_4096_words() {
         assert!(made.is_err());
     }
     assert!(std::panic::catch_unwind(|| HeadOffset::from_bytes(WORD + 1)).is_err());
-}
-
-/// Frees by the word in the head alone: no function of who retired is needed any more, so none need be waited for before its code goes.
-#[test]
-fn k1_post_2008_callbacks_free_by_offset() {
-    let rcu = ManualRcu::new();
-    let ledger = Ledger::new(&rcu, Defer::Never);
-    rcu.set_free(Books::FREE);
-    // SAFETY: `rcu` frees objects of the ledger.
-    let twin = unsafe { Unbatched::new(&rcu, &ledger) };
-    let items: Vec<_> = (0..50).map(|_| retire(&twin, &ledger, false)).collect();
-    for item in &items {
-        // SAFETY: queued, and not freed yet.
-        let callback = unsafe { item.head().as_ref() }.callback();
-        assert!(matches!(callback, Callback::Free(offset) if offset == Item::OFFSET));
-    }
-    rcu.advance();
-    rcu.advance();
-    rcu.run_callbacks();
-    assert!(items.iter().all(|&item| ledger.is_freed(item)));
-    ledger.assert_no_faults();
-}
-
-/// Large objects, whose freeing may take locks of the system's, are freed where that is allowed only, blocks or no blocks.
-#[test]
-fn k10_post_2008_large_objects_are_freed_outside_of_callbacks() {
-    for failure in [Failure::Never, Failure::From(0)] {
-        let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::auto());
-        let ledger = Ledger::new(&rcu, Defer::Never);
-        let front = front(&hand, &pages, &rcu, &ledger, Config::new().ask_after_blocks(1));
-        pages.set_failure(failure);
-        for _ in 0..200 {
-            // Ripe ones in line, and nothing freed by who retires and may not wait.
-            retire(&front, &ledger, true);
-            ledger.without_freeing(|| rcu.run_callbacks());
-        }
-        assert_eq!(ledger.freed(), 0);
-        front.barrier();
-        assert_eq!(ledger.freed(), 200);
-        ledger.assert_no_faults();
-    }
-}
-
-/// Blocks in a chain, oldest first: what is not ripe holds nothing up that came before it.
-#[test]
-fn k5_post_2020_lockless_blocks_in_a_chain() {
-    let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::new());
-    let ledger = Ledger::new(&rcu, Defer::Never);
-    let front = front(&hand, &pages, &rcu, &ledger, Config::new());
-    let old: Vec<_> = (0..2 * BLOCK).map(|_| retire(&front, &ledger, false)).collect();
-    rcu.step();
-    let new: Vec<_> = (0..2 * BLOCK).map(|_| retire(&front, &ledger, false)).collect();
-    rcu.step();
-    front.tick();
-    assert!(old.iter().all(|&item| ledger.is_freed(item)));
-    assert!(new.iter().all(|&item| !ledger.is_freed(item)));
-    rcu.advance();
-    front.tick();
-    assert!(new.iter().all(|&item| ledger.is_freed(item)));
-    ledger.assert_no_faults();
-}
-
-/// Who calls knows its context: two arguments go by the head without a page, one argument asks for one and waits.
-#[test]
-fn k2_k3_post_2020_lockless_callers_know_their_context() {
-    let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::new());
-    let ledger = Ledger::new(&rcu, Defer::Never);
-    let front = front(&hand, &pages, &rcu, &ledger, Config::new());
-    pages.set_failure(Failure::From(0));
-    rcu.enter();
-    let two = retire(&front, &ledger, false);
-    // SAFETY: entered above.
-    unsafe { rcu.exit(()) };
-    assert_eq!((front.stats().by_head, front.stats().synchronized), (1, 0));
-    assert_eq!(rcu.grace_periods(), 0);
-    let one = ledger.alloc(false);
-    ledger.retiring(one);
-    // SAFETY: the ledger's object, given up.
-    unsafe { front.retire_mightsleep(one.at) };
-    assert_eq!((front.stats().by_head, front.stats().synchronized), (1, 1));
-    assert!(ledger.is_freed(one) && !ledger.is_freed(two));
-    front.barrier();
-    ledger.assert_no_faults();
-}
-
-/// What `stats` says of what waits: how long, where, and which ways were left.
-#[test]
-fn statistics_tell_age_and_place() {
-    let (hand, pages, rcu) = (Hand::new(3), Pages::new(), ManualRcu::new());
-    let ledger = Ledger::new(&rcu, Defer::Never);
-    let front = front(&hand, &pages, &rcu, &ledger, Config::new());
-    hand.go(Some(1));
-    retire(&front, &ledger, true);
-    for _ in 0..7 {
-        front.tick();
-    }
-    hand.go(Some(0));
-    pages.set_failure(Failure::From(0));
-    retire(&front, &ledger, false);
-    for _ in 0..3 {
-        front.tick();
-    }
-    let young = front.slot_stats(Slot::new(0)).unwrap();
-    let old = front.slot_stats(Slot::new(1)).unwrap();
-    assert_eq!((young.oldest_rounds, young.objects_waiting, young.by_head), (3, 1, 1));
-    assert_eq!((old.oldest_rounds, old.bytes_waiting), (10, LARGE_BYTES));
-    assert!(front.slot_stats(Slot::new(2)).is_none());
-    let stats = front.stats();
-    assert_eq!((stats.oldest_rounds, stats.objects_waiting), (10, 2));
-    // A thread that ends takes nothing away.
-    hand.bounce();
-    assert_eq!(front.stats().oldest_rounds, 10);
-    hand.go(Some(1));
-    hand.bounce();
-    front.tick();
-    assert_eq!(front.stats().oldest_rounds, 11);
-    let report = front.report().to_string();
-    assert!(report.contains("oldest for 11 rounds") && !report.contains("slot "), "{report}");
-    front.barrier();
-    retire(&front, &ledger, false);
-    assert_eq!(front.stats().oldest_rounds, 0);
-    assert!(front.report().to_string().contains("\nslot 1: waiting 1 objects"));
-    front.barrier();
-    ledger.assert_no_faults();
-}
-
-/// Above a slot's limit, every chunk asks for a grace period, by blocks or by heads; below it, nobody does.
-#[test]
-fn a_slot_above_its_limit_asks_at_once() {
-    const LIMIT: usize = 1 << 20;
-    for failure in [Failure::Never, Failure::From(0)] {
-        let (hand, pages, rcu) = (Hand::new(2), Pages::new(), ManualRcu::new());
-        let ledger = Ledger::new(&rcu, Defer::Never);
-        let config = Config::new().slot_limit(LIMIT).ask_after_bytes(usize::MAX);
-        let config = config.ask_after_blocks(usize::MAX).soft_limit(usize::MAX);
-        let front = front(&hand, &pages, &rcu, &ledger, config);
-        pages.set_failure(failure);
-        let mut bytes = [0; 2];
-        for n in 0..2 * (LIMIT / LARGE_BYTES) - 2 {
-            // Each by itself is below.
-            hand.go(Some(n as u32 % 2));
-            retire(&front, &ledger, true);
-            bytes[n % 2] += LARGE_BYTES;
-            assert!(!rcu.drive(), "asked for at {bytes:?}");
-        }
-        while !rcu.drive() {
-            retire(&front, &ledger, true);
-            bytes[1] += LARGE_BYTES;
-            assert!(bytes[1] <= LIMIT + (64 << 10) + LARGE_BYTES, "late");
-        }
-        front.barrier();
-        ledger.assert_no_faults();
-    }
-}
-
-/// At the limit the allocator's own batches take no more in than ours do.
-#[test]
-fn at_the_limit_nothing_is_deferred() {
-    let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::new());
-    let ledger = Ledger::new(&rcu, Defer::Always);
-    let front = front(&hand, &pages, &rcu, &ledger, Config::new().hard_limit(10 * LARGE_BYTES));
-    for _ in 0..11 {
-        retire(&front, &ledger, true);
-    }
-    front.tick();
-    let item = ledger.alloc(true);
-    // SAFETY: the ledger's object, still the test's if it comes back.
-    assert_eq!(unsafe { front.try_retire(item.at) }, Err(item.at));
-    assert_eq!(front.stats().refused, 1);
-    ledger.retiring(item);
-    // SAFETY: the ledger's object, given up.
-    unsafe { front.retire_mightsleep(item.at) };
-    assert!(ledger.is_freed(item), "its owner has waited");
-    assert_eq!(front.stats().synchronized, 1);
-    front.barrier();
-    ledger.assert_no_faults();
-}
-
-/// Whom the limit is told to may panic: what was charged for is discharged, and nothing is lost.
-#[test]
-fn a_panic_at_the_limit_loses_nothing() {
-    let config = Config::new().hard_limit(LARGE_BYTES).tells(|_| panic!("on purpose"));
-    let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::new());
-    let ledger = Ledger::new(&rcu, Defer::Never);
-    let front = front(&hand, &pages, &rcu, &ledger, config);
-    for _ in 0..4 {
-        retire(&front, &ledger, true);
-    }
-    let tick = std::panic::AssertUnwindSafe(|| front.tick());
-    assert!(std::panic::catch_unwind(tick).is_err());
-    while front.tick() > 0 {
-        rcu.advance_wanted();
-        rcu.advance();
-    }
-    assert_eq!((ledger.waiting(), front.stats().bytes_charged), (0, 0));
-    front.barrier();
-    ledger.assert_no_faults();
-}
-
-/// The slots' pages are the front end's own, and all of them go back.
-#[test]
-fn dropping_a_front_end_waits_for_its_own() {
-    for failure in [Failure::Never, Failure::From(0)] {
-        let (hand, pages, rcu) = (Hand::new(2), Pages::new(), ManualRcu::new());
-        let ledger = Ledger::new(&rcu, Defer::Sometimes);
-        let made = front(&hand, &pages, &rcu, &ledger, Config::new());
-        pages.set_failure(failure);
-        for slot in [Some(0), None, Some(1)] {
-            hand.go(slot);
-            retire_many(&made, &ledger, 100);
-            retire_head(&made, &ledger);
-        }
-        drop(made);
-        assert_eq!((ledger.waiting(), pages.outstanding()), (0, 0));
-        ledger.assert_no_faults();
-        // Nothing of it is left behind: the pages are whole.
-        pages.set_failure(Failure::Never);
-        let page = pages.alloc(PageReq::new(Order::ZERO)).unwrap();
-        // SAFETY: allocated just now.
-        unsafe { pages.free(page, Order::ZERO) };
-    }
 }

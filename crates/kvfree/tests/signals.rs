@@ -1,6 +1,6 @@
 //! K2: two-argument `retire` from a signal handler, wherever it interrupts.
 
-#![cfg(all(feature = "std", target_os = "linux", not(miri)))]
+#![cfg(all(feature = "std", target_os = "linux", not(miri), not(loom)))]
 
 use kvfree::{Config, DeferFree, Kvfree};
 use pagealloc::{Mmap, Zone};

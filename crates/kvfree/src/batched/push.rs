@@ -201,8 +201,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             // SAFETY: the caller's own slot.
             if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
                 // SAFETY: valid until freed and on no list, as the caller of `retire` owes.
-                let pushed =
-                    unsafe { waiting.push_head(head, bytes, &inner.rcu, || inner.now()) };
+                let pushed = unsafe { waiting.push_head(head, bytes, &inner.rcu, || inner.now()) };
                 let first = pushed.first;
                 inner.budget.charge(pushed.charge);
                 let ask = inner.wants_to_ask(&mut waiting, pushed)

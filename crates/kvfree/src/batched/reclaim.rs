@@ -1,8 +1,8 @@
 //! Freeing what was taken out, outside of every lock, in rounds that a barrier can wait for.
 
 use super::{Inner, KvSlot};
-use crate::budget::Budget;
 use crate::block::{Block, Kind, Line, contained};
+use crate::budget::Budget;
 use crate::objects::Objects;
 use crate::waiting::{Batch, STOCK};
 use core::ptr::NonNull;

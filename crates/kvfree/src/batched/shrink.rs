@@ -71,8 +71,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         }
         // Orphans have no round: a barrier's lock is held while they are freed (I1).
         if let Some(lock) = inner.barrier_lock.try_lock() {
-            let batch = (inner.orphans.try_lock())
-                .map(|mut orphans| orphans.take_ripe(&inner.rcu, false));
+            let batch =
+                (inner.orphans.try_lock()).map(|mut orphans| orphans.take_ripe(&inner.rcu, false));
             freed += batch.map_or(0, |batch| inner.free_and_give_back(batch));
             drop(lock);
         }
