@@ -226,6 +226,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             stats.add(&SlotStats::of(&slot.waiting.visit(), inner.now()));
         }
         stats.add(&SlotStats::of(&inner.orphans.lock(), inner.now()));
+        stats.objects_waiting += inner.shared.objects();
         stats.bytes_waiting += inner.shared.bytes();
         stats
     }

@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 /// For differential tests, for measurements, and where the allocator waits for grace periods of another RCU than the front end.
 ///
 /// ```
+/// # #[cfg(feature = "std")] {
 /// use kvfree::{Config, DeferFree, Kvfree, NoSheaves};
 /// use rcu_core::cpu::Threads;
 ///
@@ -20,6 +21,7 @@ use core::ptr::NonNull;
 /// unsafe { front.retire_mightsleep(object.cast()) };
 /// assert_eq!(front.stats().objects_waiting, 1);
 /// front.barrier();
+/// # }
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoSheaves<O>(

@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `heads` | the objects | pushed by compare-exchange, taken whole |
 //! | `bytes` | their bytes, all of them charged | added before the push, taken after the take |
+//! | `objects` | how many they are | added before the push, subtracted after the take |
 //!
 //! # Invariants
 //! - I1. `bytes` counts every object in `heads`; it may count some that are still on their way, or some that are taken, if others are still on
@@ -22,6 +23,7 @@ use rcu_core::{CbList, Head, HeadStack};
 pub(crate) struct Shared {
     heads: HeadStack,
     bytes: AtomicUsize,
+    objects: AtomicUsize,
 }
 
 impl Shared {
@@ -30,6 +32,7 @@ impl Shared {
             Self {
                 heads: HeadStack::new(),
                 bytes: AtomicUsize::new(0),
+                objects: AtomicUsize::new(0),
             }
         }
     }
@@ -41,6 +44,8 @@ impl Shared {
     pub(crate) unsafe fn push(&self, head: NonNull<Head>, bytes: usize) -> bool {
         // ORDERING: Relaxed: a number, which the push hands over (I1).
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        // ORDERING: Relaxed: as above.
+        self.objects.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's debt 1.
         unsafe { self.heads.push(head) }
     }
@@ -52,6 +57,8 @@ impl Shared {
             // Of objects that are on their way.
             return (heads, 0);
         }
+        // ORDERING: Relaxed: a number; what was taken is counted (I1).
+        self.objects.fetch_sub(heads.len(), Ordering::Relaxed);
         // ORDERING: Relaxed: a number; the bytes of what was taken are in (I1).
         (heads, self.bytes.swap(0, Ordering::Relaxed))
     }
@@ -60,5 +67,11 @@ impl Shared {
     pub(crate) fn bytes(&self) -> usize {
         // ORDERING: Relaxed: a number for reports.
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Objects that are about to be taken.
+    pub(crate) fn objects(&self) -> usize {
+        // ORDERING: Relaxed: a number for reports.
+        self.objects.load(Ordering::Relaxed)
     }
 }

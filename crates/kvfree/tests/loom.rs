@@ -266,7 +266,7 @@ fn p8_shared_bytes_go_with_their_heads() {
         take(false);
         pusher.join().unwrap();
         take(true);
-        assert_eq!((bytes, shared.bytes()), (100, 0));
+        assert_eq!((bytes, shared.bytes(), shared.objects()), (100, 0, 0));
     });
 }
 

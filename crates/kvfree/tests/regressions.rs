@@ -182,7 +182,9 @@ fn t6_counts_match_what_waits() {
             front.tick();
         }
     }
-    // Heads without a slot are counted once the monitor has taken them in.
+    // Before and after the monitor has taken in what came without a slot.
+    assert_eq!(front.stats().objects_waiting, ledger.waiting());
+    assert_eq!(front.shrink_count(), ledger.waiting());
     front.tick();
     assert_eq!(front.stats().objects_waiting, ledger.waiting());
     front.barrier();

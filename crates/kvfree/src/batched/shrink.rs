@@ -25,7 +25,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     #[doc(alias = "kfree_rcu_shrink_count")]
     pub fn shrink_count(&self) -> usize {
         let inner = self.inner();
-        let mut count = 0;
+        let mut count = inner.shared.objects();
         for slot in inner.used_slots() {
             // ORDERING: Relaxed: a hint.
             (slot.back_off).store(inner.config.back_off, Ordering::Relaxed);
