@@ -1,6 +1,7 @@
 //! How a front end behaves.
 
 use crate::budget::OverLimit;
+use crate::doubles::DoubleRetire;
 use core::fmt;
 use rcu_core::sync::Backoff;
 
@@ -27,6 +28,7 @@ pub struct Config {
     pub(crate) hard_bytes: usize,
     watch: Option<fn(bool)>,
     told: Option<fn(&OverLimit)>,
+    double: Option<fn(&DoubleRetire)>,
 }
 
 impl Default for Config {
@@ -45,6 +47,7 @@ impl Config {
             hard_bytes: HARD_BYTES,
             watch: None,
             told: None,
+            double: None,
         }
     }
 
@@ -83,6 +86,21 @@ impl Config {
     pub const fn tells(mut self, told: fn(&OverLimit)) -> Self {
         self.told = Some(told);
         self
+    }
+
+    /// Whom to tell of the first three objects that were retired while they waited; by default, under `std`, standard error.
+    /// Called in the context that found it: any that retires.
+    pub const fn tells_double(mut self, told: fn(&DoubleRetire)) -> Self {
+        self.double = Some(told);
+        self
+    }
+
+    pub(crate) fn tell_double(&self, double: &DoubleRetire) {
+        if let Some(told) = self.double {
+            return told(double);
+        }
+        #[cfg(feature = "std")]
+        std::eprintln!("kvfree: {double}");
     }
 
     #[cfg(feature = "std")]

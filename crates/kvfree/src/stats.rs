@@ -28,6 +28,10 @@ pub struct KvfreeStats {
     pub synchronized: usize,
     /// Destructors that panicked (contained under `std`).
     pub panicked: usize,
+    /// Objects found to be retired while they waited; see [`DoubleRetire`](crate::DoubleRetire).
+    pub doubles: usize,
+    /// Batches and places that other threads were just busy with when the process was forked: what was in them is leaked.
+    pub forgotten: usize,
 }
 
 impl KvfreeStats {
@@ -42,7 +46,7 @@ impl fmt::Display for KvfreeStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "waiting {} objects, {} bytes; about {} of {} bytes charged, {} objects overdrawn; freed {} blocks of {} objects; by head {}, by synchronize {}, panicked {}",
+            "waiting {} objects, {} bytes; about {} of {} bytes charged, {} objects overdrawn; freed {} blocks of {} objects; by head {}, by synchronize {}, panicked {}, twice {}",
             self.objects_waiting,
             self.bytes_waiting,
             self.bytes_charged,
@@ -52,7 +56,8 @@ impl fmt::Display for KvfreeStats {
             self.objects_in_blocks,
             self.by_head,
             self.synchronized,
-            self.panicked
+            self.panicked,
+            self.doubles
         )
     }
 }
@@ -64,6 +69,7 @@ pub(crate) struct Counters {
     by_head: AtomicUsize,
     synchronized: AtomicUsize,
     panicked: AtomicUsize,
+    forgotten: AtomicUsize,
 }
 
 /// Adds to a statistic.
@@ -87,6 +93,11 @@ impl Counters {
         add(&self.synchronized, 1);
     }
 
+    /// Something of a thread's that is gone was forgotten.
+    pub(crate) fn forgotten(&self) {
+        add(&self.forgotten, 1);
+    }
+
     pub(crate) fn panicked(&self, n: usize) {
         if n > 0 {
             add(&self.panicked, n);
@@ -107,6 +118,8 @@ impl Counters {
             by_head: get(&self.by_head),
             synchronized: get(&self.synchronized),
             panicked: get(&self.panicked),
+            doubles: 0,
+            forgotten: get(&self.forgotten),
         }
     }
 }
