@@ -86,12 +86,15 @@ impl<T, A: Allocator> Stored<T, A> {
                 unsafe { self.1.deallocate(self.0, Stored::<T, A>::LAYOUT) };
             }
         }
-        let stored = object.cast::<Self>().as_ptr();
+        // SAFETY: the allocator lies inside (1).
+        let allocator = unsafe { object.byte_add(offset_of!(Self, allocator)) };
         // SAFETY: moved out once (1).
-        let allocator = unsafe { (&raw const (*stored).allocator).read() };
+        let allocator = unsafe { allocator.cast::<A>().read() };
         let _free = Free::<T, A>(object, allocator, PhantomData);
+        // SAFETY: the value lies inside (1).
+        let value = unsafe { object.byte_add(offset_of!(Self, value)) };
         // SAFETY: dropped once (1).
-        unsafe { (&raw mut (*stored).value).drop_in_place() };
+        unsafe { value.cast::<T>().drop_in_place() };
     }
 
     /// # Safety

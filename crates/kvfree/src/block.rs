@@ -185,10 +185,8 @@ impl Block {
             // SAFETY: 1.
             unsafe { objects.free_bulk(&mut all[..n]) };
         } else {
-            // SAFETY: the function of a run is one of the block's kind.
-            let glue = unsafe { Glue::of(self.kind, func) };
-            // SAFETY: 1.
-            freed.panicked = unsafe { glue.free(&mut all[..n]) };
+            // SAFETY: the function of a run is one of the block's kind (1).
+            freed.panicked = unsafe { Glue::free_by(self.kind, func, &mut all[..n]) };
         }
         freed
     }

@@ -55,6 +55,17 @@ impl Glue {
         }
     }
 
+    /// Drops and frees the objects by the glue behind a word; returns how many destructors panicked.
+    ///
+    /// # Safety
+    /// 1. Those of [`Self::of`] and [`Self::free`].
+    pub(crate) unsafe fn free_by(kind: Kind, word: *mut (), objects: &mut [NonNull<u8>]) -> usize {
+        // SAFETY: 1.
+        let glue = unsafe { Self::of(kind, word) };
+        // SAFETY: 1.
+        unsafe { glue.free(objects) }
+    }
+
     /// Drops and frees the objects; returns how many destructors panicked.
     ///
     /// # Safety
@@ -117,7 +128,7 @@ pub(crate) unsafe fn free_pairs(pairs: &mut [[*mut (); 2]], kind: Kind) -> Freed
         }
         if n == GATHER || (word != func && n > 0) {
             // SAFETY: gathered below, with this function (1).
-            freed.panicked += unsafe { Glue::of(kind, func).free(&mut gathered[..n]) };
+            freed.panicked += unsafe { Glue::free_by(kind, func, &mut gathered[..n]) };
             n = 0;
         }
         (gathered[n], func) = (object, word);
@@ -125,7 +136,7 @@ pub(crate) unsafe fn free_pairs(pairs: &mut [[*mut (); 2]], kind: Kind) -> Freed
     }
     if n > 0 {
         // SAFETY: gathered above, with this function (1).
-        freed.panicked += unsafe { Glue::of(kind, func).free(&mut gathered[..n]) };
+        freed.panicked += unsafe { Glue::free_by(kind, func, &mut gathered[..n]) };
     }
     freed
 }

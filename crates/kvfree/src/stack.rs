@@ -258,7 +258,13 @@ impl<D: StackDomain> Stack<D> {
     fn make_objects(&'static self) -> &'static Objs<D> {
         self.objects.get_or_init(|| {
             let (pages, checks) = (self.pages(), self.settings().checks);
-            let watch = || D::stack().monitor.watch(false);
+            let watch = || {
+                let stack = D::stack();
+                if let Some(front) = stack.front.get() {
+                    front.note_deferred();
+                }
+                stack.monitor.watch(false);
+            };
             Kmalloc::new_watched_checked(Threads, pages, self.domain, watch, checks)
                 .unwrap_or_else(|e| panic!("no memory for the stack: {e}"))
         })
