@@ -46,7 +46,10 @@ static TURN: Mutex<()> = Mutex::new(());
 
 struct Plain([u8; BYTES]);
 
-struct Glued(#[expect(dead_code, reason = "for its size")] [u8; BYTES], &'static AtomicUsize);
+struct Glued(
+    #[expect(dead_code, reason = "for its size")] [u8; BYTES],
+    &'static AtomicUsize,
+);
 
 const _: () = assert!(size_of::<Plain>() == BYTES && size_of::<Glued>() > BYTES);
 
@@ -152,7 +155,7 @@ fn many_are_freed_in_one_call_and_panics_are_counted() {
     }
     let _turn = TURN.lock();
     kvfree::barrier();
-    let before = kvfree::stats().front.unwrap().panicked;
+    let before = kvfree::front().stats().panicked;
     let guard = read_lock();
     for n in 0..N {
         let object = leak(n).cast();
@@ -165,14 +168,17 @@ fn many_are_freed_in_one_call_and_panics_are_counted() {
     let calls = CALLS.load(Ordering::Relaxed);
     assert_eq!(FREED.load(Ordering::Relaxed), N);
     assert!(calls < N / 8, "{calls} calls");
-    assert_eq!(kvfree::stats().front.unwrap().panicked, before + N / 100);
+    assert_eq!(kvfree::front().stats().panicked, before + N / 100);
 }
 
 /// A destructor that panics is contained, its memory goes back, and those beside it are dropped.
 #[test]
 fn a_panic_in_glue_is_contained() {
     static DROPPED: AtomicUsize = AtomicUsize::new(0);
-    struct Touchy(usize, #[expect(dead_code, reason = "for its size")] [u8; BYTES - 8]);
+    struct Touchy(
+        usize,
+        #[expect(dead_code, reason = "for its size")] [u8; BYTES - 8],
+    );
     impl Drop for Touchy {
         fn drop(&mut self) {
             DROPPED.fetch_add(1, Ordering::Relaxed);
@@ -181,7 +187,7 @@ fn a_panic_in_glue_is_contained() {
     }
     let _turn = TURN.lock();
     kvfree::barrier();
-    let before = kvfree::stats().front.unwrap().panicked;
+    let before = kvfree::front().stats().panicked;
     for n in 0..100 {
         drop(GlobalBox::new(Touchy(n, [0; BYTES - 8])));
         // SAFETY: a box's, seen by nobody.
@@ -190,7 +196,7 @@ fn a_panic_in_glue_is_contained() {
     kvfree::barrier();
     assert_eq!(DROPPED.load(Ordering::Relaxed), 200);
     assert_eq!(OUT.load(Ordering::Relaxed), 0);
-    assert_eq!(kvfree::stats().front.unwrap().panicked, before + 20);
+    assert_eq!(kvfree::front().stats().panicked, before + 20);
 }
 
 #[cfg(feature = "allocator-api2")]
@@ -223,7 +229,9 @@ mod other_allocators {
     unsafe impl Allocator for Arena {
         fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
             let less = |left: usize| left.checked_sub(1);
-            let taken = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+            let taken = self
+                .left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
             taken.map_err(|_| AllocError)?;
             Global.allocate(layout)
         }
@@ -247,10 +255,14 @@ mod other_allocators {
             .map(|n| AllocBox::<_, _>::new_in(n.to_string(), &ARENA))
             .collect();
         let seen = boxes[17].rcu_ref(&guard);
-        let (value, _) = AllocBox::<_, _>::try_new_in(String::from("one more"), &ARENA).unwrap_err();
+        let (value, _) =
+            AllocBox::<_, _>::try_new_in(String::from("one more"), &ARENA).unwrap_err();
         assert_eq!(value, "one more");
         drop(boxes);
-        assert_eq!((ARENA.left.load(Ordering::Relaxed), seen.as_str()), (0, "17"));
+        assert_eq!(
+            (ARENA.left.load(Ordering::Relaxed), seen.as_str()),
+            (0, "17")
+        );
         drop(guard);
         kvfree::barrier();
         assert_eq!(ARENA.left.load(Ordering::Relaxed), N);
@@ -264,7 +276,9 @@ mod other_allocators {
             AllocBox::new_in([1; 4], Arena::new(1, &ENDED)).into();
         let guard = read_lock();
         let seen = cell.load(&guard).unwrap();
-        let old = cell.swap(Some(AllocBox::new_in([2; 4], Arena::new(1, &ENDED)))).unwrap();
+        let old = cell
+            .swap(Some(AllocBox::new_in([2; 4], Arena::new(1, &ENDED))))
+            .unwrap();
         assert!(old.try_take().is_err());
         assert_eq!((seen, ENDED.load(Ordering::Relaxed)), (&[1; 4], 0));
         drop(guard);

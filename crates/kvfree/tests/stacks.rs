@@ -72,7 +72,9 @@ fn nothing_of_one_is_seen_in_another() {
     let object = plugins.objects().kmalloc(layout).unwrap();
     let of_ours = |cache: &slab::CacheStats| cache.live > 0 && cache.object_bytes == 8192;
     let live = |stack: &'static dyn Fn() -> kvfree::StackStats| {
-        stack().objects.is_some_and(|all| all.classes.iter().any(of_ours))
+        stack()
+            .objects
+            .is_some_and(|all| all.classes.iter().any(of_ours))
     };
     assert!(live(&|| Plugins::stack().stats()));
     assert!(!live(&|| Other::stack().stats()));
@@ -93,7 +95,10 @@ fn nothing_of_one_is_seen_in_another() {
     let names = |stats: kvfree::StackStats| stats.to_string().matches("-mine").count();
     assert_eq!((names(other.stats()), names(plugins.stats())), (2, 0));
     let shown = other.stats().to_string();
-    assert!(shown.find("first-mine") < shown.find("second-mine"), "{shown}");
+    assert!(
+        shown.find("first-mine") < shown.find("second-mine"),
+        "{shown}"
+    );
     again.destroy().unwrap();
     assert_eq!(names(other.stats()), 1);
     drop(cache);
@@ -138,7 +143,11 @@ fn k20_the_twin_of_a_stack_waits_for_its_readers() {
     let twin = stack.unbatched();
     let guard = Plugins::read_lock();
     let before = Plugins.snapshot();
-    let object = twin.objects().kmalloc(Layout::new::<Node>()).unwrap().cast::<Node>();
+    let object = twin
+        .objects()
+        .kmalloc(Layout::new::<Node>())
+        .unwrap()
+        .cast::<Node>();
     // SAFETY: fresh memory of the layout.
     unsafe { object.write(Node { head: Head::new() }) };
     // SAFETY: the head of a whole object.

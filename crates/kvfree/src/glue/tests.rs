@@ -118,7 +118,7 @@ fn one_type_takes_one_word_and_one_call() {
 fn types_that_take_turns_are_freed_by_type() {
     let mut page = Page::new(Kind::Typed);
     let n = (1..)
-        .take_while(|&n| page.push(n, if n % 2 == 0 { A } else { B }))
+        .take_while(|&n| page.push(n, if n.is_multiple_of(2) { A } else { B }))
         .count();
     assert_eq!((n, page.block().nr_objects()), (ENTRIES / 2, ENTRIES / 2));
     let mut count = 0;
@@ -133,7 +133,7 @@ fn types_that_take_turns_are_freed_by_type() {
         calls(n / 2) + calls(n.div_ceil(2))
     );
     seen.sort_by_key(|&(_, _, n)| n);
-    let by = |n: usize| if n % 2 == 0 { 'a' } else { 'b' };
+    let by = |n: usize| if n.is_multiple_of(2) { 'a' } else { 'b' };
     assert!(
         seen.iter()
             .map(|&(f, _, n)| (f, n))
