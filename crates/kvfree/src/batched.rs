@@ -38,6 +38,7 @@
 //! code may hold. `retire_mightsleep` frees what has become ripe on the spot, and like `barrier` may block. Lock order: `barrier_lock`, a slot's local lock, `orphans`, then
 //! the page allocator's.
 
+mod fork;
 mod hand_over;
 mod push;
 mod reclaim;
@@ -46,6 +47,7 @@ mod tick;
 
 use crate::budget::Budget;
 use crate::config::Config;
+use crate::doubles::Doubles;
 use crate::objects::{DeferFree, Objects};
 use crate::passes::Passes;
 use crate::rounds::Rounds;
@@ -103,6 +105,7 @@ struct Inner<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
     passes: Passes,
     round: AtomicU32,
     counters: Counters,
+    doubles: Doubles,
     hook: UnsafeCell<MaybeUninit<OfflineHook>>,
     pressure: PressureHook,
 }
@@ -175,6 +178,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             passes: Passes::new(),
             round: AtomicU32::new(0),
             counters: Counters::default(),
+            doubles: Doubles::new(),
             hook: UnsafeCell::new(MaybeUninit::uninit()),
             // SAFETY: whoever lists it answers for that (see `shrinker`).
             pressure: unsafe {
@@ -187,6 +191,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let data = inner.as_ptr().cast_const().cast();
         // SAFETY: `offline_hook` may run on any slot's owner until `drop` takes the hook off.
         let hook = unsafe { OfflineHook::new(Self::offline_hook, data) };
+        // SAFETY: `fork_hook` may run in the child of a fork until `drop` takes the hook off.
+        let hook = unsafe { hook.with_fork(Self::fork_hook) };
         // SAFETY: nobody else knows the cell yet.
         let place = unsafe { &mut *this.inner().hook.get() };
         let hook = NonNull::from(place.write(hook));
@@ -222,6 +228,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         stats.bytes_limit = inner.budget.limit();
         stats.overdrawn = inner.budget.overdrawn();
         stats.barrier_passes = inner.passes.count();
+        stats.doubles = inner.doubles.seen();
         for slot in inner.used_slots() {
             stats.add(&SlotStats::of(&slot.waiting.visit(), inner.now()));
         }
@@ -278,17 +285,20 @@ unsafe impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> DeferFree for Kvfree<C, P
     unsafe fn retire(&self, head: NonNull<Head>, offset: HeadOffset) {
         // SAFETY: the caller's debt 1.
         let object = unsafe { offset.object(head) };
+        // Before it goes anywhere, for nobody looks at the head where it goes (K18).
+        // SAFETY: the head is valid (1).
+        if !unsafe { head.as_ref() }.begin_call(Callback::Free(offset)) {
+            return;
+        }
         // SAFETY: the caller's debts 1 and 2.
         if unsafe { self.inner().objects.try_defer(object) } {
             return;
         }
         let entry = self.entry_of(object);
-        if self.push(entry, &mut None, Context::Any).is_some() {
-            // Counted, and no more: two arguments can neither wait nor fail.
-            self.inner().note_overdraft();
-        } else {
+        self.inner().note_overdraft();
+        if self.push(entry, &mut None, Context::Any).is_none() {
             // SAFETY: the caller's debts; the offset is how the object is found again.
-            unsafe { self.retire_head(head, Callback::Free(offset), entry.bytes) };
+            unsafe { self.queue_head(head, entry.bytes) };
         }
     }
 

@@ -112,6 +112,12 @@ impl Budget {
         self.forget_told();
     }
 
+    /// Says what all places carry, where some that had charged are gone: in the child of a fork.
+    pub(crate) fn recharge(&self, bytes: usize) {
+        // ORDERING: Relaxed: a number, and one thread.
+        self.charged.store(bytes, Ordering::Relaxed);
+    }
+
     /// Notes what waits with the allocator itself.
     pub(crate) fn note_elsewhere(&self, bytes: usize) {
         // ORDERING: Relaxed: a number.
@@ -177,6 +183,11 @@ impl Account {
         }
         self.charged = self.held;
         owed
+    }
+
+    /// Of what it holds, what is charged.
+    pub(crate) const fn charged(&self) -> usize {
+        self.charged
     }
 
     /// Takes bytes out; returns what was charged for them and goes with them.

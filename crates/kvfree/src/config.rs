@@ -1,6 +1,7 @@
 //! How a front end behaves.
 
 use crate::budget::OverLimit;
+use crate::doubles::DoubleRetire;
 use core::fmt;
 use rcu_core::sync::Backoff;
 
@@ -34,6 +35,7 @@ pub struct Config {
     pub(crate) back_off: u32,
     watch: Option<fn(bool)>,
     told: Option<fn(&OverLimit)>,
+    double: Option<fn(&DoubleRetire)>,
 }
 
 impl Default for Config {
@@ -54,6 +56,7 @@ impl Config {
             back_off: BACK_OFF,
             watch: None,
             told: None,
+            double: None,
         }
     }
 
@@ -107,6 +110,23 @@ impl Config {
     pub const fn tells(mut self, told: fn(&OverLimit)) -> Self {
         self.told = Some(told);
         self
+    }
+
+    /// Whom to tell of the first three objects that were retired while they waited; by default, under `std`, standard error.
+    /// Called in the context that found it: any that retires.
+    pub const fn tells_double(mut self, told: fn(&DoubleRetire)) -> Self {
+        self.double = Some(told);
+        self
+    }
+
+    pub(crate) fn tell_double(&self, double: &DoubleRetire) {
+        match self.double {
+            Some(told) => told(double),
+            #[cfg(feature = "std")]
+            None => std::eprintln!("kvfree: {double}"),
+            #[cfg(not(feature = "std"))]
+            None => {}
+        }
     }
 
     #[cfg(feature = "std")]

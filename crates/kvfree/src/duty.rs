@@ -85,6 +85,12 @@ impl Duty {
         look() || !self.take(RUNNING)
     }
 
+    /// Nobody has it: for a fork's child, whose one thread is the caller.
+    pub(crate) fn reset_after_fork(&self) {
+        // ORDERING: Relaxed: there is one thread.
+        self.state.store(ABSENT, Ordering::Relaxed);
+    }
+
     /// In the words of reports.
     pub(crate) fn name(&self) -> &'static str {
         // ORDERING: Relaxed: a report for people.

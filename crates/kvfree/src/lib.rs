@@ -9,6 +9,8 @@ mod budget;
 mod config;
 #[cfg(feature = "std")]
 pub mod conformance;
+mod doubles;
+mod glue;
 #[cfg(feature = "slab")]
 mod kmalloc;
 mod no_sheaves;
@@ -23,11 +25,17 @@ mod waiting;
 pub use batched::Kvfree;
 pub use budget::OverLimit;
 pub use config::Config;
+pub use doubles::DoubleRetire;
+pub use glue::each_contained;
 pub use no_sheaves::NoSheaves;
-pub use objects::{DeferFree, DropFn, Objects};
+pub use objects::{DeferFree, DropFn, DropManyFn, Objects};
 pub use stats::{KvfreeStats, SlotStats};
 pub use unbatched::Unbatched;
 
+#[cfg(feature = "allocator-api2")]
+mod alloc_box;
+#[cfg(feature = "std")]
+mod boxes;
 #[cfg(feature = "std")]
 mod duty;
 #[cfg(feature = "std")]
@@ -37,13 +45,23 @@ mod monitor;
 #[cfg(feature = "std")]
 pub mod stack;
 
+#[cfg(feature = "allocator-api2")]
+pub use alloc_box::AllocBox;
 #[cfg(feature = "std")]
-pub use heap::{Heap, RcuBox, RcuCell};
+pub use heap::{
+    GlobalBox, GlobalHeap, Heap, Memory, RcuBox, RcuBoxIn, RcuCell, RcuCellIn, Slab, System,
+};
+/// For [`stack!`].
+#[cfg(feature = "std")]
+#[doc(hidden)]
+pub use rcu_tree as __rcu_tree;
+#[cfg(feature = "allocator-api2")]
+pub use stack::retire_box_in;
 #[cfg(feature = "std")]
 pub use stack::{
-    Builder, Global, InUse, StackStats, TypedCache, barrier, cache, front, objects, pages,
-    read_lock, retire, retire_box, retire_in_mightsleep, retire_mightsleep, stats, synchronize,
-    unbatched,
+    Builder, Global, InUse, Stack, StackDomain, StackStats, TypedCache, barrier, cache, front,
+    objects, pages, read_lock, retire, retire_box, retire_in_mightsleep, retire_mightsleep, stats,
+    synchronize, unbatched,
 };
 
 /// Tests the example of the workspace's README.

@@ -71,6 +71,12 @@ impl Passes {
         Pass { seq: &self.seq }
     }
 
+    /// Takes back the beginning of a pass whose thread is gone, for a fork's child, whose one thread is the caller.
+    pub(crate) fn reset_after_fork(&self) {
+        // ORDERING: Relaxed: there is one thread.
+        self.seq.fetch_and(!1, Ordering::Relaxed);
+    }
+
     /// How many passes are over.
     pub(crate) fn count(&self) -> usize {
         // ORDERING: Relaxed: a statistic.

@@ -52,6 +52,12 @@ impl Rounds {
             .then(|| Round { rounds: self })
     }
 
+    /// Ends the round of a thread that is gone, for a fork's child, whose one thread is the caller. Whether there was one.
+    pub(crate) fn reset_after_fork(&self) -> bool {
+        // ORDERING: Relaxed: there is one thread.
+        self.reaping.swap(0, Ordering::Relaxed) != 0
+    }
+
     /// Waits until the round that is on, if any, has ended (I1). The caller has been inside the slot's lock.
     pub(crate) fn wait(&self, mut pause: impl FnMut()) {
         // ORDERING: P8 (round's end / barrier): Acquire, here and below.

@@ -38,6 +38,10 @@ pub struct KvfreeStats {
     pub synchronized: usize,
     /// Destructors that panicked (contained under `std`).
     pub panicked: usize,
+    /// Objects found to be retired while they waited; see [`DoubleRetire`](crate::DoubleRetire).
+    pub doubles: usize,
+    /// Batches and places that other threads were just busy with when the process was forked: what was in them is leaked.
+    pub forgotten: usize,
 }
 
 /// What waits on one slot.
@@ -97,8 +101,8 @@ impl fmt::Display for KvfreeStats {
         write!(
             f,
             "waiting {} objects, {} bytes, the oldest for {} rounds; about {} of {} bytes charged, {} objects overdrawn, {} refused; \
-             freed {} blocks of {} objects; by head {}, of these {} without a slot, by synchronize {}, panicked {}; {} pages kept, {} passes \
-             of barriers",
+             freed {} blocks of {} objects; by head {}, of these {} without a slot, by synchronize {}, panicked {}, twice {}; \
+             {} pages kept, {} passes of barriers",
             self.objects_waiting,
             self.bytes_waiting,
             self.oldest_rounds,
@@ -112,6 +116,7 @@ impl fmt::Display for KvfreeStats {
             self.shared,
             self.synchronized,
             self.panicked,
+            self.doubles,
             self.pages_kept,
             self.barrier_passes
         )
@@ -126,6 +131,7 @@ pub(crate) struct Counters {
     refused: AtomicUsize,
     synchronized: AtomicUsize,
     panicked: AtomicUsize,
+    forgotten: AtomicUsize,
 }
 
 /// Adds to a statistic.
@@ -154,6 +160,11 @@ impl Counters {
         add(&self.synchronized, 1);
     }
 
+    /// Something of a thread's that is gone was forgotten.
+    pub(crate) fn forgotten(&self) {
+        add(&self.forgotten, 1);
+    }
+
     pub(crate) fn panicked(&self, n: usize) {
         if n > 0 {
             add(&self.panicked, n);
@@ -171,6 +182,7 @@ impl Counters {
             refused: get(&self.refused),
             synchronized: get(&self.synchronized),
             panicked: get(&self.panicked),
+            forgotten: get(&self.forgotten),
             ..KvfreeStats::default()
         }
     }

@@ -21,7 +21,7 @@
 
 use crate::block::{Block, Kind, Line, NR_KINDS};
 use crate::budget::Account;
-use crate::objects::DropFn;
+use crate::glue::Glue;
 use core::ptr::{self, NonNull};
 use pagealloc::{Attempt, Order, PageAlloc, PageReq};
 use rcu_core::cpu::ZeroInit;
@@ -68,7 +68,7 @@ unsafe impl Send for Waiting {}
 #[derive(Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) object: NonNull<u8>,
-    pub(crate) drop: Option<DropFn>,
+    pub(crate) glue: Option<Glue>,
     pub(crate) kind: Kind,
     pub(crate) bytes: usize,
 }
@@ -168,7 +168,7 @@ impl Waiting {
         let open = self.open[entry.kind as usize];
         // SAFETY: an open block is owned by this slot.
         let block = match unsafe { open.as_mut() } {
-            Some(block) if block.has_room() => block,
+            Some(block) if block.has_room(entry.glue) => block,
             full => {
                 pushed.first = full.is_none();
                 let mut fresh = self.fresh_block(entry.kind, pages, spare, now)?;
@@ -181,7 +181,7 @@ impl Waiting {
                 unsafe { fresh.as_mut() }
             }
         };
-        block.push(entry.object, entry.drop, entry.bytes, gp.snapshot());
+        block.push(entry.object, entry.glue, entry.bytes, gp.snapshot());
         pushed.charge = self.account.add(entry.bytes);
         if block.bytes() >= seal_bytes {
             let heavy = NonNull::from(block);
@@ -194,7 +194,7 @@ impl Waiting {
 
     const fn line_of(&mut self, kind: Kind) -> &mut Line {
         match kind {
-            Kind::Glue => &mut self.glue,
+            Kind::Glue | Kind::Typed => &mut self.glue,
             Kind::Small | Kind::Large => &mut self.line,
         }
     }
@@ -331,6 +331,11 @@ impl Waiting {
         self.account.held
     }
 
+    /// Of these, what was charged for them.
+    pub(crate) const fn charged(&self) -> usize {
+        self.account.charged()
+    }
+
     /// How many objects wait here. Walks the line.
     pub(crate) fn nr_objects(&self) -> usize {
         let mut n = self.heads.len() + self.sealed.len();
@@ -350,7 +355,7 @@ impl Waiting {
 
     /// Puts the open blocks in line as they are, and seals the heads if none are sealed (I1).
     pub(crate) fn seal(&mut self) {
-        for kind in [Kind::Small, Kind::Large, Kind::Glue] {
+        for kind in [Kind::Small, Kind::Large, Kind::Glue, Kind::Typed] {
             let open = core::mem::replace(&mut self.open[kind as usize], ptr::null_mut());
             if let Some(block) = NonNull::new(open) {
                 self.line_of(kind).push(block);

@@ -87,9 +87,10 @@ fn with_front(test: impl FnOnce(&Front<'_>, &Gate)) {
 
 fn retire(front: &Front<'_>, objects: usize) {
     for _ in 0..objects {
-        front.objects().retired.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the gate takes anything.
-        unsafe { front.retire_mightsleep(NonNull::dangling()) };
+        let number = front.objects().retired.fetch_add(1, Ordering::Relaxed) + 1;
+        let object = NonNull::new(std::ptr::without_provenance_mut(number)).unwrap();
+        // SAFETY: the gate takes anything, and no number twice.
+        unsafe { front.retire_mightsleep(object) };
     }
 }
 

@@ -6,12 +6,14 @@
 //! they are taken in, and counted as overdrawn.
 
 use super::{ASK_HEADS, Context, KvSlot, Kvfree};
-use crate::block::{Kind, Line, contained};
-use crate::objects::{DropFn, Objects};
+use crate::block::{Kind, Line};
+use crate::doubles::WATCHED;
+use crate::glue::Glue;
+use crate::objects::{DropFn, DropManyFn, Objects};
 use crate::waiting::{Entry, Pushed};
 use core::ptr::NonNull;
 use pagealloc::{Order, PageAlloc, PageReq};
-use rcu_core::cpu::Cpus;
+use rcu_core::cpu::{Cpus, Slot};
 use rcu_core::{Callback, Head, Rcu};
 
 impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
@@ -65,17 +67,70 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         drop: DropFn,
         size_bytes: usize,
     ) {
+        // SAFETY: the caller's debts.
+        unsafe { self.retire_foreign(object, Glue::Each(drop), size_bytes) };
+    }
+
+    /// As [`Self::retire_with_mightsleep`], with a function that takes many objects of one type at a time: these are batched
+    /// by it, with one word an object, and it is called once for a batch.
+    ///
+    /// # Safety
+    /// As for [`Self::retire_with_mightsleep`]; `drop` keeps what [`DropManyFn`] says.
+    pub unsafe fn retire_many_mightsleep(
+        &self,
+        object: NonNull<u8>,
+        drop: DropManyFn,
+        size_bytes: usize,
+    ) {
+        // SAFETY: the caller's debts.
+        unsafe { self.retire_foreign(object, Glue::Many(drop), size_bytes) };
+    }
+
+    /// # Safety
+    /// As for [`Self::retire_with_mightsleep`].
+    unsafe fn retire_foreign(&self, object: NonNull<u8>, glue: Glue, bytes: usize) {
         let entry = Entry {
             object,
-            drop: Some(drop),
-            kind: Kind::Glue,
-            bytes: size_bytes,
+            glue: Some(glue),
+            kind: glue.kind(),
+            bytes,
         };
         self.push_mightsleep(entry, || {
             // SAFETY: a grace period has passed since the caller gave the object up.
-            let panicked = contained(|| unsafe { drop(object) });
+            let panicked = unsafe { glue.free(&mut [object]) };
             self.inner().counters.panicked(panicked);
         });
+    }
+
+    /// Retires an object with a head that a function drops and frees, batched with others of its type: `drop` gets
+    /// `object`, or else, for want of a block, `callback` gets the head. Never fails, never blocks, from any context.
+    ///
+    /// # Safety
+    /// 1. As for [`Self::retire_head`].
+    /// 2. `drop(object)` does what the callback does with the head; either may be called, once, from any thread.
+    pub unsafe fn retire_head_typed(
+        &self,
+        head: NonNull<Head>,
+        callback: Callback,
+        object: NonNull<u8>,
+        drop: DropManyFn,
+        size_bytes: usize,
+    ) {
+        // SAFETY: the head is valid (1).
+        if !unsafe { head.as_ref() }.begin_call(callback) {
+            return;
+        }
+        self.inner().note_overdraft();
+        let entry = Entry {
+            object,
+            glue: Some(Glue::Many(drop)),
+            kind: Kind::Typed,
+            bytes: size_bytes,
+        };
+        if self.push(entry, &mut None, Context::Any).is_none() {
+            // SAFETY: the caller's debts.
+            unsafe { self.queue_head(head, size_bytes) };
+        }
     }
 
     pub(super) fn entry_of(&self, object: NonNull<u8>) -> Entry {
@@ -87,7 +142,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         };
         Entry {
             object,
-            drop: None,
+            glue: None,
             kind,
             bytes: objects.size_bytes(object),
         }
@@ -103,6 +158,29 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let inner = self.inner();
         let number = inner.cpus.current()?;
         let slot = inner.slot(number);
+        let is_watched = WATCHED && entry.kind != Kind::Glue;
+        if is_watched && !inner.doubles.begin(entry.object) {
+            // It waits already, for the first time it was retired (K18).
+            inner.found_double(entry.object, 1, true);
+            return Some(());
+        }
+        let pushed = self.push_to(number, slot, entry, spare, context);
+        if is_watched && pushed.is_none() {
+            inner.doubles.end(entry.object);
+        }
+        pushed
+    }
+
+    #[inline]
+    fn push_to(
+        &self,
+        number: Slot,
+        slot: &KvSlot<C::Lock>,
+        entry: Entry,
+        spare: &mut Option<NonNull<u8>>,
+        context: Context,
+    ) -> Option<()> {
+        let inner = self.inner();
         // SAFETY: the caller's own slot.
         let mut waiting = unsafe { slot.waiting.try_enter() }?;
         let seal_bytes = inner.config.ask_bytes;
@@ -140,7 +218,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             return;
         }
         // Only who may sleep frees here, and no foreign code: the rest is the monitor's, soon.
-        let frees_here = context == Context::MaySleep && kind != Kind::Glue;
+        let frees_here = context == Context::MaySleep && !kind.is_foreign();
         if ask {
             inner.rcu.start();
             if !frees_here {

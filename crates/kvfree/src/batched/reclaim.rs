@@ -1,8 +1,10 @@
 //! Freeing what was taken out, outside of every lock, in rounds that a barrier can wait for.
 
 use super::{Inner, KvSlot};
-use crate::block::{Block, Kind, Line, contained};
+use crate::block::{Block, Kind, Line};
 use crate::budget::Budget;
+use crate::doubles::{DoubleRetire, WATCHED};
+use crate::glue::contained;
 use crate::objects::Objects;
 use crate::waiting::{Batch, STOCK};
 use core::ptr::NonNull;
@@ -86,13 +88,28 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
             let b = unsafe { block.as_mut() };
             debug_assert!(self.rcu.poll(b.cookie), "T2: freed before its grace period");
             self.counters.block_freed(b.nr_objects());
+            if WATCHED {
+                b.for_each(|object| self.doubles.end(object));
+            }
             // SAFETY: the block's cookie is done.
-            let panicked = unsafe { b.free_all(&self.objects) };
-            self.counters.panicked(panicked);
+            let freed = unsafe { b.free_all(&self.objects) };
+            self.counters.panicked(freed.panicked);
+            if let Some(object) = freed.double {
+                self.found_double(object, freed.doubles, false);
+            }
             empty.push(block);
         }
         self.free_heads(batch.heads);
         empty
+    }
+
+    /// Counts objects that were retired while they waited, `object` one of them, and says so.
+    #[cold]
+    pub(super) fn found_double(&self, object: NonNull<u8>, n: usize, is_at_once: bool) {
+        if self.doubles.count(n) {
+            self.config
+                .tell_double(&DoubleRetire { object, is_at_once });
+        }
     }
 
     /// Adds blocks for a slot that found none (K7), without waiting for memory (T3).

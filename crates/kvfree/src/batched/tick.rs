@@ -77,6 +77,14 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         left
     }
 
+    /// Counts what waits with the allocator itself, from any context: for whom that tells of it. (A monitor that waits for a
+    /// grace period to begin with cannot count what a stalled reader holds up.)
+    #[cfg(feature = "std")]
+    pub(crate) fn note_deferred(&self) {
+        let inner = self.inner();
+        inner.budget.note_elsewhere(inner.objects.waiting_bytes());
+    }
+
     /// Whether so much waits that no more should be made to.
     #[inline]
     pub fn is_over_limit(&self) -> bool {
