@@ -96,11 +96,13 @@ impl Config {
     }
 
     pub(crate) fn tell_double(&self, double: &DoubleRetire) {
-        if let Some(told) = self.double {
-            return told(double);
+        match self.double {
+            Some(told) => told(double),
+            #[cfg(feature = "std")]
+            None => std::eprintln!("kvfree: {double}"),
+            #[cfg(not(feature = "std"))]
+            None => {}
         }
-        #[cfg(feature = "std")]
-        std::eprintln!("kvfree: {double}");
     }
 
     #[cfg(feature = "std")]
