@@ -302,6 +302,8 @@ impl<D: StackDomain> Stack<D> {
             unsafe { Threads.add_offline_hook(NonNull::from(&self.hook)) };
             front
         });
+        // A tree that never had a reader is not put right in the child of a fork.
+        drop(rcu_core::read_lock::<D>());
         // Starts the tree's worker here, and not in the first `retire` that asks for a grace period: that one may run in a
         // signal handler, where no thread can be made.
         self.domain.start();

@@ -5,7 +5,6 @@
 use kvfree::{Config, DeferFree, DoubleRetire, Kvfree};
 use pagealloc::{Mmap, Zone};
 use rcu_core::cpu::Threads;
-use rcu_core::{HasHead, Head, has_head};
 use slab::Kmalloc;
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -114,6 +113,7 @@ fn k18_a_large_object_retired_twice_is_freed_once() {
 #[test]
 #[cfg(debug_assertions)]
 fn k18_an_object_with_a_head_is_found_at_once() {
+    use rcu_core::{HasHead, Head, has_head};
     #[repr(C)]
     struct Node {
         head: Head,
