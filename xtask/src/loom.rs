@@ -173,15 +173,24 @@ const MUTANTS: &[Mutant] = &[
     mutant("t20", "slab", "t20_pin_then_look_vs_reuse").in_file("loom_pin"),
     mutant("t38", "rcu-core", "t38_numbering_vs_grace_periods"),
     mutant("t39", "rcu-tree", "t39_barrier_vs_migration"),
+    mutant("passes_enter", "kvfree", "p8_barriers_share_a_pass"),
+    mutant("passes_end", "kvfree", "p8_end_of_a_pass_vs_barrier"),
+    mutant("rounds_end", "kvfree", "p8_rounds_vs_barrier"),
+    mutant("duty_call", "kvfree", "p8_duty_leaving_vs_noting"),
+    mutant("duty_leave", "kvfree", "p8_duty_hands_the_head_on"),
 ];
 
 /// The packages that have loom models, and the files that these are in.
-const MODELS: [(&str, &[&str]); 4] = [
+const MODELS: [(&str, &[&str]); 5] = [
     ("rcu-core", &["loom", "loom_r22"]),
     ("rcu-tree", &["loom", "loom_p5"]),
     ("pagealloc", &["loom", "loom_bits", "loom_gate"]),
     ("slab", &["loom_pin"]),
+    ("kvfree", &["loom"]),
 ];
+
+/// Packages whose default features bring in what is not built for models.
+const WITHOUT_DEFAULTS: [&str; 1] = ["kvfree"];
 
 /// Enough to find every known mutant, few enough that a model of three threads ends within seconds.
 const MAX_PREEMPTIONS: &str = "3";
@@ -252,6 +261,9 @@ impl<'w> Bench<'w> {
         let mut command = self.workspace.cargo();
         command.args(["test", "--release", "-p", package, "--target"]);
         command.arg(&self.host);
+        if WITHOUT_DEFAULTS.contains(&package) {
+            command.arg("--no-default-features");
+        }
         for file in files {
             command.args(["--test", file]);
         }

@@ -13,16 +13,19 @@
 //! | word | meaning | who writes |
 //! |---|---|---|
 //! | a slot's `waiting` | see [`waiting`](crate::waiting) | who holds the slot's local lock |
-//! | a slot's `reaping` | somebody frees what it took out of this slot | taken by compare-exchange, by anyone |
-//! | a slot's `reaps` | how many such rounds have ended | who holds `reaping` |
+//! | a slot's `rounds` | see [`rounds`](crate::rounds): somebody frees what it took out of this slot | by anyone |
 //! | a slot's `nonempty` | something may wait here | under the local lock |
 //! | `used` | slots from here on were never used | raised by owners |
-//! | `shared` | objects linked by their heads, retired while the local lock was taken or without a slot | pushed by compare-exchange, taken whole |
+//! | a slot's `back_off` | rounds of the monitor until blocks are kept here again (K7) | the shrinker, the monitor |
+//! | `shared` | see [`shared`](crate::shared): objects retired while the local lock was taken or without a slot | by anyone |
+//! | `passes` | see [`passes`](crate::passes): barriers that are on, and over | barriers |
+//! | `round` | how often the monitor came by | the monitor |
 //!
 //! # Invariants
-//! - I1. What is taken out of a slot is freed by the taker before its `reaping` ends, or by a barrier before it returns;
-//!   so a barrier that empties every slot and then waits for the rounds it met has seen everything freed.
+//! - I1. What is taken out of a slot is freed by the taker before its round ends, or by a barrier before its pass ends;
+//!   so a pass that empties every slot and then waits for the rounds it met has seen everything freed.
 //! - I2. No object's memory, destructor or function is touched under a local lock.
+//! - I3. Bytes are charged under the lock under which they are added, so before anyone can discharge them.
 //!
 //! # Orderings
 //! - P5: cookies are snapshots taken after the object was unlinked, under the lock that seals them in.
@@ -35,25 +38,31 @@
 //! code may hold. `retire_mightsleep` frees what has become ripe on the spot, and like `barrier` may block. Lock order: `barrier_lock`, a slot's local lock, `orphans`, then
 //! the page allocator's.
 
+mod fork;
 mod hand_over;
 mod push;
 mod reclaim;
+mod shrink;
 mod tick;
 
 use crate::budget::Budget;
 use crate::config::Config;
+use crate::doubles::Doubles;
 use crate::objects::{DeferFree, Objects};
-use crate::stats::{Counters, KvfreeStats};
+use crate::passes::Passes;
+use crate::rounds::Rounds;
+use crate::shared::Shared;
+use crate::stats::{Counters, KvfreeStats, SlotStats};
 use crate::waiting::{Pushed, Waiting};
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use pagealloc::{AllocError, Order, PageAlloc, PageReq};
+use pagealloc::{AllocError, Order, PageAlloc, PageReq, PressureHook};
 use rcu_core::cpu::{Cpus, LocalCell, OfflineHook, PerSlot, Slot, SpinMutex, ZeroInit};
 use rcu_core::sync::Backoff;
 use rcu_core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use rcu_core::{Callback, Head, HeadOffset, HeadStack, Rcu};
+use rcu_core::{Callback, Head, HeadOffset, Rcu};
 use reclaim::Taken;
 
 /// Objects linked by heads in one slot before a grace period is asked for: as many as [`Config`]'s blocks hold.
@@ -72,9 +81,9 @@ enum Context {
 #[repr(C, align(128))]
 pub(crate) struct KvSlot<L> {
     waiting: LocalCell<L, Waiting>,
-    reaping: AtomicU32,
-    reaps: AtomicU32,
+    rounds: Rounds,
     nonempty: AtomicU32,
+    back_off: AtomicU32,
 }
 
 // SAFETY: a zeroed lock and `Waiting`, and zero words: nothing waits, nobody reaps.
@@ -89,14 +98,16 @@ struct Inner<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
     config: Config,
     slots: PerSlot<'static, KvSlot<C::Lock>>,
     used: AtomicUsize,
-    shared: HeadStack,
-    /// Bytes of the objects in `shared`, all of them charged.
-    shared_bytes: AtomicUsize,
+    shared: Shared,
     budget: Budget,
     orphans: SpinMutex<Waiting>,
     barrier_lock: SpinMutex<()>,
+    passes: Passes,
+    round: AtomicU32,
     counters: Counters,
+    doubles: Doubles,
     hook: UnsafeCell<MaybeUninit<OfflineHook>>,
+    pressure: PressureHook,
 }
 
 /// `kvfree_rcu`, batched: retires objects of `O` (and anything else, with a function that drops it), frees them after
@@ -160,13 +171,19 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             config,
             slots,
             used: AtomicUsize::new(0),
-            shared: HeadStack::new(),
-            shared_bytes: AtomicUsize::new(0),
+            shared: Shared::new(),
             budget: Budget::new(config.soft_bytes, config.hard_bytes),
             orphans: SpinMutex::new(Waiting::new()),
             barrier_lock: SpinMutex::new(()),
+            passes: Passes::new(),
+            round: AtomicU32::new(0),
             counters: Counters::default(),
+            doubles: Doubles::new(),
             hook: UnsafeCell::new(MaybeUninit::uninit()),
+            // SAFETY: whoever lists it answers for that (see `shrinker`).
+            pressure: unsafe {
+                PressureHook::new(Self::shrink, inner.as_ptr().cast_const().cast())
+            },
         };
         // SAFETY: the block is ours, aligned to pages and large enough.
         unsafe { inner.write(value) };
@@ -174,6 +191,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let data = inner.as_ptr().cast_const().cast();
         // SAFETY: `offline_hook` may run on any slot's owner until `drop` takes the hook off.
         let hook = unsafe { OfflineHook::new(Self::offline_hook, data) };
+        // SAFETY: `fork_hook` may run in the child of a fork until `drop` takes the hook off.
+        let hook = unsafe { hook.with_fork(Self::fork_hook) };
         // SAFETY: nobody else knows the cell yet.
         let place = unsafe { &mut *this.inner().hook.get() };
         let hook = NonNull::from(place.write(hook));
@@ -208,12 +227,54 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         stats.bytes_charged = inner.budget.waiting();
         stats.bytes_limit = inner.budget.limit();
         stats.overdrawn = inner.budget.overdrawn();
+        stats.barrier_passes = inner.passes.count();
+        stats.doubles = inner.doubles.seen();
         for slot in inner.used_slots() {
-            let waiting = slot.waiting.visit();
-            stats.add(&waiting);
+            stats.add(&SlotStats::of(&slot.waiting.visit(), inner.now()));
         }
-        stats.add(&inner.orphans.lock());
+        stats.add(&SlotStats::of(&inner.orphans.lock(), inner.now()));
+        stats.objects_waiting += inner.shared.objects();
+        stats.bytes_waiting += inner.shared.bytes();
         stats
+    }
+
+    /// What waits on one slot; `None` if nothing was ever retired there.
+    #[must_use]
+    pub fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
+        let inner = self.inner();
+        // ORDERING: Relaxed: a statistic.
+        let is_used = slot.index() < inner.used.load(Ordering::Relaxed);
+        is_used.then(|| SlotStats::of(&inner.slot(slot).waiting.visit(), inner.now()))
+    }
+
+    /// [`Self::stats`] for people, with a line for each slot on which something waits.
+    pub fn report(&self) -> impl fmt::Display + '_ {
+        fmt::from_fn(|f| {
+            write!(f, "{}", self.stats())?;
+            for number in 0..self.inner().cpus.nr_slots() {
+                match self.slot_stats(Slot::new(number as u32)) {
+                    Some(slot) if slot.objects_waiting > 0 => write!(f, "\nslot {number}: {slot}")?,
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Waits until what was retired before, by any thread, to this front end or to `cache` is free, but not for what waits with the front
+    /// end's own allocator, as [`DeferFree::barrier`] does: for a cache that is about to be destroyed. Objects of the cache may have come
+    /// by either way.
+    ///
+    /// # Panics
+    /// As for [`DeferFree::barrier`].
+    #[cfg(feature = "slab")]
+    #[doc(alias = "kvfree_rcu_barrier_on_cache")]
+    pub fn barrier_on<S: Cpus, Q: PageAlloc, G: rcu_core::GracePeriod>(
+        &self,
+        cache: &slab::RawCache<S, Q, G>,
+    ) {
+        self.inner().barrier();
+        cache.barrier();
     }
 }
 
@@ -224,22 +285,26 @@ unsafe impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> DeferFree for Kvfree<C, P
     unsafe fn retire(&self, head: NonNull<Head>, offset: HeadOffset) {
         // SAFETY: the caller's debt 1.
         let object = unsafe { offset.object(head) };
+        // Before it goes anywhere, for nobody looks at the head where it goes (K18).
+        // SAFETY: the head is valid (1).
+        if !unsafe { head.as_ref() }.begin_call(Callback::Free(offset)) {
+            return;
+        }
         // SAFETY: the caller's debts 1 and 2.
         if unsafe { self.inner().objects.try_defer(object) } {
             return;
         }
         let entry = self.entry_of(object);
-        if self.push(entry, &mut None, Context::Any).is_some() {
-            self.inner().note_overdraft();
-        } else {
+        self.inner().note_overdraft();
+        if self.push(entry, &mut None, Context::Any).is_none() {
             // SAFETY: the caller's debts; the offset is how the object is found again.
-            unsafe { self.retire_head(head, Callback::Free(offset), entry.bytes) };
+            unsafe { self.queue_head(head, entry.bytes) };
         }
     }
 
     unsafe fn retire_mightsleep(&self, object: NonNull<u8>) {
-        // SAFETY: the caller's debt 1.
-        if unsafe { self.inner().objects.try_defer(object) } {
+        // SAFETY: the caller's debt 1. Above the limit the allocator's own batches take no more than ours do.
+        if !self.inner().is_over() && unsafe { self.inner().objects.try_defer(object) } {
             return;
         }
         self.push_mightsleep(self.entry_of(object), || {
@@ -249,42 +314,68 @@ unsafe impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> DeferFree for Kvfree<C, P
     }
 
     fn barrier(&self) {
-        let inner = self.inner();
-        let backoff = Backoff::new();
-        let lock = loop {
-            match inner.barrier_lock.try_lock() {
-                Some(lock) => break lock,
-                None => inner.config.pause(&backoff),
-            }
-        };
-        // Every slot, unconditionally (T15), then the orphans: a slot that goes offline meanwhile moves its
-        // batches there under both locks.
-        let mut all = Taken::new(inner);
-        for slot in inner.used_slots() {
-            let mut waiting = slot.waiting.visit();
-            all.batch.append(waiting.take_all(&inner.rcu));
-            slot.note_nonempty(false);
-            drop(waiting);
-            inner.await_round(slot);
-        }
-        let mut orphans = inner.orphans.lock();
-        inner.take_shared(&mut orphans);
-        all.batch.append(orphans.take_all(&inner.rcu));
-        drop(orphans);
-        if !all.batch.is_empty() {
-            inner.rcu.start();
-            inner.rcu.wait(all.batch.cookie);
-            let empty = inner.free(all.into_batch());
-            inner.free_blocks(empty);
-        }
-        inner.objects.barrier();
-        drop(lock);
+        self.inner().barrier();
+        self.inner().objects.barrier();
     }
 }
+
 impl<L> KvSlot<L> {
     fn note_nonempty(&self, nonempty: bool) {
         // ORDERING: Relaxed: under the local lock; a hint to others.
         self.nonempty.store(u32::from(nonempty), Ordering::Relaxed);
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
+    /// Waits until what was retired before, on any slot, is free; without what the allocator deferred by itself.
+    fn barrier(&self) {
+        let ticket = self.passes.enter();
+        let backoff = Backoff::new();
+        while !self.passes.is_over(ticket) {
+            match self.barrier_lock.try_lock() {
+                // Another's pass may have ended just now.
+                Some(_lock) if !self.passes.is_over(ticket) => self.run_pass(),
+                Some(_) => {}
+                None => self.config.pause(&backoff),
+            }
+        }
+    }
+
+    /// Frees what waits anywhere. The caller holds the barriers' lock.
+    fn run_pass(&self) {
+        let pass = self.passes.begin();
+        // Every slot, unconditionally (T15), then the orphans: a slot that goes offline meanwhile moves its
+        // batches there under both locks.
+        let mut all = Taken::new(self);
+        for slot in self.used_slots() {
+            let mut waiting = slot.waiting.visit();
+            all.batch.append(waiting.take_all());
+            slot.note_nonempty(false);
+            drop(waiting);
+            slot.rounds.wait({
+                let backoff = Backoff::new();
+                move || self.config.pause(&backoff)
+            });
+        }
+        let mut orphans = self.orphans.lock();
+        self.take_shared(&mut orphans);
+        all.batch.append(orphans.take_all());
+        drop(orphans);
+        if !all.batch.is_empty() {
+            if !self.rcu.poll(all.batch.cookie) {
+                self.rcu.start();
+                self.rcu.wait(all.batch.cookie);
+            }
+            let empty = self.free(all.into_batch());
+            self.free_blocks(empty);
+        }
+        pass.end();
+    }
+
+    /// The monitor's round.
+    fn now(&self) -> u32 {
+        // ORDERING: Relaxed: a number for reports.
+        self.round.load(Ordering::Relaxed)
     }
 }
 
@@ -311,9 +402,16 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
         }
     }
 
-    /// Whether what is in line is enough to ask for a grace period; says so once per line.
+    /// Whether what waits in the slot is enough to ask for a grace period: says so once for what is in line, and above the slot's limit
+    /// with every block and every chunk of bytes.
     fn wants_to_ask(&self, waiting: &mut Waiting, pushed: Pushed) -> bool {
-        if !pushed.sealed || waiting.asked {
+        if !pushed.sealed && pushed.charge == 0 {
+            return false;
+        }
+        if waiting.bytes() > self.config.slot_bytes {
+            return true;
+        }
+        if waiting.asked {
             return false;
         }
         waiting.asked = waiting.blocks_in_line() >= self.config.ask_blocks

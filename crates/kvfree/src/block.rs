@@ -3,13 +3,24 @@
 //! # Life
 //! Fresh (from the stock or a page) → open (pushed to; the cookie is refreshed at each push, K5) → in line (full, or
 //! sealed by the monitor) → ripe (its cookie is done) → emptied → stock or page.
+//!
+//! # Entries
+//! | block | `func` | an object's words |
+//! |---|---|---|
+//! | of the allocator's objects | null | the object |
+//! | of foreign objects, as long as all share one function: a *run* | the function | the object |
+//! | of foreign objects, from the first one with another function on | null | the object, its function |
+//!
+//! A run of more than half a block is not spread into pairs but put in line, so that no block holds fewer objects than one
+//! of pairs would.
 
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use pagealloc::PAGE_SIZE;
 use rcu_core::Cookie;
 
-use crate::objects::{DropFn, Objects};
+use crate::glue::{Glue, free_pairs, keep_first};
+use crate::objects::Objects;
 
 /// Bytes of a block before its entries.
 const HEADER: usize = 5 * size_of::<usize>();
@@ -20,27 +31,26 @@ pub(crate) const ENTRIES: usize = (PAGE_SIZE - HEADER) / size_of::<usize>();
 
 /// What a block's entries are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u16)]
 pub(crate) enum Kind {
     /// Objects of the [`Objects`], freed in bulk.
     Small,
     /// Objects of the [`Objects`] with pages of their own.
     Large,
-    /// Pairs of an object and the function that drops and frees it.
+    /// Objects each of which its [`DropFn`](crate::DropFn) drops and frees.
     Glue,
+    /// Objects that their [`DropManyFn`](crate::DropManyFn) drops and frees, many at a time.
+    Typed,
 }
 
 impl Kind {
-    /// Words of an object's entry.
-    const fn words(self) -> usize {
-        match self {
-            Self::Small | Self::Large => 1,
-            Self::Glue => 2,
-        }
+    /// Whether freeing such objects runs foreign code.
+    pub(crate) const fn is_foreign(self) -> bool {
+        matches!(self, Self::Glue | Self::Typed)
     }
 }
 
-pub(crate) const NR_KINDS: usize = 3;
+pub(crate) const NR_KINDS: usize = 4;
 
 /// One page: a header and pointers.
 #[repr(C)]
@@ -48,9 +58,12 @@ pub(crate) struct Block {
     pub(crate) next: *mut Block,
     pub(crate) cookie: Cookie,
     bytes: usize,
-    len: u32,
+    len: u16,
     kind: Kind,
-    _reserved: usize,
+    /// The monitor's round in which this block was begun.
+    pub(crate) born: u32,
+    /// The function that all objects share, or null.
+    func: *mut (),
     entries: [MaybeUninit<*mut ()>; ENTRIES],
 }
 
@@ -69,7 +82,8 @@ impl Block {
             bytes: 0,
             len: 0,
             kind,
-            _reserved: 0,
+            born: 0,
+            func: ptr::null_mut(),
             entries: [MaybeUninit::uninit(); ENTRIES],
         };
         // SAFETY: the page is owned, large enough and aligned (1).
@@ -77,9 +91,15 @@ impl Block {
         block
     }
 
-    /// Whether one more object of the block's kind fits.
-    pub(crate) const fn has_room(&self) -> bool {
-        ENTRIES - self.len as usize >= self.kind.words()
+    /// Whether one more object of the block's kind fits, with this glue if it is a foreign one.
+    pub(crate) fn has_room(&self, glue: Option<Glue>) -> bool {
+        let len = self.len as usize;
+        match glue {
+            None => len < ENTRIES,
+            Some(glue) if len == 0 || self.func == glue.word() => len < ENTRIES,
+            Some(_) if self.func.is_null() => len + 2 <= ENTRIES,
+            Some(_) => 2 * (len + 1) <= ENTRIES,
+        }
     }
 
     pub(crate) const fn bytes(&self) -> usize {
@@ -92,9 +112,10 @@ impl Block {
 
     /// How many objects wait in here.
     pub(crate) const fn nr_objects(&self) -> usize {
-        match self.kind {
-            Kind::Glue => self.len as usize / 2,
-            _ => self.len as usize,
+        if self.kind.is_foreign() && self.func.is_null() {
+            self.len as usize / 2
+        } else {
+            self.len as usize
         }
     }
 
@@ -102,67 +123,107 @@ impl Block {
     pub(crate) fn push(
         &mut self,
         object: NonNull<u8>,
-        drop: Option<DropFn>,
+        glue: Option<Glue>,
         bytes: usize,
         cookie: Cookie,
     ) {
-        debug_assert!(self.has_room() && drop.is_some() == (self.kind == Kind::Glue));
-        let at = self.len as usize;
-        self.entries[at].write(object.as_ptr().cast());
-        self.len += 1;
-        if let Some(drop) = drop {
-            self.entries[at + 1].write(drop as *mut ());
-            self.len += 1;
+        debug_assert!(self.has_room(glue) && glue.is_some() == self.kind.is_foreign());
+        let word = glue.map_or(ptr::null_mut(), Glue::word);
+        if self.len == 0 {
+            self.func = word;
+        } else if self.func != word && !self.func.is_null() {
+            self.spread();
+        }
+        self.push_word(object.as_ptr().cast());
+        if self.func != word {
+            self.push_word(word);
         }
         self.bytes += bytes;
         self.cookie = cookie;
     }
 
-    /// Frees everything in the block. Returns how many destructors panicked (contained under `std`).
+    fn push_word(&mut self, word: *mut ()) {
+        self.entries[self.len as usize].write(word);
+        self.len += 1;
+    }
+
+    /// Makes pairs of a run.
+    #[cold]
+    fn spread(&mut self) {
+        let func = core::mem::replace(&mut self.func, ptr::null_mut());
+        for i in (0..self.len as usize).rev() {
+            self.entries[2 * i] = self.entries[i];
+            self.entries[2 * i + 1].write(func);
+        }
+        self.len *= 2;
+    }
+
+    /// Frees everything in the block but what is in it twice. Returns how much that was, and how many destructors panicked
+    /// (contained under `std`).
     ///
     /// # Safety
     /// 1. The block's cookie is done; its objects came from `objects`, or their functions free them.
-    pub(crate) unsafe fn free_all(&mut self, objects: &impl Objects) -> usize {
+    pub(crate) unsafe fn free_all(&mut self, objects: &impl Objects) -> Freed {
         let len = self.len as usize;
+        let func = core::mem::replace(&mut self.func, ptr::null_mut());
         self.len = 0;
         self.bytes = 0;
         // SAFETY: the first `len` entries were written by `push`.
         let words = unsafe { self.entries[..len].assume_init_mut() };
-        if self.kind == Kind::Glue {
-            let (pairs, _) = words.as_chunks::<2>();
-            // SAFETY: 1, and pairs are as `push` wrote them.
-            return pairs.iter().map(|&pair| unsafe { drop_one(pair) }).sum();
+        if self.kind.is_foreign() && func.is_null() {
+            let (pairs, _) = words.as_chunks_mut::<2>();
+            // SAFETY: 1, and pairs are as `push` wrote them, with functions of the block's kind.
+            return unsafe { free_pairs(pairs, self.kind) };
         }
         let all: *mut [*mut ()] = words;
         // SAFETY: non-null pointers to objects, as `push` wrote them; `NonNull<u8>` has a pointer's layout.
         let all = unsafe { &mut *(all as *mut [NonNull<u8>]) };
-        // SAFETY: 1.
-        unsafe { objects.free_bulk(all) };
-        0
+        let mut freed = Freed::default();
+        let n = match self.kind {
+            Kind::Large | Kind::Typed => keep_first(all, &mut freed),
+            // A slab keeps book of its objects itself; and what a `DropFn` gets may be the same twice, a count's owners say.
+            Kind::Small | Kind::Glue => all.len(),
+        };
+        if func.is_null() {
+            // SAFETY: 1.
+            unsafe { objects.free_bulk(&mut all[..n]) };
+        } else {
+            // SAFETY: the function of a run is one of the block's kind (1).
+            freed.panicked = unsafe { Glue::free_by(self.kind, func, &mut all[..n]) };
+        }
+        freed
+    }
+
+    /// Calls `f` with each object in here.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(NonNull<u8>)) {
+        let words = if self.kind.is_foreign() && self.func.is_null() {
+            2
+        } else {
+            1
+        };
+        for entry in self.entries[..self.len as usize].iter().step_by(words) {
+            // SAFETY: the first `len` entries were written by `push`.
+            let object = unsafe { entry.assume_init() };
+            NonNull::new(object.cast()).into_iter().for_each(&mut f);
+        }
     }
 }
 
-/// Drops one object; 1 if its destructor panicked.
-///
-/// # Safety
-/// 1. `pair` is an object that nobody sees any more, and the function that frees it.
-unsafe fn drop_one(pair: [*mut (); 2]) -> usize {
-    // SAFETY: the second word was made from a `DropFn` by `push`.
-    let drop = unsafe { core::mem::transmute::<*mut (), DropFn>(pair[1]) };
-    // SAFETY: the first word was made from a `NonNull` by `push`.
-    let object = unsafe { NonNull::new_unchecked(pair[0].cast::<u8>()) };
-    // SAFETY: 1.
-    contained(|| unsafe { drop(object) })
+/// What became of a block's objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Freed {
+    /// Destructors that panicked.
+    pub(crate) panicked: usize,
+    /// Objects that had been retired twice; freed once.
+    pub(crate) doubles: usize,
+    /// The last of these.
+    pub(crate) double: Option<NonNull<u8>>,
 }
 
-/// Runs `f`; 1 if it panicked and that was contained.
-pub(crate) fn contained(f: impl FnOnce()) -> usize {
-    #[cfg(feature = "std")]
-    return usize::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err());
-    #[cfg(not(feature = "std"))]
-    {
-        f();
-        0
+impl Freed {
+    pub(crate) const fn note_double(&mut self, object: NonNull<u8>) {
+        self.doubles += 1;
+        self.double = Some(object);
     }
 }
 
@@ -251,10 +312,10 @@ mod tests {
     use std::vec::Vec;
 
     #[derive(Default)]
-    struct Freed(RefCell<Vec<usize>>);
+    struct Seen(RefCell<Vec<usize>>);
 
     // SAFETY: objects are numbers here.
-    unsafe impl Objects for Freed {
+    unsafe impl Objects for Seen {
         unsafe fn try_defer(&self, _object: NonNull<u8>) -> bool {
             false
         }
@@ -293,46 +354,22 @@ mod tests {
 
     #[test]
     fn k5_a_block_holds_what_a_page_can() {
-        let freed = Freed::default();
+        let freed = Seen::default();
         // SAFETY: a page's worth of memory.
         let mut at = unsafe { Block::init(page(), Kind::Small) };
         // SAFETY: this test's own.
         let block = unsafe { at.as_mut() };
         let mut n = 0;
-        while block.has_room() {
+        while block.has_room(None) {
             n += 1;
             block.push(number(n), None, 3, Cookie::COMPLETED);
             assert_eq!((block.nr_objects(), block.bytes()), (n, 3 * n));
         }
         assert_eq!(n, ENTRIES);
         // SAFETY: numbers may be freed at any time.
-        assert_eq!(unsafe { block.free_all(&freed) }, 0);
+        assert_eq!(unsafe { block.free_all(&freed) }, Freed::default());
         assert_eq!(freed.0.take(), (1..=n).collect::<Vec<_>>());
         assert_eq!((block.nr_objects(), block.bytes()), (0, 0));
-        give_back(at);
-    }
-
-    #[test]
-    fn pairs_are_called_once_each() {
-        std::thread_local! {
-            static CALLED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
-        }
-        unsafe fn call(object: NonNull<u8>) {
-            CALLED.with_borrow_mut(|c| c.push(object.addr().get()));
-        }
-        // SAFETY: a page's worth of memory.
-        let mut at = unsafe { Block::init(page(), Kind::Glue) };
-        // SAFETY: this test's own.
-        let block = unsafe { at.as_mut() };
-        let mut n = 0;
-        while block.has_room() {
-            n += 1;
-            block.push(number(n), Some(call), 8, Cookie::COMPLETED);
-        }
-        assert_eq!((n, block.nr_objects()), (ENTRIES / 2, ENTRIES / 2));
-        // SAFETY: the function may be called at any time.
-        assert_eq!(unsafe { block.free_all(&Freed::default()) }, 0);
-        assert_eq!(CALLED.take(), (1..=n).collect::<Vec<_>>());
         give_back(at);
     }
 

@@ -13,7 +13,8 @@
 //! | `overdrawn` | how often something was taken in above the limit | who takes it in |
 //!
 //! # Invariants
-//! - I1. `charged` is the sum of what places and batches carry; each carries at most what it holds, and less than a chunk less.
+//! - I1. `charged` is the sum of what places and batches carry; each carries at most what it holds, and less than a chunk less. It is
+//!   charged before anyone else can take out what it was charged for (under the place's lock), so it is never below zero in between.
 //!
 //! # Orderings
 //! None: these are numbers, read by whoever decides something that is right either way.
@@ -59,14 +60,16 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    pub(crate) const fn new(soft: usize, hard: usize) -> Self {
-        Self {
-            soft,
-            hard,
-            charged: AtomicUsize::new(0),
-            elsewhere: AtomicUsize::new(0),
-            overdrawn: AtomicUsize::new(0),
-            is_told: AtomicU32::new(0),
+    rcu_core::const_fn! {
+        pub(crate) const fn new(soft: usize, hard: usize) -> Self {
+            Self {
+                soft,
+                hard,
+                charged: AtomicUsize::new(0),
+                elsewhere: AtomicUsize::new(0),
+                overdrawn: AtomicUsize::new(0),
+                is_told: AtomicU32::new(0),
+            }
         }
     }
 
@@ -107,6 +110,12 @@ impl Budget {
         // ORDERING: Relaxed: a number.
         self.charged.fetch_sub(bytes, Ordering::Relaxed);
         self.forget_told();
+    }
+
+    /// Says what all places carry, where some that had charged are gone: in the child of a fork.
+    pub(crate) fn recharge(&self, bytes: usize) {
+        // ORDERING: Relaxed: a number, and one thread.
+        self.charged.store(bytes, Ordering::Relaxed);
     }
 
     /// Notes what waits with the allocator itself.
@@ -176,6 +185,11 @@ impl Account {
         owed
     }
 
+    /// Of what it holds, what is charged.
+    pub(crate) const fn charged(&self) -> usize {
+        self.charged
+    }
+
     /// Takes bytes out; returns what was charged for them and goes with them.
     pub(crate) const fn take(&mut self, bytes: usize) -> usize {
         self.held -= bytes;
@@ -191,7 +205,7 @@ impl Account {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -1,6 +1,7 @@
 //! How a front end behaves.
 
 use crate::budget::OverLimit;
+use crate::doubles::DoubleRetire;
 use core::fmt;
 use rcu_core::sync::Backoff;
 
@@ -12,6 +13,11 @@ const ASK_BYTES: usize = 512 << 10;
 const SOFT_BYTES: usize = 8 << 20;
 /// Bytes that may wait, all slots together.
 const HARD_BYTES: usize = 256 << 20;
+
+/// Bytes that wait in one slot from which on every chunk asks for a grace period.
+const SLOT_BYTES: usize = 2 << 20;
+/// The monitor's rounds for which no pages are kept after a shrinker came by: a second, at the default delay.
+const BACK_OFF: u32 = 100;
 
 /// What a front end is to do when, and whom it tells.
 ///
@@ -25,8 +31,11 @@ pub struct Config {
     pub(crate) ask_bytes: usize,
     pub(crate) soft_bytes: usize,
     pub(crate) hard_bytes: usize,
+    pub(crate) slot_bytes: usize,
+    pub(crate) back_off: u32,
     watch: Option<fn(bool)>,
     told: Option<fn(&OverLimit)>,
+    double: Option<fn(&DoubleRetire)>,
 }
 
 impl Default for Config {
@@ -43,8 +52,11 @@ impl Config {
             ask_bytes: ASK_BYTES,
             soft_bytes: SOFT_BYTES,
             hard_bytes: HARD_BYTES,
+            slot_bytes: SLOT_BYTES,
+            back_off: BACK_OFF,
             watch: None,
             told: None,
+            double: None,
         }
     }
 
@@ -66,6 +78,21 @@ impl Config {
         self
     }
 
+    /// How many bytes may wait in one slot before every further 64 KiB, and every block that fills, ask for a grace period and hurry the
+    /// monitor. By default 2 MiB. What an object weighs is what freeing it gives back.
+    pub const fn slot_limit(mut self, bytes: usize) -> Self {
+        self.slot_bytes = bytes;
+        self
+    }
+
+    /// For how many rounds of the monitor ([`Kvfree::tick`](crate::Kvfree::tick)) a slot keeps no pages for blocks to come after a shrinker
+    /// came by. By default 100.
+    #[doc(alias = "rcu_delay_page_cache_fill_msec")]
+    pub const fn back_off(mut self, rounds: u32) -> Self {
+        self.back_off = rounds;
+        self
+    }
+
     /// How many bytes may wait, all slots together: 256 MiB by default, without a limit at [`usize::MAX`]. Counted to about
     /// 64 KiB a slot.
     ///
@@ -83,6 +110,23 @@ impl Config {
     pub const fn tells(mut self, told: fn(&OverLimit)) -> Self {
         self.told = Some(told);
         self
+    }
+
+    /// Whom to tell of the first three objects that were retired while they waited; by default, under `std`, standard error.
+    /// Called in the context that found it: any that retires.
+    pub const fn tells_double(mut self, told: fn(&DoubleRetire)) -> Self {
+        self.double = Some(told);
+        self
+    }
+
+    pub(crate) fn tell_double(&self, double: &DoubleRetire) {
+        match self.double {
+            Some(told) => told(double),
+            #[cfg(feature = "std")]
+            None => std::eprintln!("kvfree: {double}"),
+            #[cfg(not(feature = "std"))]
+            None => {}
+        }
     }
 
     #[cfg(feature = "std")]
@@ -131,6 +175,8 @@ impl fmt::Debug for Config {
             .field("ask_bytes", &self.ask_bytes)
             .field("soft_bytes", &self.soft_bytes)
             .field("hard_bytes", &self.hard_bytes)
+            .field("slot_bytes", &self.slot_bytes)
+            .field("back_off", &self.back_off)
             .field("is_watched", &self.watch.is_some())
             .finish()
     }

@@ -85,6 +85,10 @@ unsafe impl<O: Objects + ?Sized> Objects for &O {
 /// What frees an object that is not of the [`Objects`]: drops it in place and gives its memory back.
 pub type DropFn = unsafe fn(NonNull<u8>);
 
+/// What frees many objects of one type that are not of the [`Objects`]: drops each in place and gives its memory back.
+/// Returns how many destructors panicked; must not unwind. May reorder the slice.
+pub type DropManyFn = unsafe fn(&mut [NonNull<u8>]) -> usize;
+
 /// Deferred freeing: the face of the batching front end and of its unbatched twin.
 ///
 /// # Safety

@@ -1,363 +1,504 @@
-//! The default stack for user space: threads as slots, pages from `mmap`, one tree RCU, one general allocator, one
-//! front end with its monitor. Process-wide, made at first use, never torn down.
+//! A whole stack for user space: threads as slots, pages from `mmap`, one tree RCU, one general allocator, one front end with
+//! its monitor, and typed caches. Made at first use, never torn down.
 //!
-//! A library and its application share it; that is the point: one grace period serves all.
+//! The default one, behind the functions of the crate's root, is [`Global`]'s. A library and its application share it; that is
+//! the point: one grace period serves all. Others are made by [`stack!`](crate::stack!), where readers of one thing shall
+//! not hold up another: their guards, boxes and cells are other types.
+//!
+//! # State
+//! | word | meaning | who writes |
+//! |---|---|---|
+//! | `settings`, `zone`, `objects`, `front` | the layers, each made once, from the bottom up | the first user of each |
+//! | `rounds` | rounds of the monitor | the monitor |
+//! | `hook` | has the stack put right in the child of a fork | listed by who makes `front` |
+//!
+//! The monitor's and the caches' words are in their modules.
+//!
+//! # Contexts
+//! The first use makes threads and allocates: not in a signal handler. From then on each function says where it may be called.
+//! Before `main`, in destructors of thread-locals, and at exit all of them work; a thread past the destructor of its slot
+//! retires on shared lists.
 
 mod builder;
 mod caches;
+mod fork;
+mod front_door;
+mod stats;
 
 pub use builder::{Builder, InUse};
 pub use caches::TypedCache;
+#[cfg(feature = "allocator-api2")]
+pub use front_door::retire_box_in;
+pub use front_door::{
+    Global, barrier, cache, front, objects, pages, read_lock, retire, retire_box,
+    retire_in_mightsleep, retire_mightsleep, stats, synchronize, unbatched,
+};
+pub use stats::StackStats;
 
 use crate::batched::Kvfree;
-use crate::budget::OverLimit;
+use crate::boxes;
 use crate::monitor::Monitor;
 use crate::objects::DeferFree;
-use crate::stats::KvfreeStats;
 use crate::unbatched::Unbatched;
-use builder::settings;
+use caches::Caches;
 use core::fmt;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 use core::time::Duration;
 use pagealloc::{Attempt, Mmap, Zone};
-use rcu_core::cpu::{Cpus, Slot, Threads};
+use rcu_core::cpu::{Cpus, OfflineHook, Threads};
 use rcu_core::sync::atomic::{AtomicU32, Ordering};
-use rcu_core::{GracePeriod, Guard, HasHead, Rcu};
-use rcu_tree::TreeStats;
-use slab::{CacheStats, CreateError, Kmalloc, KmallocStats};
-use std::io::Write;
+use rcu_core::{Domain, HasHead};
+use rcu_tree::Tree;
+use slab::{CreateError, Kmalloc};
 use std::sync::OnceLock;
 
-rcu_tree::static_tree! {
-    /// The domain of the default stack: its readers are all readers of this process's [`read_lock`].
-    pub struct Global, unsafe free = free_object;
-}
-
-/// The default stack's pages.
+/// A stack's pages.
 pub type Pages = &'static Zone<Threads, Mmap>;
-/// The default stack's general allocator.
-pub type Objs = Kmalloc<Threads, Pages, Global>;
-/// The default stack's front end.
-pub type Front = Kvfree<Threads, Pages, Global, &'static Objs>;
-
-static MONITOR: Monitor<Global> = Monitor::new(Global, tick);
-
-/// Readers that are told of at most.
-const MOST_READERS: usize = 8;
+/// A stack's general allocator.
+pub type Objs<D = Global> = Kmalloc<Threads, Pages, D>;
+/// A stack's front end.
+pub type Front<D = Global> = Kvfree<Threads, Pages, D, &'static Objs<D>>;
 
 /// How often the zone is looked after while the monitor runs.
 const ZONE_TICK: Duration = Duration::from_secs(1);
 
-/// One round of the monitor.
-fn tick() -> usize {
-    static ROUND: AtomicU32 = AtomicU32::new(0);
-    let rounds = ZONE_TICK.as_nanos() / settings().delay.as_nanos().max(1);
-    // ORDERING: Relaxed: the monitor's own.
-    let round = ROUND.fetch_add(1, Ordering::Relaxed);
-    if u128::from(round).is_multiple_of(rounds.max(1)) {
-        pages().tick();
-    }
-    let left = match (FRONT.get(), OBJECTS.get()) {
-        // The front end reaps the objects, too.
-        (Some(front), _) => front.tick(),
-        (None, Some(objects)) => objects.reap(),
-        (None, None) => 0,
-    };
-    left + caches::reap()
-}
-
-/// The default stack's page allocator.
-///
-/// # Panics
-/// If the process may not reserve any address space.
-pub fn pages() -> Pages {
-    static ZONE: OnceLock<Zone<Threads, Mmap>> = OnceLock::new();
-    ZONE.get_or_init(|| {
-        let source = (Mmap::builder().decommit(settings().decommit).build())
-            .unwrap_or_else(|e| panic!("no address space for the stack: {e}"));
-        Zone::new(Threads, source).unwrap_or_else(|e| panic!("no zone for the stack: {e}"))
-    })
-}
-
-static OBJECTS: OnceLock<Objs> = OnceLock::new();
-
-/// The default stack's general allocator: `kmalloc` and `kfree`, by size.
-///
-/// # Panics
-/// As for [`pages`].
-#[inline]
-pub fn objects() -> &'static Objs {
-    if let Some(objects) = OBJECTS.get() {
-        objects
-    } else {
-        make_objects()
-    }
-}
-
-#[cold]
-fn make_objects() -> &'static Objs {
-    OBJECTS.get_or_init(|| {
-        Kmalloc::new_watched(Threads, pages(), Global, || MONITOR.watch(false))
-            .unwrap_or_else(|e| panic!("no memory for the stack: {e}"))
-    })
-}
-
-static FRONT: OnceLock<Front> = OnceLock::new();
-
-/// The default stack's front end.
-///
-/// # Panics
-/// As for [`pages`].
-#[inline]
-pub fn front() -> &'static Front {
-    if let Some(front) = FRONT.get() {
-        front
-    } else {
-        make_front()
-    }
-}
-
-#[cold]
-fn make_front() -> &'static Front {
-    let front = FRONT.get_or_init(|| {
-        MONITOR.set_delay(settings().delay);
-        let config = settings().config.watched_by(|soon| MONITOR.watch(soon));
-        let config = if config.is_told() {
-            config
-        } else {
-            config.tells(tell)
-        };
-        // SAFETY: `objects()` waits for the grace periods of `Global` (1); everything borrowed is static (2).
-        unsafe { Kvfree::new(Threads, pages(), Global, objects(), config) }
-            .unwrap_or_else(|e| panic!("no memory for the stack: {e}"))
-    });
-    // Starts the tree's worker here, and not in the first `retire` that asks for a grace period: that one may run in a
-    // signal handler, where no thread can be made.
-    Global.start();
-    front
-}
-
-/// Waits until less waits than may, if the caller may wait.
-#[cold]
-pub(crate) fn make_room() {
-    while !front().relieve() {
-        if !settings().waits || !Global::tree().may_wait() {
-            return;
-        }
-        Global.synchronize();
-        if front().relieve() {
-            return;
-        }
-        // What is left runs destructors, which are the monitor's.
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Says on standard error that the limit is reached, and who holds grace periods up.
-fn tell(over: &OverLimit) {
-    struct Readers;
-    impl fmt::Display for Readers {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let tree = Global::tree();
-            let slots = (0..Threads.nr_slots()).map(|i| Slot::new(i as u32));
-            let inside = slots.filter_map(|slot| tree.slot_stats(slot).filter(|s| s.nesting > 0));
-            inside
-                .take(MOST_READERS)
-                .try_for_each(|reader| write!(f, "\nkvfree: {reader}"))
-        }
-    }
-    // Standard error is unbuffered; a process without one has nobody to tell.
-    let _ = writeln!(std::io::stderr(), "kvfree: {over}{Readers}");
-}
-
-/// The unbatched twin over the same layers: one callback an object.
-#[must_use]
-pub fn unbatched() -> Unbatched<Global, &'static Objs> {
-    // SAFETY: `Global` was given `free_object`, which frees objects of `objects()`.
-    unsafe { Unbatched::new(Global, objects()) }
-}
-
-/// How `Global` frees objects by offset (the 2008 encoding).
+/// A domain with a stack of its own: what [`stack!`](crate::stack!) makes.
 ///
 /// # Safety
-/// 1. `object` came from `objects()`, is given up, and nobody sees it.
-unsafe fn free_object(object: NonNull<u8>) {
-    // SAFETY: 1.
-    unsafe { objects().kfree(object) };
-}
-
-/// A cache for objects of one type in the default stack, called `name` in statistics and messages.
+/// An implementer keeps the guarantees below.
 ///
-/// # Errors
-/// If there is no memory for the cache's own structures.
-#[doc(alias = "kmem_cache_create")]
-pub fn cache<T>(name: &'static str) -> Result<TypedCache<T>, CreateError> {
-    TypedCache::with_config(TypedCache::<T>::config(name))
+/// # Guarantees
+/// 1. `tree` is the RCU that the domain stands for; it frees objects by offset with [`free_object`] of this domain.
+/// 2. `stack` is one static, always the same.
+pub unsafe trait StackDomain: Domain {
+    /// The RCU of the stack.
+    fn tree() -> &'static Tree<'static, Threads>;
+
+    /// The stack.
+    fn stack() -> &'static Stack<Self>;
 }
 
-/// Retires an object of a typed cache. May sleep: without memory for a sheaf it waits for a grace period and frees the
-/// object itself. Not inside a section.
-///
-/// # Safety
-/// 1. `object` came from `cache`, and is given up. `T` needs no dropping (checked when compiled).
-/// 2. No new reader can find it.
-#[inline]
-#[doc(alias = "kfree_rcu")]
-pub unsafe fn retire_in_mightsleep<T>(cache: &TypedCache<T>, object: NonNull<T>) {
-    // SAFETY: the caller's debts.
-    if let Err(object) = unsafe { cache.retire_attempt(object, Attempt::MayGrow) } {
-        retire_in_slow(cache, object);
-    }
-}
-
-#[cold]
-fn retire_in_slow<T>(cache: &TypedCache<T>, object: NonNull<T>) {
-    Global.synchronize();
-    // SAFETY: given up by the caller of `retire_in_mightsleep`, and a grace period has passed since.
-    unsafe { cache.free(object) };
-}
-
-/// Enters a read-side critical section of the default stack.
+/// Makes an independent stack: a [domain](rcu_core::Domain) with pages, objects, a front end, a monitor and typed caches of its own.
 ///
 /// ```
-/// let guard = kvfree::read_lock();
+/// kvfree::stack! {
+///     /// What the plugins see.
+///     pub struct Plugins;
+/// }
+///
+/// use kvfree::{RcuBoxIn, RcuCellIn};
+/// static CURRENT: RcuCellIn<String, Plugins> = RcuCellIn::empty();
+///
+/// CURRENT.store(Some(RcuBoxIn::new(String::from("first"))));
+/// let guard = Plugins::read_lock();
+/// assert_eq!(CURRENT.load(&guard).unwrap(), "first");
 /// drop(guard);
+/// CURRENT.store(None);
+/// Plugins::stack().barrier();
+/// assert_eq!(Plugins::stack().stats().front.unwrap().objects_waiting, 0);
 /// ```
-#[inline(always)]
-#[doc(alias = "rcu_read_lock")]
-pub fn read_lock() -> Guard<Global> {
-    rcu_core::read_lock::<Global>()
+///
+/// A guard of another stack does not fit:
+///
+/// ```compile_fail,E0277
+/// kvfree::stack! { struct Plugins; }
+/// let cell: kvfree::RcuCellIn<u64, Plugins> = kvfree::RcuBoxIn::new(1).into();
+/// let guard = kvfree::read_lock();
+/// cell.load(&guard);
+/// ```
+///
+/// nor does a box:
+///
+/// ```compile_fail,E0308
+/// kvfree::stack! { struct Plugins; }
+/// let cell: kvfree::RcuCellIn<u64, Plugins> = kvfree::RcuCellIn::empty();
+/// let other: kvfree::RcuBox<u64> = kvfree::RcuBox::new(1);
+/// cell.store(Some(other));
+/// ```
+///
+/// nor an object of a typed cache:
+///
+/// ```compile_fail,E0308
+/// kvfree::stack! { struct Plugins; }
+/// let cache: kvfree::TypedCache<u64> = Plugins::stack().cache::<u64>("mine").unwrap();
+/// ```
+///
+/// After the name there may be `callbacks = …` and `stall = …`, in this order: see [`rcu_tree::static_tree!`].
+#[macro_export]
+macro_rules! stack {
+    ($(#[$m:meta])* $vis:vis struct $name:ident $(, callbacks = $callbacks:expr)? $(, stall = $stall:expr)?;) => {
+        $crate::__rcu_tree::static_tree! {
+            $(#[$m])*
+            $vis struct $name
+                $(, callbacks = $callbacks)?
+                , unsafe free = $crate::stack::free_object::<$name>
+                $(, stall = $stall)?;
+        }
+
+        const _: () = {
+            static STACK: $crate::stack::Stack<$name> = $crate::stack::Stack::new($name);
+
+            // SAFETY: 1: the tree is the domain's, and was given this function just above; 2: a static.
+            unsafe impl $crate::stack::StackDomain for $name {
+                #[inline(always)]
+                fn tree() -> &'static $crate::__rcu_tree::Tree<'static, $crate::__rcu_tree::rcu_core::cpu::Threads> {
+                    $name::tree()
+                }
+
+                #[inline(always)]
+                fn stack() -> &'static $crate::stack::Stack<$name> {
+                    &STACK
+                }
+            }
+
+            #[allow(dead_code)]
+            impl $name {
+                /// The stack of the domain.
+                #[inline(always)]
+                #[must_use]
+                $vis fn stack() -> &'static $crate::stack::Stack<$name> {
+                    &STACK
+                }
+
+                /// Enters a read-side critical section of the stack.
+                #[inline(always)]
+                #[track_caller]
+                $vis fn read_lock() -> $crate::__rcu_tree::rcu_core::Guard<$name> {
+                    $crate::__rcu_tree::rcu_core::read_lock::<$name>()
+                }
+            }
+        };
+    };
 }
 
-/// Blocks until every section that has begun before has ended.
+/// How a stack's tree frees objects by offset (the 2008 encoding). For [`stack!`](crate::stack!).
 ///
-/// # Panics
-/// Inside a section, where it would wait for itself.
-#[doc(alias = "synchronize_rcu")]
-pub fn synchronize() {
-    Global.synchronize();
+/// # Safety
+/// 1. `object` came from the stack's [`Stack::objects`], is given up, and nobody sees it.
+#[doc(hidden)]
+pub unsafe fn free_object<D: StackDomain>(object: NonNull<u8>) {
+    // SAFETY: 1.
+    unsafe { D::stack().objects().kfree(object) };
 }
 
-/// Blocks until everything retired before, by any thread, is free, and every callback queued before has run.
-/// What was retired to a typed [`cache`], too.
-///
-/// # Panics
-/// Inside a section, where it would wait for itself.
-#[doc(alias = "kvfree_rcu_barrier")]
-pub fn barrier() {
-    if let Some(front) = FRONT.get() {
-        front.barrier();
-    } else if let Some(objects) = OBJECTS.get() {
-        objects.barrier();
+/// The stack of one domain. See the [module](self) and [`stack!`](crate::stack!).
+pub struct Stack<D: StackDomain> {
+    domain: D,
+    settings: OnceLock<Builder>,
+    zone: OnceLock<Zone<Threads, Mmap>>,
+    objects: OnceLock<Objs<D>>,
+    front: OnceLock<Front<D>>,
+    monitor: Monitor<D>,
+    caches: Caches<D>,
+    rounds: AtomicU32,
+    hook: OfflineHook,
+}
+
+impl<D: StackDomain> Stack<D> {
+    /// A stack that is not used yet. For [`stack!`](crate::stack!): it is reached through its domain only.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn new(domain: D) -> Self {
+        // SAFETY: the function does nothing, from wherever it is called.
+        let hook = unsafe { OfflineHook::new(fork::offline, ptr::null()) };
+        // SAFETY: the function may be called by the only thread of a child.
+        let hook = unsafe { hook.with_fork(fork::forked::<D>) };
+        Self {
+            domain,
+            settings: OnceLock::new(),
+            zone: OnceLock::new(),
+            objects: OnceLock::new(),
+            front: OnceLock::new(),
+            monitor: Monitor::new(domain, Self::tick),
+            caches: Caches::new(),
+            rounds: AtomicU32::new(0),
+            hook,
+        }
     }
-    caches::barrier();
-    Global.barrier();
-}
 
-/// Retires an object with a head inside (two arguments: the object and, by its type, where the head lies).
-/// Never blocks, never waits for memory; from any context but before the stack's first use in a signal handler.
-///
-/// ```
-/// use core::{alloc::Layout, ptr::NonNull};
-/// use rcu_core::{Head, has_head};
-/// struct Route { prefix: u64, head: Head }
-/// has_head!(Route, head);
-///
-/// let route = kvfree::objects().kmalloc(Layout::new::<Route>()).unwrap().cast::<Route>();
-/// // SAFETY: fresh memory of the right layout.
-/// unsafe { route.write(Route { prefix: 10, head: Head::new() }) };
-/// // … published, used, and unlinked …
-/// // SAFETY: it came from `objects()`, and no new reader can find it.
-/// unsafe { kvfree::retire(route) };
-/// kvfree::barrier();
-/// ```
-///
-/// # Safety
-/// 1. `object` came from [`objects`], with the provenance of the whole object, and is given up.
-/// 2. No new reader can find it. Its destructor is not run.
-#[inline]
-#[doc(alias = "kfree_rcu")]
-pub unsafe fn retire<T: HasHead>(object: NonNull<T>) {
-    // SAFETY: the caller's debt 1.
-    let head = unsafe { T::head_of(object) };
-    // SAFETY: the caller's debts 1 and 2.
-    unsafe { front().retire(head, T::OFFSET) };
-}
+    /// Makes these the settings of the stack.
+    ///
+    /// # Errors
+    /// If the stack has been used already, or somebody has installed settings.
+    pub fn install(&self, settings: Builder) -> Result<(), InUse> {
+        self.settings.set(settings).map_err(|_| InUse)
+    }
 
-/// Retires an object without a head. May sleep; not inside a section.
-///
-/// # Safety
-/// As for [`retire`].
-#[inline]
-#[doc(alias = "kvfree_rcu_mightsleep")]
-pub unsafe fn retire_mightsleep(object: NonNull<u8>) {
-    // SAFETY: the caller's debts.
-    unsafe { front().retire_mightsleep(object) };
-}
+    /// The settings; from now on they stay.
+    fn settings(&self) -> &Builder {
+        self.settings.get_or_init(Builder::new)
+    }
 
-/// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made: after a grace period
-/// it is dropped, on the monitor's thread or in a barrier. May sleep; not inside a section.
-///
-/// Takes a pointer and not a box, because a box promises that nobody else looks (hole 10 of the peers).
-///
-/// # Safety
-/// 1. `object` came from [`Box::into_raw`], and is given up.
-/// 2. No new reader can find it.
-pub unsafe fn retire_box<T: Send + 'static>(object: NonNull<T>) {
+    /// The stack's page allocator.
+    ///
+    /// # Panics
+    /// If the process may not reserve any address space.
+    pub fn pages(&'static self) -> Pages {
+        self.zone.get_or_init(|| {
+            let source = (Mmap::builder().decommit(self.settings().decommit).build())
+                .unwrap_or_else(|e| panic!("no address space for the stack: {e}"));
+            Zone::new(Threads, source).unwrap_or_else(|e| panic!("no zone for the stack: {e}"))
+        })
+    }
+
+    /// The stack's general allocator: `kmalloc` and `kfree`, by size.
+    ///
+    /// # Panics
+    /// As for [`Self::pages`].
+    #[inline]
+    pub fn objects(&'static self) -> &'static Objs<D> {
+        if let Some(objects) = self.objects.get() {
+            objects
+        } else {
+            self.make_objects()
+        }
+    }
+
+    #[cold]
+    fn make_objects(&'static self) -> &'static Objs<D> {
+        self.objects.get_or_init(|| {
+            let (pages, checks) = (self.pages(), self.settings().checks);
+            let watch = || {
+                let stack = D::stack();
+                if let Some(front) = stack.front.get() {
+                    front.note_deferred();
+                }
+                stack.monitor.watch(false);
+            };
+            Kmalloc::new_watched_checked(Threads, pages, self.domain, watch, checks)
+                .unwrap_or_else(|e| panic!("no memory for the stack: {e}"))
+        })
+    }
+
+    /// The stack's front end.
+    ///
+    /// # Panics
+    /// As for [`Self::pages`].
+    #[inline]
+    pub fn front(&'static self) -> &'static Front<D> {
+        if let Some(front) = self.front.get() {
+            front
+        } else {
+            self.make_front()
+        }
+    }
+
+    #[cold]
+    fn make_front(&'static self) -> &'static Front<D> {
+        let front = self.front.get_or_init(|| {
+            self.monitor.set_delay(self.settings().delay);
+            let config = self.settings().config;
+            let config = config.watched_by(|soon| D::stack().monitor.watch(soon));
+            let config = if config.is_told() {
+                config
+            } else {
+                config.tells(stats::tell::<D>)
+            };
+            let (pages, objects) = (self.pages(), self.objects());
+            // SAFETY: `objects()` waits for the grace periods of `D` (1); everything borrowed is static (2).
+            let front = unsafe { Kvfree::new(Threads, pages, self.domain, objects, config) }
+                .unwrap_or_else(|e| panic!("no memory for the stack: {e}"));
+            // SAFETY: a stack is a static, and this is done once.
+            unsafe { Threads.add_offline_hook(NonNull::from(&self.hook)) };
+            front
+        });
+        // A tree that never had a reader is not put right in the child of a fork.
+        drop(rcu_core::read_lock::<D>());
+        // Starts the tree's worker here, and not in the first `retire` that asks for a grace period: that one may run in a
+        // signal handler, where no thread can be made.
+        self.domain.start();
+        front
+    }
+
+    /// One round of the monitor.
+    fn tick() -> usize {
+        let this = D::stack();
+        let rounds = ZONE_TICK.as_nanos() / this.settings().delay.as_nanos().max(1);
+        // ORDERING: Relaxed: the monitor's own.
+        let round = this.rounds.fetch_add(1, Ordering::Relaxed);
+        if u128::from(round).is_multiple_of(rounds.max(1)) {
+            this.pages().tick();
+        }
+        let left = match (this.front.get(), this.objects.get()) {
+            // The front end reaps the objects, too.
+            (Some(front), _) => front.tick(),
+            (None, Some(objects)) => objects.reap(),
+            (None, None) => 0,
+        };
+        left + this.caches.reap()
+    }
+
+    /// Waits until less waits than may, if the caller may wait.
+    #[cold]
+    pub(crate) fn make_room(&'static self) {
+        let front = self.front();
+        while !front.relieve() {
+            if !self.settings().waits || !D::tree().may_wait() {
+                return;
+            }
+            self.domain.synchronize();
+            if front.relieve() {
+                return;
+            }
+            // What is left runs destructors, which are the monitor's.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Blocks until every section of the stack that has begun before has ended.
+    ///
+    /// # Panics
+    /// Inside a section, where it would wait for itself.
+    #[doc(alias = "synchronize_rcu")]
+    pub fn synchronize(&self) {
+        self.domain.synchronize();
+    }
+
+    /// Blocks until everything retired to the stack before, by any thread, is free, and every callback queued before has run.
+    /// What was retired to a typed cache, too.
+    ///
+    /// # Panics
+    /// Inside a section, where it would wait for itself.
+    #[doc(alias = "kvfree_rcu_barrier")]
+    pub fn barrier(&self) {
+        if let Some(front) = self.front.get() {
+            front.barrier();
+        } else if let Some(objects) = self.objects.get() {
+            objects.barrier();
+        }
+        self.caches.barrier();
+        self.domain.barrier();
+    }
+
+    /// Retires an object with a head inside. Never blocks, never waits for memory. See [`retire`](crate::retire).
+    ///
     /// # Safety
-    /// 1. `object` came from `Box::<T>::into_raw`, once.
-    unsafe fn drop_box<T>(object: NonNull<u8>) {
-        // SAFETY: 1.
-        drop(unsafe { Box::from_raw(object.cast::<T>().as_ptr()) });
+    /// 1. `object` came from [`Self::objects`], with the provenance of the whole object, and is given up.
+    /// 2. No new reader can find it. Its destructor is not run.
+    #[inline]
+    #[doc(alias = "kfree_rcu")]
+    pub unsafe fn retire<T: HasHead>(&'static self, object: NonNull<T>) {
+        // SAFETY: the caller's debt 1.
+        let head = unsafe { T::head_of(object) };
+        // SAFETY: the caller's debts 1 and 2.
+        unsafe { self.front().retire(head, T::OFFSET) };
     }
-    // SAFETY: `T: Send`, so any thread may drop it; the caller's debts 1 and 2.
-    unsafe { front().retire_with_mightsleep(object.cast(), drop_box::<T>, size_of::<T>()) };
+
+    /// Retires an object without a head. May sleep; not inside a section.
+    ///
+    /// # Safety
+    /// As for [`Self::retire`].
+    #[inline]
+    #[doc(alias = "kvfree_rcu_mightsleep")]
+    pub unsafe fn retire_mightsleep(&'static self, object: NonNull<u8>) {
+        // SAFETY: the caller's debts.
+        unsafe { self.front().retire_mightsleep(object) };
+    }
+
+    /// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made. May sleep; see
+    /// [`retire_box`](crate::retire_box).
+    ///
+    /// # Safety
+    /// 1. `object` came from [`Box::into_raw`], and is given up.
+    /// 2. No new reader can find it.
+    pub unsafe fn retire_box<T: Send + 'static>(&'static self, object: NonNull<T>) {
+        if size_of::<T>() == 0 {
+            // Values without a size share their address: they cannot wait by it.
+            self.domain.synchronize();
+        }
+        let free = boxes::free_boxes::<T>;
+        if size_of::<T>() == 0 {
+            // SAFETY: the caller's debts, and a grace period has passed.
+            unsafe { free(&mut [object.cast()]) };
+        } else {
+            // SAFETY: `T: Send`, so any thread may drop it; the caller's debts 1 and 2.
+            unsafe { (self.front()).retire_many_mightsleep(object.cast(), free, size_of::<T>()) };
+        }
+    }
+
+    /// Retires a `Box` of `allocator-api2`, given as the pointer that its `into_raw_with_allocator` made. May sleep.
+    ///
+    /// The allocator has no size: nothing can be stored beside an object that is already there, so a value of it is made when the
+    /// object is freed. For other allocators there is [`AllocBox`](crate::AllocBox), which keeps them in the object.
+    ///
+    /// # Safety
+    /// 1. `object` came from a box of this `A`, any value of which frees what any other allocated; it is given up.
+    /// 2. No new reader can find it.
+    #[cfg(feature = "allocator-api2")]
+    pub unsafe fn retire_box_in<T: Send + 'static, A>(&'static self, object: NonNull<T>)
+    where
+        A: allocator_api2::alloc::Allocator + Default + 'static,
+    {
+        const { assert!(size_of::<A>() == 0, "the allocator has a size") };
+        let free = boxes::free_boxes_in::<T, A>;
+        if size_of::<T>() == 0 {
+            self.domain.synchronize();
+            // SAFETY: the caller's debts, and a grace period has passed.
+            unsafe { free(&mut [object.cast()]) };
+        } else {
+            // SAFETY: `T: Send`, and `A` is made where it is used; the caller's debts 1 and 2.
+            unsafe { (self.front()).retire_many_mightsleep(object.cast(), free, size_of::<T>()) };
+        }
+    }
+
+    /// Retires an object of a typed cache of this stack. May sleep: without memory for a sheaf it waits for a grace period and
+    /// frees the object itself. Not inside a section.
+    ///
+    /// # Safety
+    /// 1. `object` came from `cache`, and is given up. `T` needs no dropping (checked when compiled).
+    /// 2. No new reader can find it.
+    #[inline]
+    #[doc(alias = "kfree_rcu")]
+    pub unsafe fn retire_in_mightsleep<T>(&self, cache: &TypedCache<T, D>, object: NonNull<T>) {
+        // SAFETY: the caller's debts.
+        if let Err(object) = unsafe { cache.retire_attempt(object, Attempt::MayGrow) } {
+            self.retire_in_slow(cache, object);
+        }
+    }
+
+    #[cold]
+    fn retire_in_slow<T>(&self, cache: &TypedCache<T, D>, object: NonNull<T>) {
+        self.domain.synchronize();
+        // SAFETY: given up by the caller of `retire_in_mightsleep`, and a grace period has passed since.
+        unsafe { cache.free(object) };
+    }
+
+    /// The unbatched twin over the same layers: one callback an object.
+    #[must_use]
+    pub fn unbatched(&'static self) -> Unbatched<D, &'static Objs<D>> {
+        // SAFETY: `D` was given `free_object`, which frees objects of `objects()` (guarantee 1 of `StackDomain`).
+        unsafe { Unbatched::new(self.domain, self.objects()) }
+    }
+
+    /// A cache for objects of one type, called `name` in statistics and messages.
+    ///
+    /// # Errors
+    /// If there is no memory for the cache's own structures.
+    #[doc(alias = "kmem_cache_create")]
+    pub fn cache<T>(&'static self, name: &'static str) -> Result<TypedCache<T, D>, CreateError> {
+        TypedCache::with_config_in(TypedCache::<T>::config(name))
+    }
+
+    /// Counts of the stack. Visits every slot in use.
+    #[must_use]
+    pub fn stats(&'static self) -> StackStats {
+        StackStats {
+            rcu: D::tree().stats(),
+            objects: self.objects.get().map(Kmalloc::stats),
+            front: self.front.get().map(Kvfree::stats),
+            caches: self.caches.stats(),
+            pages_allocated: self.pages().nr_allocated(),
+            is_monitored: self.monitor.is_present(),
+        }
+    }
 }
 
-/// Counts of the default stack.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct StackStats {
-    /// Grace periods and callbacks.
-    pub rcu: TreeStats,
-    /// Objects by class.
-    pub objects: Option<KmallocStats>,
-    /// Blocks and heads.
-    pub front: Option<KvfreeStats>,
-    /// The typed caches, in the order of their making.
-    pub caches: Vec<CacheStats>,
-    /// Pages that are out.
-    pub pages_allocated: usize,
-    /// Whether the monitor's thread exists, or is about to: not for long after the last object was freed.
-    pub is_monitored: bool,
-}
-
-impl fmt::Display for StackStats {
+impl<D: StackDomain> fmt::Debug for Stack<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "rcu: {}", self.rcu)?;
-        if let Some(front) = &self.front {
-            writeln!(f, "kvfree: {front}")?;
-        }
-        writeln!(f, "pages allocated: {}", self.pages_allocated)?;
-        if let Some(objects) = &self.objects {
-            write!(f, "{objects}")?;
-        }
-        for cache in &self.caches {
-            writeln!(f, "{cache}")?;
-        }
-        Ok(())
-    }
-}
-
-/// Counts of the default stack. Visits every slot in use.
-#[must_use]
-pub fn stats() -> StackStats {
-    StackStats {
-        rcu: Global::tree().stats(),
-        objects: OBJECTS.get().map(Kmalloc::stats),
-        front: FRONT.get().map(Kvfree::stats),
-        caches: caches::stats(),
-        pages_allocated: pages().nr_allocated(),
-        is_monitored: MONITOR.is_present(),
+        f.debug_struct("Stack")
+            .field("domain", &self.domain)
+            .field("front", &self.front.get())
+            .field("monitor", &self.monitor)
+            .finish_non_exhaustive()
     }
 }

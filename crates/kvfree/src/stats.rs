@@ -12,6 +12,8 @@ pub struct KvfreeStats {
     pub objects_waiting: usize,
     /// Bytes that wait in blocks or by their heads.
     pub bytes_waiting: usize,
+    /// For how many rounds of the monitor the oldest of them has waited, at most: where one grows and grows, a reader stalls.
+    pub oldest_rounds: u32,
     /// About how many bytes count against the limit: these, and what the allocator defers by itself.
     pub bytes_charged: usize,
     /// How many bytes may wait.
@@ -24,17 +26,73 @@ pub struct KvfreeStats {
     pub objects_in_blocks: usize,
     /// Objects that were linked by their heads.
     pub by_head: usize,
+    /// Of these, objects retired without a slot, or while its lock was taken.
+    pub shared: usize,
+    /// Objects that `try_retire` gave back.
+    pub refused: usize,
+    /// Pages that are kept for blocks to come.
+    pub pages_kept: usize,
+    /// Passes over all slots that barriers have made: barriers that come together share one.
+    pub barrier_passes: usize,
     /// Headless objects that had to wait for a grace period of their own.
     pub synchronized: usize,
     /// Destructors that panicked (contained under `std`).
     pub panicked: usize,
+    /// Objects found to be retired while they waited; see [`DoubleRetire`](crate::DoubleRetire).
+    pub doubles: usize,
+    /// Batches and places that other threads were just busy with when the process was forked: what was in them is leaked.
+    pub forgotten: usize,
+}
+
+/// What waits on one slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlotStats {
+    /// Objects that wait in blocks or by their heads.
+    pub objects_waiting: usize,
+    /// Their bytes.
+    pub bytes_waiting: usize,
+    /// For how many rounds of the monitor the oldest of them has waited, at most.
+    pub oldest_rounds: u32,
+    /// Pages that are kept for blocks to come.
+    pub pages_kept: usize,
+    /// Objects that were linked by their heads here, for want of a block.
+    pub by_head: usize,
+}
+
+impl SlotStats {
+    pub(crate) fn of(waiting: &Waiting, now: u32) -> Self {
+        Self {
+            objects_waiting: waiting.nr_objects(),
+            bytes_waiting: waiting.bytes(),
+            oldest_rounds: waiting.age(now),
+            pages_kept: waiting.nr_stock(),
+            by_head: waiting.by_head(),
+        }
+    }
+}
+
+impl fmt::Display for SlotStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "waiting {} objects, {} bytes, the oldest for {} rounds; {} pages kept, by head {}",
+            self.objects_waiting,
+            self.bytes_waiting,
+            self.oldest_rounds,
+            self.pages_kept,
+            self.by_head
+        )
+    }
 }
 
 impl KvfreeStats {
-    pub(crate) fn add(&mut self, waiting: &Waiting) {
-        self.objects_waiting += waiting.nr_objects();
-        self.bytes_waiting += waiting.bytes();
-        self.by_head += waiting.by_head();
+    pub(crate) fn add(&mut self, slot: &SlotStats) {
+        self.objects_waiting += slot.objects_waiting;
+        self.bytes_waiting += slot.bytes_waiting;
+        self.oldest_rounds = self.oldest_rounds.max(slot.oldest_rounds);
+        self.pages_kept += slot.pages_kept;
+        self.by_head += slot.by_head;
     }
 }
 
@@ -42,17 +100,25 @@ impl fmt::Display for KvfreeStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "waiting {} objects, {} bytes; about {} of {} bytes charged, {} objects overdrawn; freed {} blocks of {} objects; by head {}, by synchronize {}, panicked {}",
+            "waiting {} objects, {} bytes, the oldest for {} rounds; about {} of {} bytes charged, {} objects overdrawn, {} refused; \
+             freed {} blocks of {} objects; by head {}, of these {} without a slot, by synchronize {}, panicked {}, twice {}; \
+             {} pages kept, {} passes of barriers",
             self.objects_waiting,
             self.bytes_waiting,
+            self.oldest_rounds,
             self.bytes_charged,
             self.bytes_limit,
             self.overdrawn,
+            self.refused,
             self.blocks_freed,
             self.objects_in_blocks,
             self.by_head,
+            self.shared,
             self.synchronized,
-            self.panicked
+            self.panicked,
+            self.doubles,
+            self.pages_kept,
+            self.barrier_passes
         )
     }
 }
@@ -61,9 +127,11 @@ impl fmt::Display for KvfreeStats {
 pub(crate) struct Counters {
     blocks_freed: AtomicUsize,
     objects_in_blocks: AtomicUsize,
-    by_head: AtomicUsize,
+    shared: AtomicUsize,
+    refused: AtomicUsize,
     synchronized: AtomicUsize,
     panicked: AtomicUsize,
+    forgotten: AtomicUsize,
 }
 
 /// Adds to a statistic.
@@ -79,12 +147,22 @@ impl Counters {
     }
 
     /// One object was linked by its head without a slot; slots count their own.
-    pub(crate) fn by_head(&self) {
-        add(&self.by_head, 1);
+    pub(crate) fn shared(&self) {
+        add(&self.shared, 1);
+    }
+
+    /// An object was given back.
+    pub(crate) fn refused(&self) {
+        add(&self.refused, 1);
     }
 
     pub(crate) fn synchronized(&self) {
         add(&self.synchronized, 1);
+    }
+
+    /// Something of a thread's that is gone was forgotten.
+    pub(crate) fn forgotten(&self) {
+        add(&self.forgotten, 1);
     }
 
     pub(crate) fn panicked(&self, n: usize) {
@@ -97,16 +175,15 @@ impl Counters {
         // ORDERING: Relaxed: a statistic.
         let get = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
         KvfreeStats {
-            objects_waiting: 0,
-            bytes_waiting: 0,
-            bytes_charged: 0,
-            bytes_limit: 0,
-            overdrawn: 0,
             blocks_freed: get(&self.blocks_freed),
             objects_in_blocks: get(&self.objects_in_blocks),
-            by_head: get(&self.by_head),
+            by_head: get(&self.shared),
+            shared: get(&self.shared),
+            refused: get(&self.refused),
             synchronized: get(&self.synchronized),
             panicked: get(&self.panicked),
+            forgotten: get(&self.forgotten),
+            ..KvfreeStats::default()
         }
     }
 }

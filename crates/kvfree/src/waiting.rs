@@ -6,21 +6,22 @@
 //! | `open[kind]` | the block being filled, or null | refreshed at each push |
 //! | `line` | full blocks of objects, oldest first | each block's own |
 //! | `glue` | full blocks of objects with drop glue, oldest first | each block's own |
-//! | `heads` | objects linked by their embedded heads, for want of a block | none yet |
+//! | `heads` | objects linked by their embedded heads, for want of a block | `heads_cookie`, refreshed at each push |
 //! | `sealed` | such objects, sealed together | `sealed_cookie` |
 //! | `stock` | empty blocks, at most [`STOCK`] | – |
+//! | `…born` (and a block's) | the monitor's round in which the oldest came, for reports | – |
 //! | `account` | the bytes of all of it but the stock, and what was charged for them | – |
 //!
 //! # Invariants
 //! - I1. A batch is filled only before its cookie is taken for the last time: nothing is added to the line or to
-//!   `sealed` while its cookie runs (T1).
+//!   `sealed` while its cookie runs (T1). Where lists are joined, the later cookie is that of both.
 //! - I2. Destructors and functions (`glue`, `heads`) are taken out by those only who may run foreign code: the monitor,
 //!   a barrier, an embedder's tick; never by a thread that retires.
 //! - I3. Everything here was given up by its owner and is freed by whoever takes it out, once.
 
 use crate::block::{Block, Kind, Line, NR_KINDS};
 use crate::budget::Account;
-use crate::objects::DropFn;
+use crate::glue::Glue;
 use core::ptr::{self, NonNull};
 use pagealloc::{Attempt, Order, PageAlloc, PageReq};
 use rcu_core::cpu::ZeroInit;
@@ -40,6 +41,11 @@ pub(crate) struct Waiting {
     heads: CbList,
     sealed: CbList,
     sealed_cookie: Cookie,
+    /// Not before this are `heads` ripe.
+    heads_cookie: Cookie,
+    /// In which of the monitor's rounds the oldest of `heads` and of `sealed` came.
+    heads_born: u32,
+    sealed_born: u32,
     /// Bytes of everything that waits here.
     account: Account,
     /// Of these, the bytes of `heads` and of `sealed`.
@@ -62,7 +68,7 @@ unsafe impl Send for Waiting {}
 #[derive(Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) object: NonNull<u8>,
-    pub(crate) drop: Option<DropFn>,
+    pub(crate) glue: Option<Glue>,
     pub(crate) kind: Kind,
     pub(crate) bytes: usize,
 }
@@ -83,8 +89,9 @@ pub(crate) struct Pushed {
 pub(crate) struct Batch {
     pub(crate) blocks: Line,
     pub(crate) heads: CbList,
-    /// Bytes of the objects linked by their heads.
+    /// Bytes of the objects linked by their heads, and when the oldest came.
     heads_bytes: usize,
+    heads_born: u32,
     /// What was charged for all of it.
     pub(crate) charged: usize,
     /// When all of it may be freed; for batches taken whether ripe or not.
@@ -97,6 +104,7 @@ impl Batch {
             blocks: Line::new(),
             heads: CbList::new(),
             heads_bytes: 0,
+            heads_born: 0,
             charged: 0,
             cookie: Cookie::COMPLETED,
         }
@@ -106,13 +114,18 @@ impl Batch {
         self.blocks.is_empty() && self.heads.is_empty()
     }
 
-    /// Adds a batch that was taken out later.
-    pub(crate) fn append(&mut self, later: Self) {
-        self.blocks.append(later.blocks);
-        self.heads.append(later.heads);
-        self.heads_bytes += later.heads_bytes;
-        self.charged += later.charged;
-        self.cookie = later.cookie;
+    /// Adds another batch.
+    pub(crate) fn append(&mut self, other: Self) {
+        if self.heads.is_empty() {
+            self.heads_born = other.heads_born;
+        } else if !other.heads.is_empty() {
+            self.heads_born = older(self.heads_born, other.heads_born);
+        }
+        self.blocks.append(other.blocks);
+        self.heads.append(other.heads);
+        self.heads_bytes += other.heads_bytes;
+        self.charged += other.charged;
+        self.cookie = later(self.cookie, other.cookie);
     }
 }
 
@@ -126,6 +139,9 @@ impl Waiting {
             heads: CbList::new(),
             sealed: CbList::new(),
             sealed_cookie: Cookie::COMPLETED,
+            heads_cookie: Cookie::COMPLETED,
+            heads_born: 0,
+            sealed_born: 0,
             account: Account::new(),
             heads_bytes: 0,
             sealed_bytes: 0,
@@ -138,7 +154,7 @@ impl Waiting {
     /// Adds an object to its channel's block, with a fresh cookie. If that is full, the next one comes from the stock,
     /// or is `spare`, or a page of the slot's own list; `None` if there is none of these.
     ///
-    /// A block that holds `seal_bytes` is full, however few objects those are.
+    /// A block that holds `seal_bytes` is full, however few objects those are. `now` is the monitor's round, which a fresh block notes.
     pub(crate) fn push(
         &mut self,
         entry: Entry,
@@ -146,15 +162,16 @@ impl Waiting {
         gp: &impl GracePeriod,
         pages: &impl PageAlloc,
         spare: &mut Option<NonNull<u8>>,
+        now: impl FnOnce() -> u32,
     ) -> Option<Pushed> {
         let mut pushed = Pushed::default();
         let open = self.open[entry.kind as usize];
         // SAFETY: an open block is owned by this slot.
         let block = match unsafe { open.as_mut() } {
-            Some(block) if block.has_room() => block,
+            Some(block) if block.has_room(entry.glue) => block,
             full => {
                 pushed.first = full.is_none();
-                let mut fresh = self.fresh_block(entry.kind, pages, spare)?;
+                let mut fresh = self.fresh_block(entry.kind, pages, spare, now)?;
                 if let Some(full) = NonNull::new(open) {
                     self.line_of(entry.kind).push(full);
                     pushed.sealed = true;
@@ -164,7 +181,7 @@ impl Waiting {
                 unsafe { fresh.as_mut() }
             }
         };
-        block.push(entry.object, entry.drop, entry.bytes, gp.snapshot());
+        block.push(entry.object, entry.glue, entry.bytes, gp.snapshot());
         pushed.charge = self.account.add(entry.bytes);
         if block.bytes() >= seal_bytes {
             let heavy = NonNull::from(block);
@@ -177,7 +194,7 @@ impl Waiting {
 
     const fn line_of(&mut self, kind: Kind) -> &mut Line {
         match kind {
-            Kind::Glue => &mut self.glue,
+            Kind::Glue | Kind::Typed => &mut self.glue,
             Kind::Small | Kind::Large => &mut self.line,
         }
     }
@@ -187,6 +204,7 @@ impl Waiting {
         kind: Kind,
         pages: &impl PageAlloc,
         spare: &mut Option<NonNull<u8>>,
+        now: impl FnOnce() -> u32,
     ) -> Option<NonNull<Block>> {
         let page = match self.stock.pop() {
             Some(block) => block.cast(),
@@ -201,15 +219,28 @@ impl Waiting {
             },
         };
         // SAFETY: a page of our own, from the stock or just allocated.
-        Some(unsafe { Block::init(page, kind) })
+        let mut block = unsafe { Block::init(page, kind) };
+        // SAFETY: made just now.
+        unsafe { block.as_mut() }.born = now();
+        Some(block)
     }
 
     /// Links an object of so many bytes by its own head; the head says how it is to be freed.
     ///
     /// # Safety
     /// 1. `head` is on no list and valid until popped.
-    pub(crate) unsafe fn push_head(&mut self, head: NonNull<Head>, bytes: usize) -> Pushed {
+    pub(crate) unsafe fn push_head(
+        &mut self,
+        head: NonNull<Head>,
+        bytes: usize,
+        gp: &impl GracePeriod,
+        now: impl FnOnce() -> u32,
+    ) -> Pushed {
         let first = self.heads.is_empty() && self.sealed.is_empty();
+        if self.heads.is_empty() {
+            self.heads_born = now();
+        }
+        self.heads_cookie = gp.snapshot();
         self.by_head = self.by_head.wrapping_add(1);
         // SAFETY: the caller's debt 1.
         unsafe { self.heads.push_back(head) };
@@ -221,11 +252,25 @@ impl Waiting {
         }
     }
 
-    /// Links objects by their heads, oldest first, all of whose `bytes` are charged.
-    pub(crate) fn push_heads(&mut self, heads: CbList, bytes: usize) {
-        self.heads.append(heads);
+    /// Links objects by their heads, oldest first, all of whose `bytes` are charged, and which are ripe at `cookie`.
+    pub(crate) fn push_heads(&mut self, heads: CbList, bytes: usize, cookie: Cookie, born: u32) {
+        self.append_heads(heads, cookie, born);
         self.heads_bytes += bytes;
         self.account.put(bytes, bytes);
+    }
+
+    fn append_heads(&mut self, heads: CbList, cookie: Cookie, born: u32) {
+        if heads.is_empty() {
+            return;
+        }
+        if self.heads.is_empty() {
+            self.heads_born = born;
+            self.heads_cookie = cookie;
+        } else {
+            self.heads_born = older(self.heads_born, born);
+            self.heads_cookie = later(self.heads_cookie, cookie);
+        }
+        self.heads.append(heads);
     }
 
     /// How many objects were ever linked by their heads here.
@@ -241,6 +286,7 @@ impl Waiting {
     /// Takes a batch back that [`Self::take_all`] gave.
     pub(crate) fn put_back(&mut self, batch: Batch) {
         let (mut blocks, heads) = (batch.blocks, batch.heads);
+        let (cookie, born) = (batch.cookie, batch.heads_born);
         let mut bytes = batch.heads_bytes;
         while let Some(block) = blocks.pop() {
             // SAFETY: a block of a batch is valid and owned by it.
@@ -249,7 +295,7 @@ impl Waiting {
             let kind = unsafe { block.as_ref() }.kind();
             self.line_of(kind).push(block);
         }
-        self.heads.append(heads);
+        self.append_heads(heads, cookie, born);
         self.heads_bytes += batch.heads_bytes;
         self.account.put(bytes, batch.charged);
     }
@@ -263,9 +309,31 @@ impl Waiting {
             && self.open.iter().all(|b| b.is_null())
     }
 
+    /// For how many of the monitor's rounds the oldest of what waits here has been here, at most.
+    pub(crate) fn age(&self, now: u32) -> u32 {
+        let line = [&self.line, &self.glue].into_iter().filter_map(Line::first);
+        // SAFETY: an open block is owned by this slot.
+        let open = (self.open.iter()).filter_map(|b| unsafe { b.as_ref() });
+        let blocks = line.chain(open).map(|block| block.born);
+        let sealed = (!self.sealed.is_empty()).then_some(self.sealed_born);
+        let heads = (!self.heads.is_empty()).then_some(self.heads_born);
+        let births = blocks.chain(sealed).chain(heads);
+        births.map(|born| now.wrapping_sub(born)).max().unwrap_or(0)
+    }
+
+    /// Empty blocks.
+    pub(crate) const fn nr_stock(&self) -> usize {
+        self.stock.len()
+    }
+
     /// Bytes of everything that waits here.
     pub(crate) const fn bytes(&self) -> usize {
         self.account.held
+    }
+
+    /// Of these, what was charged for them.
+    pub(crate) const fn charged(&self) -> usize {
+        self.account.charged()
     }
 
     /// How many objects wait here. Walks the line.
@@ -286,21 +354,22 @@ impl Waiting {
     }
 
     /// Puts the open blocks in line as they are, and seals the heads if none are sealed (I1).
-    pub(crate) fn seal(&mut self, gp: &impl GracePeriod) {
-        for kind in [Kind::Small, Kind::Large, Kind::Glue] {
+    pub(crate) fn seal(&mut self) {
+        for kind in [Kind::Small, Kind::Large, Kind::Glue, Kind::Typed] {
             let open = core::mem::replace(&mut self.open[kind as usize], ptr::null_mut());
             if let Some(block) = NonNull::new(open) {
                 self.line_of(kind).push(block);
             }
         }
-        self.seal_heads(gp);
+        self.seal_heads();
     }
 
-    fn seal_heads(&mut self, gp: &impl GracePeriod) {
+    fn seal_heads(&mut self) {
         if self.sealed.is_empty() && !self.heads.is_empty() {
             self.sealed = self.heads.take();
             self.sealed_bytes = core::mem::take(&mut self.heads_bytes);
-            self.sealed_cookie = gp.snapshot();
+            self.sealed_cookie = self.heads_cookie;
+            self.sealed_born = self.heads_born;
         }
     }
 
@@ -314,24 +383,38 @@ impl Waiting {
         }
         if foreign {
             bytes += take_ripe_blocks(&mut self.glue, &mut batch.blocks, gp);
-            if !self.sealed.is_empty() && gp.poll(self.sealed_cookie) {
-                batch.heads = self.sealed.take();
-                batch.heads_bytes = core::mem::take(&mut self.sealed_bytes);
-                bytes += batch.heads_bytes;
+            // Twice: what came while others were sealed may be ripe, too.
+            for _ in 0..2 {
+                if !self.sealed.is_empty() && gp.poll(self.sealed_cookie) {
+                    batch.heads.append(self.sealed.take());
+                    batch.heads_bytes += core::mem::take(&mut self.sealed_bytes);
+                }
+                self.seal_heads();
             }
-            self.seal_heads(gp);
+            bytes += batch.heads_bytes;
         }
         batch.charged = self.account.take(bytes);
         batch
     }
 
-    /// Takes out everything, ripe or not, with a cookie for all of it.
-    pub(crate) fn take_all(&mut self, gp: &impl GracePeriod) -> Batch {
-        self.seal(gp);
+    /// Takes out everything, ripe or not, with a cookie for all of it. Walks the line.
+    pub(crate) fn take_all(&mut self) -> Batch {
+        self.seal();
         self.asked = false;
         let heads_bytes =
             core::mem::take(&mut self.sealed_bytes) + core::mem::take(&mut self.heads_bytes);
         let charged = self.account.take(self.account.held);
+        let mut cookie = Cookie::COMPLETED;
+        let mut heads_born = 0;
+        if !self.sealed.is_empty() {
+            (cookie, heads_born) = (self.sealed_cookie, self.sealed_born);
+            if !self.heads.is_empty() {
+                cookie = later(cookie, self.heads_cookie);
+            }
+        }
+        for block in self.line.iter().chain(self.glue.iter()) {
+            cookie = later(cookie, block.cookie);
+        }
         let mut heads = self.sealed.take();
         heads.append(self.heads.take());
         let mut blocks = self.line.take();
@@ -340,18 +423,21 @@ impl Waiting {
             blocks,
             heads,
             heads_bytes,
+            heads_born,
             charged,
-            cookie: gp.snapshot(),
+            cookie,
         }
     }
 
     /// Takes over what waits in `other`, whose slot is no more.
-    pub(crate) fn merge(&mut self, other: &mut Self, gp: &impl GracePeriod) {
-        other.seal(gp);
+    pub(crate) fn merge(&mut self, other: &mut Self) {
+        other.seal();
         self.line.append(other.line.take());
         self.glue.append(other.glue.take());
-        self.heads.append(other.sealed.take());
-        self.heads.append(other.heads.take());
+        let (cookie, born) = (other.sealed_cookie, other.sealed_born);
+        self.append_heads(other.sealed.take(), cookie, born);
+        let (cookie, born) = (other.heads_cookie, other.heads_born);
+        self.append_heads(other.heads.take(), cookie, born);
         self.heads_bytes +=
             core::mem::take(&mut other.sealed_bytes) + core::mem::take(&mut other.heads_bytes);
         let held = other.account.held;
@@ -370,16 +456,21 @@ impl Waiting {
             || (!self.sealed.is_empty() && !gp.poll(self.sealed_cookie))
     }
 
-    /// Keeps empty blocks until the stock is full.
-    pub(crate) fn restock(&mut self, empty: &mut Line) {
-        while self.stock.len() < STOCK
+    /// Keeps empty blocks until the stock has `most`.
+    pub(crate) fn restock(&mut self, empty: &mut Line, most: usize) {
+        while self.stock.len() < most
             && let Some(block) = empty.pop()
         {
             self.stock.push(block);
         }
     }
 
-    /// Whether no block was to be had since the last time this was asked.
+    /// Whether no block was to be had since the last time that was forgotten.
+    pub(crate) const fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// The same, and forgets it.
     pub(crate) const fn take_starved(&mut self) -> bool {
         core::mem::replace(&mut self.starved, false)
     }
@@ -387,6 +478,24 @@ impl Waiting {
     /// Gives the stock up.
     pub(crate) const fn take_stock(&mut self) -> Line {
         self.stock.take()
+    }
+}
+
+/// Of two cookies, the one that is reached last.
+const fn later(one: Cookie, other: Cookie) -> Cookie {
+    if one.is_no_later_than(other) {
+        other
+    } else {
+        one
+    }
+}
+
+/// Of two rounds, the earlier one.
+const fn older(one: u32, other: u32) -> u32 {
+    if one.wrapping_sub(other).cast_signed() < 0 {
+        one
+    } else {
+        other
     }
 }
 

@@ -1,5 +1,7 @@
 //! Memory that waits stays within its limit, and who may wait is who waits.
 
+#![cfg(not(loom))]
+
 mod common;
 
 use common::{Defer, Hand, Ledger, ManualRcu, Pages};
@@ -22,7 +24,7 @@ fn config() -> Config {
 
 /// With a reader stalled for ever, memory stops growing at the limit for who can take a refusal; two arguments are overdrawn.
 #[test]
-fn a_stalled_reader_stops_the_growth() {
+fn post_2019_a_stalled_reader_stops_the_growth() {
     let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::new());
     let ledger = Ledger::new(&rcu, Defer::Never);
     // SAFETY: the ledger waits for the grace periods of `rcu`; all of them outlive the front end.

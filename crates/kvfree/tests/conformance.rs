@@ -1,12 +1,12 @@
 //! The conformance tests of this crate's traits, run by every implementation.
 
-#![cfg(feature = "std")]
+#![cfg(all(feature = "std", not(loom)))]
 
 mod common;
 
 use common::{Hand, Pages};
 use kvfree::conformance::Rig;
-use kvfree::{Config, Kvfree, Objects, Unbatched};
+use kvfree::{Config, Kvfree, NoSheaves, Objects, Unbatched};
 use pagealloc::{Mmap, Zone};
 use rcu_core::cpu::Threads;
 use rcu_core::{Cookie, Domain, GracePeriod};
@@ -95,41 +95,8 @@ fn batched(
     unsafe { Kvfree::new(Threads, zone(), Tested, kmalloc, Config::new()) }.unwrap()
 }
 
-/// An allocator without batches of its own over one that has some.
-struct WithoutSheaves(&'static Kernel);
-
-// SAFETY: `Kmalloc`, which defers nothing if it is not asked to.
-unsafe impl Objects for WithoutSheaves {
-    unsafe fn try_defer(&self, _object: NonNull<u8>) -> bool {
-        false
-    }
-
-    fn is_large(&self, object: NonNull<u8>) -> bool {
-        self.0.is_large(object.as_ptr())
-    }
-
-    fn size_bytes(&self, object: NonNull<u8>) -> usize {
-        self.0.size_bytes(object)
-    }
-
-    unsafe fn free_bulk(&self, objects: &mut [NonNull<u8>]) {
-        // SAFETY: the caller's debt.
-        unsafe { self.0.free_bulk(objects) };
-    }
-
-    fn barrier(&self) {}
-
-    fn reap(&self) -> usize {
-        0
-    }
-
-    fn waiting_bytes(&self) -> usize {
-        0
-    }
-}
-
 fn without_sheaves(kmalloc: &'static Kernel) -> impl kvfree::DeferFree + Sync {
-    let objects = WithoutSheaves(kmalloc);
+    let objects = NoSheaves(kmalloc);
     // SAFETY: nothing is deferred; everything is static.
     unsafe { Kvfree::new(Threads, zone(), Tested, objects, Config::new()) }.unwrap()
 }
@@ -137,7 +104,7 @@ fn without_sheaves(kmalloc: &'static Kernel) -> impl kvfree::DeferFree + Sync {
 /// Blocks are refused for ever once the slots are there.
 fn without_pages(kmalloc: &'static Kernel) -> impl kvfree::DeferFree + Sync {
     let pages: &'static Pages = Box::leak(Box::new(Pages::failing(common::Failure::From(1))));
-    let objects = WithoutSheaves(kmalloc);
+    let objects = NoSheaves(kmalloc);
     // SAFETY: nothing is deferred; everything is static.
     unsafe { Kvfree::new(Threads, pages, Tested, objects, Config::new()) }.unwrap()
 }
@@ -350,7 +317,7 @@ mod objects {
     kvfree::objects_conformance!(kmalloc, Own(on(|kmalloc| kmalloc)));
     kvfree::objects_conformance!(by_reference, on(|kmalloc| kmalloc));
     kvfree::objects_conformance!(dull, DullRig(Dull::new()));
-    kvfree::objects_conformance!(without_sheaves, on(WithoutSheaves));
+    kvfree::objects_conformance!(without_sheaves, on(NoSheaves));
 }
 
 mod defer_free {

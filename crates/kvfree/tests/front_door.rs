@@ -1,6 +1,6 @@
 //! The default stack as an application meets it: settings first, and a monitor that is there only while it is needed.
 
-#![cfg(feature = "std")]
+#![cfg(all(feature = "std", not(loom)))]
 
 use kvfree::{Builder, Config, InUse, RcuBox};
 use std::sync::atomic::{AtomicUsize, Ordering};

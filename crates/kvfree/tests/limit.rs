@@ -1,6 +1,6 @@
 //! The default stack at its limit: who makes boxes waits, and is told of.
 
-#![cfg(feature = "std")]
+#![cfg(all(feature = "std", not(loom)))]
 
 use kvfree::{Builder, Config, RcuBox, read_lock};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,6 +1,8 @@
 //! Operation strings against books that know when each object may be freed, over pages that work, that are refused, and that fail
 //! at every call there is.
 
+#![cfg(not(loom))]
+
 mod common;
 
 use common::{Defer, Failure, Hand, Item, Ledger, ManualRcu, Pages, Random};
@@ -8,7 +10,7 @@ use kvfree::{Config, DeferFree, Kvfree};
 use pagealloc::Attempt;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use rcu_core::Rcu;
+use rcu_core::{GracePeriod, Rcu};
 use std::mem::ManuallyDrop;
 
 mod cfg {
@@ -116,6 +118,8 @@ struct World<'w, 'a> {
     items: Vec<Item>,
     /// Retired inside the section that is on: nobody may touch them.
     seen: Vec<Item>,
+    /// Whether the allocator defers some by itself.
+    defers: bool,
 }
 
 impl World<'_, '_> {
@@ -223,6 +227,10 @@ impl World<'_, '_> {
             _ => {}
         }
         self.ledger.assert_no_faults();
+        // T6: counts match what waits (the allocator counts its own).
+        if !self.defers && matches!(op, Op::Offline | Op::Advance | Op::Go(_)) {
+            assert_eq!(self.front.stats().objects_waiting, self.ledger.waiting());
+        }
     }
 }
 
@@ -243,6 +251,7 @@ fn run(ops: &[Op], failure: Failure, defer: Defer) -> usize {
         front: &front,
         items: Vec::new(),
         seen: Vec::new(),
+        defers: defer != Defer::Never,
     };
     for &op in ops {
         world.run(op);
@@ -303,6 +312,78 @@ proptest! {
     #[test]
     fn with_pages_that_run_out(ops in vec(op(), 0..cfg::OPS), defer in defer(), n in 0..40_usize) {
         run(&ops, Failure::From(n), defer);
+    }
+}
+
+/// Runs a string without barriers and ticks of its own, then lets the grace periods of all that was retired pass, and looks how many rounds
+/// of the monitor it takes until everything is free.
+fn rounds_until_free(ops: &[Op], failure: Failure, defer: Defer) -> usize {
+    let (hand, pages, rcu) = (Hand::new(SLOTS), Pages::new(), ManualRcu::new());
+    let ledger = Ledger::new(&rcu, defer);
+    // SAFETY: the ledger waits for the grace periods of `rcu`; all of them outlive the front end.
+    let made = unsafe { Kvfree::new(&hand, &pages, &rcu, &ledger, Config::new()) };
+    // Not dropped by a panic, for a section may be on.
+    let front: ManuallyDrop<Front<'_>> = ManuallyDrop::new(made.unwrap());
+    pages.set_failure(failure);
+    let mut world = World {
+        hand: &hand,
+        rcu: &rcu,
+        ledger: &ledger,
+        front: &front,
+        items: Vec::new(),
+        seen: Vec::new(),
+        defers: defer != Defer::Never,
+    };
+    for &op in ops {
+        world.run(op);
+    }
+    while rcu.is_in_section() {
+        world.run(Op::Exit);
+    }
+    let without_slot = front.stats().shared > 0;
+    let mut rounds = 0;
+    // Where an object came without a slot, its grace period is one that begins when it was first looked at.
+    if without_slot {
+        front.tick();
+        rounds += 1;
+    }
+    rcu.synchronize();
+    rcu.synchronize();
+    while ledger.waiting() > 0 {
+        assert!(rounds < 10, "left lying: {}", front.report());
+        let before = rcu.grace_periods();
+        front.tick();
+        rounds += 1;
+        assert_eq!(rcu.grace_periods(), before, "a grace period too many");
+    }
+    assert_eq!(front.tick(), 0);
+    drop(ManuallyDrop::into_inner(front));
+    ledger.assert_no_faults();
+    rounds
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: cfg::CASES / 3 + 1,
+        failure_persistence: None,
+        max_shrink_iters: 1000,
+        ..ProptestConfig::default()
+    })]
+
+    /// K8: once its grace period is over, an object is free after the next round, though its slot went idle or its thread ended; after the
+    /// second one if it came without a slot.
+    #[test]
+    fn k8_nothing_stays_longer_than_a_round(
+        ops in vec(op(), 0..cfg::OPS),
+        defer in defer(),
+        fails in any::<bool>(),
+    ) {
+        let failure = if fails { Failure::From(0) } else { Failure::Never };
+        let rounds = rounds_until_free(&ops, failure, defer);
+        prop_assert!(rounds <= 2, "{rounds} rounds");
+        let on_slots: Vec<_> = ops.iter().copied().filter(|op| !matches!(op, Op::Go(None))).collect();
+        let rounds = rounds_until_free(&on_slots, failure, defer);
+        prop_assert!(rounds <= 1, "{rounds} rounds");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Historic bugs and the posts that asked for all this, a test each, named after their row.
 
+#![cfg(not(loom))]
+
 mod common;
 
 use common::{Defer, Failure, Hand, Item, Ledger, ManualRcu, Pages};
@@ -66,7 +68,7 @@ fn t1_new_objects_wait_for_their_own_grace_period() {
 }
 
 #[test]
-fn t1_heads_are_not_added_to_sealed_ones() {
+fn t1_k9_heads_are_not_added_to_sealed_ones() {
     let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::new());
     let ledger = Ledger::new(&rcu, Defer::Never);
     let front = front(&hand, &pages, &rcu, &ledger);
@@ -121,7 +123,7 @@ fn t3_progress_without_pages() {
 
 /// K7: a slot that found no block has some after the monitor came by.
 #[test]
-fn t3_a_starved_slot_is_refilled() {
+fn t3_k6_a_starved_slot_is_refilled() {
     let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::auto());
     let ledger = Ledger::new(&rcu, Defer::Never);
     let front = front(&hand, &pages, &rcu, &ledger);
@@ -180,7 +182,9 @@ fn t6_counts_match_what_waits() {
             front.tick();
         }
     }
-    // Heads without a slot are counted once the monitor has taken them in.
+    // Before and after the monitor has taken in what came without a slot.
+    assert_eq!(front.stats().objects_waiting, ledger.waiting());
+    assert_eq!(front.shrink_count(), ledger.waiting());
     front.tick();
     assert_eq!(front.stats().objects_waiting, ledger.waiting());
     front.barrier();
@@ -192,7 +196,7 @@ fn t6_counts_match_what_waits() {
 }
 
 #[test]
-fn t8_rcu_barrier_is_not_kvfree_barrier() {
+fn t8_k14_post_2019_rcu_barrier_is_not_kvfree_barrier() {
     for failure in [Failure::Never, Failure::From(1)] {
         let (hand, pages, rcu) = (Hand::new(1), Pages::failing(failure), ManualRcu::new());
         let ledger = Ledger::new(&rcu, Defer::Sometimes);
@@ -211,7 +215,7 @@ fn t8_rcu_barrier_is_not_kvfree_barrier() {
 }
 
 #[test]
-fn t14_a_call_that_slept_goes_on_on_another_slot() {
+fn t14_k16_a_call_that_slept_goes_on_on_another_slot() {
     for offline in [false, true] {
         let hand: &'static Hand = Box::leak(Box::new(Hand::new(2)));
         let (pages, rcu) = (Pages::failing(Failure::Never), ManualRcu::new());
@@ -353,7 +357,7 @@ fn post_2008_offset_frees_its_object() {
 
 /// The 2019 measurement, as a property: the same string, and a machine that runs a grace period whenever one is wanted.
 #[test]
-fn post_2019_batched_needs_fewer_grace_periods() {
+fn k11_post_2019_batched_needs_fewer_grace_periods() {
     const OBJECTS: usize = if cfg!(miri) { 300 } else { 20_000 };
     fn flood(front: &impl DeferFree, rcu: &ManualRcu, ledger: &Books<'_>) -> usize {
         let before = rcu.grace_periods();
@@ -387,7 +391,7 @@ fn post_2019_batched_needs_fewer_grace_periods() {
 /// K6: somebody holds the zone's lock, and never lets go.
 #[test]
 #[cfg(not(miri))]
-fn post_2020_no_lock_for_a_block() {
+fn t5_k6_post_2020_lockless_no_lock_for_a_block() {
     use pagealloc::{Mmap, Order, PageReq, Zone};
     const RETIRED: usize = 40 * BLOCK;
     let (hand, rcu) = (Hand::new(1), ManualRcu::auto());
@@ -422,7 +426,7 @@ fn post_2020_no_lock_for_a_block() {
 
 /// K3: without a head; in a block if there is one to be had by waiting for memory, else after a grace period of its own.
 #[test]
-fn post_2020_headless() {
+fn k3_post_2020_headless_in_a_block_or_after_a_grace_period() {
     let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::new());
     let ledger = Ledger::new(&rcu, Defer::Never);
     let front = front(&hand, &pages, &rcu, &ledger);
@@ -457,7 +461,7 @@ fn post_2020_headless() {
 
 /// K4: a channel of their own; heavy objects fill a block by their bytes, so that a grace period is asked for in time.
 #[test]
-fn post_2020_large_objects_are_weighed() {
+fn k4_post_2020_headless_large_objects_are_weighed() {
     let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::new());
     let ledger = Ledger::new(&rcu, Defer::Never);
     let front = front(&hand, &pages, &rcu, &ledger);

@@ -1,6 +1,6 @@
 //! K2: two-argument `retire` from a signal handler, wherever it interrupts.
 
-#![cfg(all(feature = "std", target_os = "linux", not(miri)))]
+#![cfg(all(feature = "std", target_os = "linux", not(miri), not(loom)))]
 
 use kvfree::{Config, DeferFree, Kvfree};
 use pagealloc::{Mmap, Zone};
@@ -83,7 +83,7 @@ fn alloc(kmalloc: &Kernel, size: usize) -> NonNull<Node> {
 const SIZES: [usize; 3] = [64, 512, 9000];
 
 #[test]
-fn k2_a_storm_of_signals() {
+fn k2_k19_a_storm_of_signals() {
     let zone: Pages = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
     let kmalloc = Box::into_raw(Box::new(Kernel::new(Threads, zone, Stormy).unwrap()));
     // SAFETY: made just now; given back at the end.

@@ -1,6 +1,6 @@
 //! The default stack: what frees when nobody waits, and what works at a thread's end.
 
-#![cfg(feature = "std")]
+#![cfg(all(feature = "std", not(loom)))]
 
 use kvfree::{RcuBox, RcuCell, read_lock};
 use std::alloc::Layout;

@@ -1,6 +1,6 @@
 //! Threads that come and go, publish, read, replace and retire; at the end every page is back.
 
-#![cfg(feature = "std")]
+#![cfg(all(feature = "std", not(loom)))]
 
 mod common;
 

@@ -164,6 +164,28 @@ where
         unsafe { Self::build(cpus, pages, gp, Some(watch), None) }
     }
 
+    /// Makes the caches, which tell `watch` as by [`Self::new_watched`] and check their objects as by [`Self::new_checked`],
+    /// if there are any checks.
+    ///
+    /// # Errors
+    /// See [`RawCache::new`].
+    pub fn new_watched_checked(
+        cpus: C,
+        pages: P,
+        gp: G,
+        watch: fn(),
+        checks: Checks,
+    ) -> Result<Self, CreateError>
+    where
+        C: 'static,
+        P: 'static,
+        G: 'static,
+    {
+        let checks = (!checks.is_empty()).then_some(checks);
+        // SAFETY: what is borrowed for ever outlives a forgotten handle (debt 1).
+        unsafe { Self::build(cpus, pages, gp, Some(watch), checks) }
+    }
+
     /// Makes the caches of borrowed parts.
     ///
     /// # Errors

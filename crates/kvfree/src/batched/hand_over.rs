@@ -18,7 +18,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         if slot.index() < inner.used.load(Ordering::Relaxed) {
             let slot = inner.slot(slot);
             let mut waiting = slot.waiting.visit();
-            inner.orphans.lock().merge(&mut waiting, &inner.rcu);
+            inner.orphans.lock().merge(&mut waiting);
             let stock = waiting.take_stock();
             slot.note_nonempty(false);
             drop(waiting);
@@ -30,23 +30,11 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
 }
 
 impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
-    /// Counts an object that is about to be retired without a slot.
-    pub(super) fn note_shared(&self, bytes: usize) {
-        self.budget.charge(bytes);
-        // ORDERING: Relaxed: a number.
-        self.shared_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Moves what was retired without a slot to the orphans.
+    /// Moves what was retired without a slot to the orphans. When each was retired is not known: they wait for a grace period from now on.
     pub(super) fn take_shared(&self, orphans: &mut Waiting) {
-        // ORDERING: Relaxed: a number; what is pushed in between comes with the next take.
-        let bytes = self.shared_bytes.swap(0, Ordering::Relaxed);
-        let heads = self.shared.take();
-        if heads.is_empty() {
-            // ORDERING: Relaxed: as above: its object is still on its way.
-            self.shared_bytes.fetch_add(bytes, Ordering::Relaxed);
-        } else {
-            orphans.push_heads(heads, bytes);
+        let (heads, bytes) = self.shared.take();
+        if !heads.is_empty() {
+            orphans.push_heads(heads, bytes, self.rcu.snapshot(), self.now());
         }
     }
 }

@@ -5,14 +5,15 @@
 //! itself, so that nothing is added. Who asked by `try_retire` gets the object back. Two arguments can neither wait nor fail:
 //! they are taken in, and counted as overdrawn.
 
-use super::reclaim::Round;
 use super::{ASK_HEADS, Context, KvSlot, Kvfree};
-use crate::block::{Kind, Line, contained};
-use crate::objects::{DropFn, Objects};
+use crate::block::{Kind, Line};
+use crate::doubles::WATCHED;
+use crate::glue::Glue;
+use crate::objects::{DropFn, DropManyFn, Objects};
 use crate::waiting::{Entry, Pushed};
 use core::ptr::NonNull;
 use pagealloc::{Order, PageAlloc, PageReq};
-use rcu_core::cpu::Cpus;
+use rcu_core::cpu::{Cpus, Slot};
 use rcu_core::{Callback, Head, Rcu};
 
 impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
@@ -40,15 +41,16 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// # Safety
     /// 1. The object came from [`Self::objects`]; no new reader can find it; it is given up if `Ok` comes back.
     pub unsafe fn try_retire(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
-        // SAFETY: the caller's debt 1.
-        if unsafe { self.inner().objects.try_defer(object) } {
-            return Ok(());
+        let taken = !self.inner().is_over()
+            // SAFETY: the caller's debt 1.
+            && (unsafe { self.inner().objects.try_defer(object) }
+                || self.push(self.entry_of(object), &mut None, Context::Any).is_some());
+        if taken {
+            Ok(())
+        } else {
+            self.inner().counters.refused();
+            Err(object)
         }
-        if self.inner().is_over() {
-            return Err(object);
-        }
-        self.push(self.entry_of(object), &mut None, Context::Any)
-            .ok_or(object)
     }
 
     /// Retires something that is not of the [`Objects`]: after a grace period, `drop(object)` is called on a thread
@@ -65,17 +67,70 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         drop: DropFn,
         size_bytes: usize,
     ) {
+        // SAFETY: the caller's debts.
+        unsafe { self.retire_foreign(object, Glue::Each(drop), size_bytes) };
+    }
+
+    /// As [`Self::retire_with_mightsleep`], with a function that takes many objects of one type at a time: these are batched
+    /// by it, with one word an object, and it is called once for a batch.
+    ///
+    /// # Safety
+    /// As for [`Self::retire_with_mightsleep`]; `drop` keeps what [`DropManyFn`] says.
+    pub unsafe fn retire_many_mightsleep(
+        &self,
+        object: NonNull<u8>,
+        drop: DropManyFn,
+        size_bytes: usize,
+    ) {
+        // SAFETY: the caller's debts.
+        unsafe { self.retire_foreign(object, Glue::Many(drop), size_bytes) };
+    }
+
+    /// # Safety
+    /// As for [`Self::retire_with_mightsleep`].
+    unsafe fn retire_foreign(&self, object: NonNull<u8>, glue: Glue, bytes: usize) {
         let entry = Entry {
             object,
-            drop: Some(drop),
-            kind: Kind::Glue,
-            bytes: size_bytes,
+            glue: Some(glue),
+            kind: glue.kind(),
+            bytes,
         };
         self.push_mightsleep(entry, || {
             // SAFETY: a grace period has passed since the caller gave the object up.
-            let panicked = contained(|| unsafe { drop(object) });
+            let panicked = unsafe { glue.free(&mut [object]) };
             self.inner().counters.panicked(panicked);
         });
+    }
+
+    /// Retires an object with a head that a function drops and frees, batched with others of its type: `drop` gets
+    /// `object`, or else, for want of a block, `callback` gets the head. Never fails, never blocks, from any context.
+    ///
+    /// # Safety
+    /// 1. As for [`Self::retire_head`].
+    /// 2. `drop(object)` does what the callback does with the head; either may be called, once, from any thread.
+    pub unsafe fn retire_head_typed(
+        &self,
+        head: NonNull<Head>,
+        callback: Callback,
+        object: NonNull<u8>,
+        drop: DropManyFn,
+        size_bytes: usize,
+    ) {
+        // SAFETY: the head is valid (1).
+        if !unsafe { head.as_ref() }.begin_call(callback) {
+            return;
+        }
+        self.inner().note_overdraft();
+        let entry = Entry {
+            object,
+            glue: Some(Glue::Many(drop)),
+            kind: Kind::Typed,
+            bytes: size_bytes,
+        };
+        if self.push(entry, &mut None, Context::Any).is_none() {
+            // SAFETY: the caller's debts.
+            unsafe { self.queue_head(head, size_bytes) };
+        }
     }
 
     pub(super) fn entry_of(&self, object: NonNull<u8>) -> Entry {
@@ -87,7 +142,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         };
         Entry {
             object,
-            drop: None,
+            glue: None,
             kind,
             bytes: objects.size_bytes(object),
         }
@@ -103,10 +158,34 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let inner = self.inner();
         let number = inner.cpus.current()?;
         let slot = inner.slot(number);
+        let is_watched = WATCHED && entry.kind != Kind::Glue;
+        if is_watched && !inner.doubles.begin(entry.object) {
+            // It waits already, for the first time it was retired (K18).
+            inner.found_double(entry.object, 1, true);
+            return Some(());
+        }
+        let pushed = self.push_to(number, slot, entry, spare, context);
+        if is_watched && pushed.is_none() {
+            inner.doubles.end(entry.object);
+        }
+        pushed
+    }
+
+    #[inline]
+    fn push_to(
+        &self,
+        number: Slot,
+        slot: &KvSlot<C::Lock>,
+        entry: Entry,
+        spare: &mut Option<NonNull<u8>>,
+        context: Context,
+    ) -> Option<()> {
+        let inner = self.inner();
         // SAFETY: the caller's own slot.
         let mut waiting = unsafe { slot.waiting.try_enter() }?;
         let seal_bytes = inner.config.ask_bytes;
-        let pushed = waiting.push(entry, seal_bytes, &inner.rcu, &inner.pages, spare);
+        let now = || inner.now();
+        let pushed = waiting.push(entry, seal_bytes, &inner.rcu, &inner.pages, spare, now);
         // A starved slot has the monitor come by too, which brings blocks (K7).
         inner.note(number, slot, pushed.is_none_or(|p| p.first));
         let Some(pushed) = pushed else {
@@ -114,9 +193,9 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             inner.config.watch(false);
             return None;
         };
+        inner.budget.charge(pushed.charge);
         let ask = inner.wants_to_ask(&mut waiting, pushed);
         drop(waiting);
-        inner.budget.charge(pushed.charge);
         self.after_push(slot, entry.kind, pushed, ask, context);
         Some(())
     }
@@ -135,11 +214,11 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         if pushed.first {
             inner.config.watch(false);
         }
-        if !pushed.sealed {
+        if !pushed.sealed && !ask {
             return;
         }
         // Only who may sleep frees here, and no foreign code: the rest is the monitor's, soon.
-        let frees_here = context == Context::MaySleep && kind != Kind::Glue;
+        let frees_here = context == Context::MaySleep && !kind.is_foreign();
         if ask {
             inner.rcu.start();
             if !frees_here {
@@ -150,14 +229,14 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         if !frees_here {
             return;
         }
-        if let Some(round) = Round::begin(slot) {
+        if let Some(round) = slot.rounds.begin() {
             // SAFETY: the caller of `push` owns the slot; its guard is gone.
             let batch = unsafe { slot.waiting.try_enter() }
                 .map(|mut waiting| waiting.take_ripe(&inner.rcu, false));
             let mut empty = batch.map_or_else(Line::new, |batch| inner.free(batch));
             // SAFETY: as above.
             if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
-                waiting.restock(&mut empty);
+                waiting.restock(&mut empty, slot.most_stock());
             }
             inner.free_blocks(empty);
             drop(round);
@@ -200,12 +279,13 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             // SAFETY: the caller's own slot.
             if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
                 // SAFETY: valid until freed and on no list, as the caller of `retire` owes.
-                let pushed = unsafe { waiting.push_head(head, bytes) };
+                let pushed = unsafe { waiting.push_head(head, bytes, &inner.rcu, || inner.now()) };
                 let first = pushed.first;
-                let ask = waiting.nr_heads().is_multiple_of(ASK_HEADS);
+                inner.budget.charge(pushed.charge);
+                let ask = inner.wants_to_ask(&mut waiting, pushed)
+                    || waiting.nr_heads().is_multiple_of(ASK_HEADS);
                 inner.note(number, slot, first);
                 drop(waiting);
-                inner.budget.charge(pushed.charge);
                 if ask {
                     inner.rcu.start();
                     inner.rcu.drive();
@@ -216,10 +296,11 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
                 return;
             }
         }
-        inner.counters.by_head();
-        inner.note_shared(bytes);
+        inner.counters.shared();
+        // Before anyone can discharge them (I3).
+        inner.budget.charge(bytes);
         // SAFETY: valid until freed and on no list, as the caller of `retire` owes; any thread may free it.
-        if unsafe { inner.shared.push(head) } {
+        if unsafe { inner.shared.push(head, bytes) } {
             inner.config.watch(false);
         }
     }

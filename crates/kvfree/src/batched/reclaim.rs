@@ -1,45 +1,51 @@
 //! Freeing what was taken out, outside of every lock, in rounds that a barrier can wait for.
 
 use super::{Inner, KvSlot};
-use crate::block::{Block, Kind, Line, contained};
+use crate::block::{Block, Kind, Line};
+use crate::budget::Budget;
+use crate::doubles::{DoubleRetire, WATCHED};
+use crate::glue::contained;
 use crate::objects::Objects;
 use crate::waiting::{Batch, STOCK};
 use core::ptr::NonNull;
 use pagealloc::{Attempt, Order, PageAlloc, PageReq};
 use rcu_core::cpu::Cpus;
-use rcu_core::sync::Backoff;
-use rcu_core::sync::atomic::{AtomicU32, Ordering};
+use rcu_core::sync::atomic::Ordering;
 use rcu_core::{Callback, CbList, Rcu};
 
 /// How many objects linked by heads are gathered before they are freed in bulk.
 const GATHER: usize = 64;
 
-/// A round of freeing what was taken out of one slot: at most one at a time, so that a barrier knows what to wait for.
-pub(super) struct Round<'s> {
-    reaping: &'s AtomicU32,
-    reaps: &'s AtomicU32,
-}
+impl<L> KvSlot<L> {
+    /// How many empty blocks may be kept here now (K7).
+    pub(super) fn most_stock(&self) -> usize {
+        // ORDERING: Relaxed: a hint.
+        match self.back_off.load(Ordering::Relaxed) {
+            0 => STOCK,
+            1 => 1,
+            _ => 0,
+        }
+    }
 
-impl<'s> Round<'s> {
-    pub(super) fn begin<L>(slot: &'s KvSlot<L>) -> Option<Self> {
-        // ORDERING: P8 (round's begin): ordered before the take by the slot's local lock, which a barrier takes too.
-        slot.reaping
-            .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
-            // Made only now: dropping one ends a round, somebody else's too.
-            .then(|| Self {
-                reaping: &slot.reaping,
-                reaps: &slot.reaps,
-            })
+    /// The same, for the monitor, whose rounds end the back-off: after a shrinker came by none, then once one, then as many as before.
+    pub(super) fn pass_back_off(&self) -> usize {
+        let most = self.most_stock();
+        // ORDERING: Relaxed: a hint; a shrinker that comes by just now may be forgotten.
+        let rounds = self.back_off.load(Ordering::Relaxed);
+        if rounds > 0 {
+            // ORDERING: Relaxed: as above.
+            self.back_off.store(rounds - 1, Ordering::Relaxed);
+        }
+        most
     }
 }
 
-impl Drop for Round<'_> {
+/// Discharges what is being freed, also if that panics.
+struct Discharge<'b>(&'b Budget, usize);
+
+impl Drop for Discharge<'_> {
     fn drop(&mut self) {
-        // ORDERING: P8 (round's end / barrier): everything freed before is seen freed.
-        self.reaps.fetch_add(1, Ordering::Release);
-        // ORDERING: P8 (round's end / barrier).
-        self.reaping.store(0, Ordering::Release);
+        self.0.discharge(self.1);
     }
 }
 
@@ -73,42 +79,43 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Drop for Taken<'_, C, P, R, O> {
 }
 
 impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
-    /// Waits until the round that is on at this slot, if any, has ended (I1).
-    pub(super) fn await_round(&self, slot: &KvSlot<C::Lock>) {
-        // ORDERING: P8 (round's end / barrier): Acquire, here and below.
-        let reaps = slot.reaps.load(Ordering::Acquire);
-        let backoff = Backoff::new();
-        // ORDERING: P8 (round's end / barrier).
-        while slot.reaping.load(Ordering::Acquire) != 0
-            // ORDERING: P8 (round's end / barrier).
-            && slot.reaps.load(Ordering::Acquire) == reaps
-        {
-            self.config.pause(&backoff);
-        }
-    }
-
     /// Frees a batch whose grace period is over, and gives its blocks back, empty. No lock of a slot is held.
     pub(super) fn free(&self, mut batch: Batch) -> Line {
         let mut empty = Line::new();
+        let _discharge = Discharge(&self.budget, batch.charged);
         while let Some(mut block) = batch.blocks.pop() {
             // SAFETY: taken out, so ours.
             let b = unsafe { block.as_mut() };
             debug_assert!(self.rcu.poll(b.cookie), "T2: freed before its grace period");
             self.counters.block_freed(b.nr_objects());
+            if WATCHED {
+                b.for_each(|object| self.doubles.end(object));
+            }
             // SAFETY: the block's cookie is done.
-            let panicked = unsafe { b.free_all(&self.objects) };
-            self.counters.panicked(panicked);
+            let freed = unsafe { b.free_all(&self.objects) };
+            self.counters.panicked(freed.panicked);
+            if let Some(object) = freed.double {
+                self.found_double(object, freed.doubles, false);
+            }
             empty.push(block);
         }
         self.free_heads(batch.heads);
-        self.budget.discharge(batch.charged);
         empty
     }
 
+    /// Counts objects that were retired while they waited, `object` one of them, and says so.
+    #[cold]
+    pub(super) fn found_double(&self, object: NonNull<u8>, n: usize, is_at_once: bool) {
+        if self.doubles.count(n) {
+            self.config
+                .tell_double(&DoubleRetire { object, is_at_once });
+        }
+    }
+
     /// Adds blocks for a slot that found none (K7), without waiting for memory (T3).
-    pub(super) fn refill(&self, empty: &mut Line) {
+    pub(super) fn refill(&self, empty: &mut Line, most: usize) {
         let req = PageReq::new(Order::ZERO).attempt(Attempt::NoWait);
-        while empty.len() < STOCK {
+        while empty.len() < most {
             let Ok(page) = self.pages.alloc(req) else {
                 return;
             };

@@ -1,6 +1,5 @@
 //! The monitor's round, and what a retiring thread does at the limit.
 
-use super::reclaim::Round;
 use super::{Inner, Kvfree};
 use crate::objects::Objects;
 use crate::waiting::Batch;
@@ -19,29 +18,36 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let inner = self.inner();
         let mut left = 0;
         let mut ask = false;
+        // ORDERING: Relaxed: a number for reports.
+        inner.round.fetch_add(1, Ordering::Relaxed);
         for slot in inner.used_slots() {
             // ORDERING: Relaxed: a hint; a push just now has its own kick.
             if slot.nonempty.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            let Some(round) = Round::begin(slot) else {
+            let Some(round) = slot.rounds.begin() else {
                 left += 1;
                 continue;
             };
             let mut waiting = slot.waiting.visit();
-            waiting.seal(&inner.rcu);
+            waiting.seal();
             let batch = waiting.take_ripe(&inner.rcu, true);
             ask |= waiting.wants_grace_period(&inner.rcu);
             left += usize::from(!waiting.is_empty());
             slot.note_nonempty(!waiting.is_empty());
-            let starved = waiting.take_starved();
+            let most = slot.pass_back_off();
+            let starved = if most > 0 {
+                waiting.take_starved()
+            } else {
+                waiting.is_starved()
+            };
             drop(waiting);
             let mut empty = inner.free(batch);
             if starved {
-                inner.refill(&mut empty);
+                inner.refill(&mut empty, most);
             }
             if !empty.is_empty() {
-                slot.waiting.visit().restock(&mut empty);
+                slot.waiting.visit().restock(&mut empty, most);
             }
             inner.free_blocks(empty);
             drop(round);
@@ -50,7 +56,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let lock = inner.barrier_lock.try_lock();
         let mut orphans = inner.orphans.lock();
         inner.take_shared(&mut orphans);
-        orphans.seal(&inner.rcu);
+        orphans.seal();
         let batch = if lock.is_some() {
             orphans.take_ripe(&inner.rcu, true)
         } else {
@@ -71,6 +77,14 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         left
     }
 
+    /// Counts what waits with the allocator itself, from any context: for whom that tells of it. (A monitor that waits for a
+    /// grace period to begin with cannot count what a stalled reader holds up.)
+    #[cfg(feature = "std")]
+    pub(crate) fn note_deferred(&self) {
+        let inner = self.inner();
+        inner.budget.note_elsewhere(inner.objects.waiting_bytes());
+    }
+
     /// Whether so much waits that no more should be made to.
     #[inline]
     pub fn is_over_limit(&self) -> bool {
@@ -84,7 +98,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     pub fn relieve(&self) -> bool {
         let inner = self.inner();
         for slot in inner.used_slots() {
-            let Some(round) = Round::begin(slot) else {
+            let Some(round) = slot.rounds.begin() else {
                 continue;
             };
             let mut waiting = slot.waiting.visit();

@@ -1,15 +1,13 @@
-//! How the default stack is to be, said before its first use.
+//! How a stack is to be, said before its first use.
 
 use crate::config::Config;
 use crate::monitor::DELAY;
 use core::fmt;
 use core::time::Duration;
 use pagealloc::Decommit;
-use std::sync::OnceLock;
+use slab::Checks;
 
-static SETTINGS: OnceLock<Builder> = OnceLock::new();
-
-/// How the default stack is to be. Whoever is first decides: the application at the start of `main`, or else whatever
+/// How a stack is to be. Whoever is first decides: the application at the start of `main`, or else whatever
 /// uses the stack first, by the defaults.
 ///
 /// ```
@@ -28,6 +26,7 @@ pub struct Builder {
     pub(crate) config: Config,
     pub(crate) decommit: Decommit,
     pub(crate) waits: bool,
+    pub(crate) checks: Checks,
 }
 
 impl Default for Builder {
@@ -44,6 +43,7 @@ impl Builder {
             config: Config::new(),
             decommit: Decommit::Keep,
             waits: true,
+            checks: Checks::empty(),
         }
     }
 
@@ -73,27 +73,29 @@ impl Builder {
         self
     }
 
-    /// Makes these the settings of the default stack.
+    /// What the general allocator checks of each object, by default nothing beyond what costs nothing: with
+    /// [`Checks::AT_ONCE`] an object without a head that is retired twice is found at once, and ends the program.
+    pub const fn checks(mut self, checks: Checks) -> Self {
+        self.checks = checks;
+        self
+    }
+
+    /// Makes these the settings of the default stack. For another one there is [`Stack::install`](super::Stack::install).
     ///
     /// # Errors
     /// If the stack has been used already, or somebody has installed settings.
     pub fn install(self) -> Result<(), InUse> {
-        SETTINGS.set(self).map_err(|_| InUse)
+        super::Global::stack().install(self)
     }
 }
 
-/// The settings; from now on they stay.
-pub(super) fn settings() -> &'static Builder {
-    SETTINGS.get_or_init(Builder::new)
-}
-
-/// The default stack has its settings already.
+/// The stack has its settings already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InUse;
 
 impl fmt::Display for InUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the default stack is in use, or its settings were installed before")
+        f.write_str("the stack is in use, or its settings were installed before")
     }
 }
 

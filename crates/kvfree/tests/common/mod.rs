@@ -1,11 +1,13 @@
 //! Layers for tests: slots by hand, dull pages, grace periods by hand, and an allocator that keeps books.
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
+mod front;
 mod hand;
 mod ledger;
 mod pages;
 mod rcu;
 
+pub(crate) use front::{BLOCK, Books, Front, front, retire, retire_head, retire_many, retire_with};
 pub(crate) use hand::Hand;
 pub(crate) use ledger::{Defer, Item, LARGE_BYTES, Ledger};
 pub(crate) use pages::{Failure, Pages};

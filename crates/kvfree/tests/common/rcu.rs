@@ -64,6 +64,15 @@ impl ManualRcu {
         }
     }
 
+    /// Lets those grace periods pass that somebody asked for, as far as a section allows.
+    pub(crate) fn advance_wanted(&self) {
+        for _ in 0..4 {
+            if self.gp.is_wanted() {
+                self.step();
+            }
+        }
+    }
+
     /// Runs the callbacks whose grace period is over. Outside of sections.
     pub(crate) fn run_callbacks(&self) -> usize {
         let mut ran = 0;

@@ -1,0 +1,179 @@
+//! Functions that drop and free foreign objects, and what is done with many of them at once.
+//!
+//! Objects of one type share one function, so a block names it once for as long as they follow one another, and a function
+//! that takes many ([`DropManyFn`]) is called once for all of them: dropping them is a loop that the compiler sees
+//! through, with the layout a constant, and not a call through a pointer each.
+
+use crate::block::{Freed, Kind};
+use crate::objects::{DropFn, DropManyFn};
+use core::ptr::{self, NonNull};
+
+/// How many objects of a mixed block are gathered for one call.
+const GATHER: usize = 64;
+
+/// Room for twice the objects of a block; of larger pages' blocks, the duplicates are not looked for.
+const TABLE: usize = 1024;
+
+/// What frees a foreign object.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Glue {
+    /// One at a time.
+    Each(DropFn),
+    /// Many at a time.
+    Many(DropManyFn),
+}
+
+impl Glue {
+    /// The kind of the blocks that such objects wait in.
+    pub(crate) const fn kind(self) -> Kind {
+        match self {
+            Self::Each(_) => Kind::Glue,
+            Self::Many(_) => Kind::Typed,
+        }
+    }
+
+    /// The function as a block holds it.
+    pub(crate) fn word(self) -> *mut () {
+        match self {
+            Self::Each(drop) => drop as *mut (),
+            Self::Many(drop) => drop as *mut (),
+        }
+    }
+
+    /// The glue behind a word.
+    ///
+    /// # Safety
+    /// 1. The word came from [`Self::word`] of glue of this kind.
+    pub(crate) unsafe fn of(kind: Kind, word: *mut ()) -> Self {
+        match kind {
+            Kind::Typed => {
+                // SAFETY: made from such a function (1).
+                Self::Many(unsafe { core::mem::transmute::<*mut (), DropManyFn>(word) })
+            }
+            // SAFETY: made from such a function (1).
+            _ => Self::Each(unsafe { core::mem::transmute::<*mut (), DropFn>(word) }),
+        }
+    }
+
+    /// Drops and frees the objects by the glue behind a word; returns how many destructors panicked.
+    ///
+    /// # Safety
+    /// 1. Those of [`Self::of`] and [`Self::free`].
+    pub(crate) unsafe fn free_by(kind: Kind, word: *mut (), objects: &mut [NonNull<u8>]) -> usize {
+        // SAFETY: 1.
+        let glue = unsafe { Self::of(kind, word) };
+        // SAFETY: 1.
+        unsafe { glue.free(objects) }
+    }
+
+    /// Drops and frees the objects; returns how many destructors panicked.
+    ///
+    /// # Safety
+    /// 1. The function may be called with each of them, once.
+    pub(crate) unsafe fn free(self, objects: &mut [NonNull<u8>]) -> usize {
+        match self {
+            // SAFETY: 1.
+            Self::Each(drop) => each_contained(objects, |object| unsafe { drop(object) }),
+            // SAFETY: 1.
+            Self::Many(drop) => unsafe { drop(objects) },
+        }
+    }
+}
+
+/// Runs `f`; 1 if it panicked and that was contained.
+pub(crate) fn contained(f: impl FnOnce()) -> usize {
+    #[cfg(feature = "std")]
+    return usize::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err());
+    #[cfg(not(feature = "std"))]
+    {
+        f();
+        0
+    }
+}
+
+/// Calls `f` with each object, and goes on with the next one when it panics (contained under `std`): what a [`DropManyFn`] is
+/// made of. Returns how often it did.
+pub fn each_contained(objects: &[NonNull<u8>], mut f: impl FnMut(NonNull<u8>)) -> usize {
+    let (mut next, mut panicked) = (0, 0);
+    while next < objects.len() {
+        panicked += contained(|| {
+            while let Some(&object) = objects.get(next) {
+                next += 1;
+                f(object);
+            }
+        });
+    }
+    panicked
+}
+
+/// Frees a mixed block: those of one [`DropManyFn`] together, in no order; those with a [`DropFn`] in the block's.
+///
+/// # Safety
+/// 1. Each pair is an object that nobody sees any more, and the word of a function of this kind that frees it.
+pub(crate) unsafe fn free_pairs(pairs: &mut [[*mut (); 2]], kind: Kind) -> Freed {
+    let mut freed = Freed::default();
+    if kind == Kind::Typed {
+        // By the function; by the object, too, so that an object that is there twice meets itself.
+        pairs.sort_unstable_by_key(|pair| (pair[1].addr(), pair[0].addr()));
+    }
+    let mut gathered = [NonNull::<u8>::dangling(); GATHER];
+    let (mut n, mut func, mut last) = (0, ptr::null_mut(), None);
+    for &[object, word] in &*pairs {
+        let Some(object) = NonNull::new(object.cast::<u8>()) else {
+            continue;
+        };
+        if kind == Kind::Typed && last.replace(object) == Some(object) {
+            freed.note_double(object);
+            continue;
+        }
+        if n == GATHER || (word != func && n > 0) {
+            // SAFETY: gathered below, with this function (1).
+            freed.panicked += unsafe { Glue::free_by(kind, func, &mut gathered[..n]) };
+            n = 0;
+        }
+        (gathered[n], func) = (object, word);
+        n += 1;
+    }
+    if n > 0 {
+        // SAFETY: gathered above, with this function (1).
+        freed.panicked += unsafe { Glue::free_by(kind, func, &mut gathered[..n]) };
+    }
+    freed
+}
+
+/// Moves what is there once, and the first of what is there more often, to the front, in order; says how many these are, and
+/// notes the others.
+///
+/// A table of positions, at most half full: about a nanosecond an object, where sorting would take ten.
+pub(crate) fn keep_first(objects: &mut [NonNull<u8>], freed: &mut Freed) -> usize {
+    if objects.len() > TABLE / 2 {
+        return objects.len();
+    }
+    let mut at_most_half_full = [0_u16; TABLE];
+    let mut kept = 0;
+    for i in 0..objects.len() {
+        let object = objects[i];
+        // Fibonacci hashing: the low bits of addresses are mostly zero.
+        let hash = (object.addr().get() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut at = (hash >> (u64::BITS - TABLE.ilog2())) as usize;
+        loop {
+            match at_most_half_full[at] {
+                0 => {
+                    objects[kept] = object;
+                    kept += 1;
+                    at_most_half_full[at] = kept as u16;
+                    break;
+                }
+                there if objects[usize::from(there) - 1] == object => {
+                    freed.note_double(object);
+                    break;
+                }
+                _ => at = (at + 1) % TABLE,
+            }
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests;
