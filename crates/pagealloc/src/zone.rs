@@ -515,6 +515,42 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
     fn order_of(&self, block: *const u8) -> Option<Order> {
         self.frames.order_of(block)
     }
+
+    fn alloc_run(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        self.alloc_exact(pages, req)
+    }
+
+    unsafe fn free_run_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
+        // SAFETY: the caller's debt 1.
+        unsafe { self.free_exact_at(run, pages, attempt) };
+    }
+
+    fn run_pages(&self, run: *const u8) -> Option<usize> {
+        self.exact_pages(run)
+    }
+
+    fn map_apart(&self, size_bytes: usize, align: usize) -> Result<NonNull<u8>, AllocError> {
+        self.source.map_apart(size_bytes, align).map_err(|e| match e {
+            SourceError::System(_) | SourceError::Exhausted => AllocError::OutOfMemory,
+            _ => AllocError::Invalid,
+        })
+    }
+
+    unsafe fn unmap_apart(&self, start: NonNull<u8>, size_bytes: usize) {
+        // SAFETY: the caller's debt 1.
+        unsafe { self.source.unmap_apart(start, size_bytes) };
+    }
+
+    unsafe fn remap_apart(
+        &self,
+        start: NonNull<u8>,
+        old_bytes: usize,
+        new_bytes: usize,
+        may_move: bool,
+    ) -> Option<NonNull<u8>> {
+        // SAFETY: the caller's debt 1.
+        unsafe { self.source.remap_apart(start, old_bytes, new_bytes, may_move) }
+    }
 }
 
 impl<C: Cpus, S: Source, B: Lower> Drop for Zone<C, S, B> {

@@ -14,7 +14,9 @@
 //! ([`OfflineHook::with_fork`](crate::cpu::OfflineHook::with_fork)) puts itself right: it takes its locks from the
 //! threads that are gone, keeps what is whole and forgets (leaks) what may be half changed. `rcu-tree` does: it knows no
 //! readers but the caller, a grace period that was in progress is made to wait for the caller alone, and callbacks go on
-//! but for those that another thread was about to run, or whose list it was just changing; it counts these. **The
+//! but for those that another thread was about to run, or whose list it was just changing; it counts these. A layer that
+//! must go on in *every* child, a global allocator above all, holds still while the process forks instead ([`hold_still`]): then
+//! there is nothing to put right. **The other
 //! allocators above (`pagealloc`, `slab`, `kvfree`) have no fork hook yet**: a child that uses them may wait for a lock
 //! for ever.
 //!
@@ -28,6 +30,11 @@
 //! | the worker thread | is gone; the first call that needs one starts another |
 //! | objects of the user's that another thread was changing | may be half changed: RCU protects readers, not writers |
 
+#[cfg(all(feature = "std", unix, not(loom)))]
+mod still;
+
+#[cfg(all(feature = "std", unix, not(loom)))]
+pub use still::{StillHook, hold_still};
 #[cfg(all(feature = "std", unix, not(loom)))]
 pub use with_std::{after_fork_child, generation, install};
 

@@ -68,6 +68,26 @@ impl<L: LocalLock, T> LocalCell<L, T> {
         (VisitorGuard::new(self), whole)
     }
 
+    /// Begins a visit: see [`LocalLock::announce_visit`]. Not for signal handlers.
+    pub fn announce_visit(&self) {
+        self.lock.announce_visit();
+    }
+
+    /// Enters as a visitor where a visit was announced, and a heavy fence came after that.
+    pub fn complete_visit(&self) -> VisitorGuard<'_, L, T> {
+        self.lock.complete_visit();
+        VisitorGuard::new(self)
+    }
+
+    /// Leaves where a visitor's guard was forgotten: for who holds more cells than it has places for guards.
+    ///
+    /// # Safety
+    /// 1. A [`VisitorGuard`] of this cell was forgotten, and the cell not left since; nothing that was seen through it is used any more.
+    pub unsafe fn leave_forgotten(&self) {
+        // SAFETY: the caller is inside (1).
+        unsafe { self.lock.unvisit() };
+    }
+
     /// The value, which an exclusive borrow proves to be unshared.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()
