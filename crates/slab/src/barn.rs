@@ -186,6 +186,16 @@ impl Barn {
         stock
     }
 
+    /// Goes out where the guard of [`Self::enter`] was forgotten.
+    ///
+    /// # Safety
+    /// 1. It was, and nothing that was seen through it is used any more.
+    #[cfg(all(feature = "std", unix, not(loom)))]
+    pub(crate) unsafe fn let_go(&self) {
+        // SAFETY: 1.
+        unsafe { self.stock.unlock_forgotten() };
+    }
+
     /// Leaves a sheaf with objects for whoever goes in next. Never waits.
     pub(crate) fn leave(&self, sheaf: Sheaf) {
         // SAFETY: a sheaf begins with a link, and is the barn's now.

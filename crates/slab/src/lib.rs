@@ -11,6 +11,8 @@ mod checks;
 mod config;
 mod error;
 mod fault;
+#[cfg(all(feature = "std", target_os = "linux", not(loom)))]
+mod global;
 mod inbox;
 mod kmalloc;
 mod pool;
@@ -23,6 +25,8 @@ pub use cache::{Busy, RawCache};
 pub use checks::Checks;
 pub use config::{CacheConfig, Constructor, MAX_OBJECT_BYTES, Stability};
 pub use error::CreateError;
+#[cfg(all(feature = "std", target_os = "linux", not(loom)))]
+pub use global::{GlobalKmalloc, GlobalPages};
 pub use kmalloc::{CLASS_BYTES, Kmalloc, KmallocStats, MAX_CLASS_BYTES, NR_CLASSES};
 pub use stats::CacheStats;
 pub use typed::{AllocFailed, Cache};

@@ -137,6 +137,20 @@ impl Pool {
         }
     }
 
+    /// Locks the free blocks until [`Self::let_go`].
+    #[cfg(all(feature = "std", unix, not(loom)))]
+    pub(crate) fn hold(&self) {
+        core::mem::forget(self.free.lock());
+    }
+
+    /// # Safety
+    /// 1. The caller called [`Self::hold`], or is the child of who did.
+    #[cfg(all(feature = "std", unix, not(loom)))]
+    pub(crate) unsafe fn let_go(&self) {
+        // SAFETY: 1.
+        unsafe { self.free.unlock_forgotten() };
+    }
+
     /// Gives pages back if each is one block, and says how many.
     pub(crate) fn trim<P: PageAlloc>(&self, pages: &P) -> usize {
         if self.block_bytes < PAGE_SIZE {

@@ -48,6 +48,8 @@ mod free;
 mod report;
 mod retire;
 mod slot;
+#[cfg(all(feature = "std", unix, not(loom)))]
+mod still;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,375 @@
+//! A program's global allocator: [`Kmalloc`] over `mmap`, made at its first use, never torn down.
+//!
+//! # State
+//! | word | meaning | who writes |
+//! |---|---|---|
+//! | `whole` | null, then the allocator, for ever | whoever made it |
+//! | `maker` | 0, or the process id of who is just making it | whoever makes it |
+//! | `MAKING` (thread-local) | this very thread is making it | its thread |
+//! | `gate` | whether anybody is in the pages, see [`gate`] | |
+//!
+//! # Invariants
+//! - I1. Making allocates nothing through itself: the zone's structures are mapped, everything else lies in the zone, `whole` too. (A request from the
+//!   middle of the making is refused rather than waited for.)
+//! - I2. `maker` is another process's only in a child that was forked while somebody was at it, who is not there: the child takes over.
+//! - I3. The pages of the caches are asked for through the gate only, and with no lock of a cache held; the zone's own hook runs under the lock of
+//!   the offline hooks. So when the hooks are held, the gate closed and every cache held, nothing is half changed.
+//!
+//! # Threads
+//! A thread takes a slot at its first allocation (`Threads` allocates nothing for that but what the system's thread-local destructors cost), and its
+//! last thread-local destructor gives it back. What is allocated and freed after that, while a slot is just got, or by the 1025th thread at a time,
+//! goes the shared way: under the class's lock.
+//!
+//! # Fork
+//! Every fork finds the allocator whole ([`rcu_core::fork::hold_still`]), so a child may allocate and free, whatever its parent's other threads did. Their
+//! slots stay taken in the child (or are freed by [`rcu_core::fork::after_fork_child`]); what lies in their sheaves is found by
+//! [`GlobalKmalloc::shrink`], and what they had in their hands is lost.
+//!
+//! # Progress and contexts
+//! As [`Kmalloc`]; waits while another thread makes it or forks. Not for signal handlers, as no `malloc` is.
+
+mod gate;
+
+use crate::kmalloc::{Kmalloc, KmallocStats};
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::Cell;
+use core::fmt;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use gate::Gate;
+use pagealloc::{AllocError, Attempt, Mmap, Order, PageAlloc, PageReq, PageTag, Zone};
+use rcu_core::cpu::Threads;
+use rcu_core::fork::{StillHook, hold_still};
+use rcu_core::sync::Backoff;
+use rcu_core::{GracePeriod, NoReaders};
+
+thread_local! {
+    static MAKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// All of it, in a block of its own zone.
+struct Whole<G: GracePeriod> {
+    zone: Zone<Threads, Mmap>,
+    gate: Gate,
+    still: StillHook,
+    kmalloc: Kmalloc<Threads, GlobalPages, G>,
+}
+
+/// A general allocator that can be a program's `#[global_allocator]`, and costs nothing before its first use.
+///
+/// `G` says when objects that are [retired](Kmalloc::retire) may be reused; by default nothing is. Without an operating system, a static of a [`Kmalloc`]
+/// over the kernel's own pages does the same.
+///
+/// ```
+/// use slab::GlobalKmalloc;
+///
+/// #[global_allocator]
+/// static HEAP: GlobalKmalloc = GlobalKmalloc::new();
+///
+/// let many: Vec<String> = (0..1000).map(|i| i.to_string()).collect();
+/// assert_eq!(many[999], "999");
+/// assert!(HEAP.stats().unwrap().classes.iter().any(|class| class.live > 0));
+/// ```
+pub struct GlobalKmalloc<G: GracePeriod = NoReaders> {
+    whole: AtomicPtr<Whole<G>>,
+    maker: AtomicU32,
+    gp: G,
+}
+
+impl GlobalKmalloc {
+    /// An allocator that has nothing yet, and retires nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self::with(NoReaders)
+    }
+}
+
+impl Default for GlobalKmalloc {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<G: GracePeriod> GlobalKmalloc<G> {
+    /// An allocator that has nothing yet, whose retired objects wait for `gp`.
+    pub const fn with(gp: G) -> Self {
+        Self {
+            whole: AtomicPtr::new(ptr::null_mut()),
+            maker: AtomicU32::new(0),
+            gp,
+        }
+    }
+}
+
+impl<G: GracePeriod + Clone + Send + Sync + 'static> GlobalKmalloc<G> {
+    /// The allocator, if it was made.
+    #[inline(always)]
+    fn made(&self) -> Option<&'static Whole<G>> {
+        // ORDERING: P6 (who uses it): Acquire meets the maker's Release.
+        let whole = self.whole.load(Ordering::Acquire);
+        // SAFETY: published whole, in memory that is never given back.
+        unsafe { whole.as_ref() }
+    }
+
+    /// The allocator, made if need be; `None` if there is no memory for it.
+    #[inline(always)]
+    fn whole(&self) -> Option<&'static Whole<G>> {
+        if let Some(whole) = self.made() {
+            Some(whole)
+        } else {
+            self.make()
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make(&self) -> Option<&'static Whole<G>> {
+        let me = std::process::id();
+        let backoff = Backoff::new();
+        loop {
+            if let Some(whole) = self.made() {
+                return Some(whole);
+            }
+            // ORDERING: Relaxed: looked at by the exchange.
+            let maker = self.maker.load(Ordering::Relaxed);
+            if maker == me {
+                // I1, or another thread.
+                if MAKING.get() {
+                    return None;
+                }
+                backoff.snooze();
+                continue;
+            }
+            // I2, or nobody.
+            // ORDERING: Acquire meets the Release of a maker before, who failed, or finished after the look above.
+            let taken =
+                self.maker
+                    .compare_exchange(maker, me, Ordering::Acquire, Ordering::Relaxed);
+            if taken.is_ok() {
+                break;
+            }
+        }
+        let made = self.made();
+        if made.is_none() {
+            MAKING.set(true);
+            if let Some(whole) = Whole::build(self.gp.clone()) {
+                // ORDERING: P6 (the maker): what was made is seen by who uses it.
+                self.whole.store(whole.as_ptr(), Ordering::Release);
+            }
+            MAKING.set(false);
+        }
+        // ORDERING: Release: the next to come finds what was made.
+        self.maker.store(0, Ordering::Release);
+        self.made()
+    }
+
+    /// The allocator itself, made if need be: for what a [`GlobalAlloc`] has no name for. `None` if there is no memory for it.
+    pub fn kmalloc(&self) -> Option<&'static Kmalloc<Threads, GlobalPages, G>> {
+        self.whole().map(|whole| &whole.kmalloc)
+    }
+
+    /// The pages below it; `None` if it has not been made.
+    pub fn zone(&self) -> Option<&'static Zone<Threads, Mmap>> {
+        self.made().map(|whole| &whole.zone)
+    }
+
+    /// Gives what is not used to the pages and on to the system. Says how many pages the system got. Waits for each thread in turn, a few
+    /// instructions, and makes system calls.
+    #[doc(alias = "malloc_trim")]
+    pub fn shrink(&self) -> usize {
+        let Some(whole) = self.made() else {
+            return 0;
+        };
+        whole.kmalloc.shrink();
+        let _inside = whole.gate.enter();
+        whole.zone.drain_all();
+        whole.zone.trim()
+    }
+
+    /// The numbers of all classes; `None` if it has not been made.
+    pub fn stats(&self) -> Option<KmallocStats> {
+        self.made().map(|whole| whole.kmalloc.stats())
+    }
+}
+
+impl<G: GracePeriod> fmt::Debug for GlobalKmalloc<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GlobalKmalloc").finish_non_exhaustive()
+    }
+}
+
+impl<G: GracePeriod + Clone + Send + Sync + 'static> Whole<G> {
+    /// Makes the zone, and the rest in it. Allocates nothing else (I1).
+    fn build(gp: G) -> Option<NonNull<Self>> {
+        let order = Order::for_size(size_of::<Self>())?;
+        let zone = Zone::new(Threads, Mmap::new().ok()?).ok()?;
+        let place: NonNull<Self> = zone.alloc(PageReq::new(order)).ok()?.cast();
+        let whole = place.as_ptr();
+        // SAFETY: the block is large enough, aligned to a page, and this call's.
+        unsafe { (&raw mut (*whole).zone).write(zone) };
+        // SAFETY: as above.
+        unsafe { (&raw mut (*whole).gate).write(Gate::new()) };
+        // SAFETY: the three may be called by a thread that forks, once the hook is listed: everything is there then. They do what is asked.
+        let still =
+            unsafe { StillHook::new(Self::close, Self::hold, Self::let_go, whole.cast_const().cast()) };
+        // SAFETY: as above.
+        unsafe { (&raw mut (*whole).still).write(still) };
+        // SAFETY: written above; it stays where it is for ever, unless this call fails and takes it away below.
+        let zone: &'static Zone<_, _> = unsafe { &(*whole).zone };
+        // SAFETY: as above.
+        let gate: &'static Gate = unsafe { &(*whole).gate };
+        let made = Kmalloc::new(Threads, GlobalPages { zone, gate }, gp);
+        if let Ok(kmalloc) = made {
+            // SAFETY: the block's last field.
+            unsafe { (&raw mut (*whole).kmalloc).write(kmalloc) };
+            // SAFETY: written above.
+            let still: &'static StillHook = unsafe { &(*whole).still };
+            // SAFETY: on no list. The code stays: it holds the program's memory.
+            if unsafe { hold_still(still) }.is_ok() {
+                return Some(place);
+            }
+            // SAFETY: written above, and shown to nobody.
+            unsafe { (&raw mut (*whole).kmalloc).drop_in_place() };
+        }
+        // SAFETY: nothing refers to it any more. Moved out first: the block it lies in goes with it.
+        drop(unsafe { (&raw mut (*whole).zone).read() });
+        None
+    }
+
+    /// # Safety
+    /// 1. `whole` is what `build` gave, and the caller is about to fork, or did.
+    unsafe fn of(whole: *const ()) -> &'static Self {
+        // SAFETY: 1, and never given back.
+        unsafe { &*whole.cast() }
+    }
+
+    /// # Safety
+    /// As for [`Self::of`].
+    unsafe fn close(whole: *const ()) {
+        // SAFETY: the caller's debt.
+        unsafe { Self::of(whole) }.gate.close();
+    }
+
+    /// # Safety
+    /// As for [`Self::of`], after `close`.
+    unsafe fn hold(whole: *const (), nr_slots: usize) {
+        // SAFETY: the caller's debt.
+        unsafe { Self::of(whole) }.kmalloc.hold(nr_slots);
+    }
+
+    /// # Safety
+    /// As for [`Self::of`], after `hold`; in the child, by its only thread.
+    unsafe fn let_go(whole: *const (), nr_slots: usize, is_child: bool) {
+        // SAFETY: the caller's debt.
+        let this = unsafe { Self::of(whole) };
+        // SAFETY: held (the caller's debt).
+        unsafe { this.kmalloc.let_go(nr_slots, is_child) };
+        this.gate.open(is_child);
+    }
+}
+
+// SAFETY: what `Kmalloc` guarantees, for it is the one behind every address that was given out; null if there is none. Nothing here unwinds.
+unsafe impl<G: GracePeriod + Clone + Send + Sync + 'static> GlobalAlloc for GlobalKmalloc<G> {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match self.whole() {
+            // SAFETY: the caller's debt.
+            Some(whole) => unsafe { whole.kmalloc.alloc(layout) },
+            None => ptr::null_mut(),
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        if let Some(whole) = self.made() {
+            // SAFETY: the caller's debt.
+            unsafe { whole.kmalloc.dealloc(memory, layout) };
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        match self.whole() {
+            // SAFETY: the caller's debt.
+            Some(whole) => unsafe { whole.kmalloc.alloc_zeroed(layout) },
+            None => ptr::null_mut(),
+        }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        match self.made() {
+            // SAFETY: the caller's debts.
+            Some(whole) => unsafe { whole.kmalloc.realloc(memory, layout, new_size) },
+            None => ptr::null_mut(),
+        }
+    }
+}
+
+/// The pages of a [`GlobalKmalloc`]: its zone's, asked for behind a door that a forking thread closes.
+#[derive(Clone, Copy, Debug)]
+pub struct GlobalPages {
+    zone: &'static Zone<Threads, Mmap>,
+    gate: &'static Gate,
+}
+
+// SAFETY: answers as the zone does.
+unsafe impl PageAlloc for GlobalPages {
+    fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        let _inside = self.gate.enter();
+        self.zone.alloc(req)
+    }
+
+    unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
+        let _inside = self.gate.enter();
+        // SAFETY: the caller's debt.
+        unsafe { self.zone.free_at(block, order, attempt) };
+    }
+
+    unsafe fn set_tag(&self, block: NonNull<u8>, order: Order, tag: PageTag) {
+        // SAFETY: the caller's debt. A word a page, all of them the caller's: a fork in between tears nothing that anybody has seen.
+        unsafe { self.zone.set_tag(block, order, tag) };
+    }
+
+    #[inline]
+    fn tag(&self, address: *const u8) -> Option<PageTag> {
+        self.zone.tag(address)
+    }
+
+    fn order_of(&self, block: *const u8) -> Option<Order> {
+        self.zone.order_of(block)
+    }
+
+    fn alloc_run(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        let _inside = self.gate.enter();
+        self.zone.alloc_run(pages, req)
+    }
+
+    unsafe fn free_run_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
+        let _inside = self.gate.enter();
+        // SAFETY: the caller's debt.
+        unsafe { self.zone.free_run_at(run, pages, attempt) };
+    }
+
+    fn run_pages(&self, run: *const u8) -> Option<usize> {
+        self.zone.run_pages(run)
+    }
+
+    fn map_apart(&self, size_bytes: usize, align: usize) -> Result<NonNull<u8>, AllocError> {
+        self.zone.map_apart(size_bytes, align)
+    }
+
+    unsafe fn unmap_apart(&self, start: NonNull<u8>, size_bytes: usize) {
+        // SAFETY: the caller's debt.
+        unsafe { self.zone.unmap_apart(start, size_bytes) };
+    }
+
+    unsafe fn remap_apart(
+        &self,
+        start: NonNull<u8>,
+        old_bytes: usize,
+        new_bytes: usize,
+        may_move: bool,
+    ) -> Option<NonNull<u8>> {
+        // SAFETY: the caller's debt.
+        unsafe { self.zone.remap_apart(start, old_bytes, new_bytes, may_move) }
+    }
+}
