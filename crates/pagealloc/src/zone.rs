@@ -530,10 +530,12 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
     }
 
     fn map_apart(&self, size_bytes: usize, align: usize) -> Result<NonNull<u8>, AllocError> {
-        self.source.map_apart(size_bytes, align).map_err(|e| match e {
-            SourceError::System(_) | SourceError::Exhausted => AllocError::OutOfMemory,
-            _ => AllocError::Invalid,
-        })
+        self.source
+            .map_apart(size_bytes, align)
+            .map_err(|e| match e {
+                SourceError::System(_) | SourceError::Exhausted => AllocError::OutOfMemory,
+                _ => AllocError::Invalid,
+            })
     }
 
     unsafe fn unmap_apart(&self, start: NonNull<u8>, size_bytes: usize) {
@@ -549,7 +551,10 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
         may_move: bool,
     ) -> Option<NonNull<u8>> {
         // SAFETY: the caller's debt 1.
-        unsafe { self.source.remap_apart(start, old_bytes, new_bytes, may_move) }
+        unsafe {
+            self.source
+                .remap_apart(start, old_bytes, new_bytes, may_move)
+        }
     }
 }
 

@@ -210,8 +210,14 @@ impl<G: GracePeriod + Clone + Send + Sync + 'static> Whole<G> {
         // SAFETY: as above.
         unsafe { (&raw mut (*whole).gate).write(Gate::new()) };
         // SAFETY: the three may be called by a thread that forks, once the hook is listed: everything is there then. They do what is asked.
-        let still =
-            unsafe { StillHook::new(Self::close, Self::hold, Self::let_go, whole.cast_const().cast()) };
+        let still = unsafe {
+            StillHook::new(
+                Self::close,
+                Self::hold,
+                Self::let_go,
+                whole.cast_const().cast(),
+            )
+        };
         // SAFETY: as above.
         unsafe { (&raw mut (*whole).still).write(still) };
         // SAFETY: written above; it stays where it is for ever, unless this call fails and takes it away below.

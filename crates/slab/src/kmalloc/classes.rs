@@ -120,9 +120,16 @@ mod tests {
         for bytes in powers.chain([96, 192]) {
             let class = CLASS_BYTES.iter().position(|&b| b == bytes);
             let class = class.unwrap_or_else(|| panic!("no class of {bytes} bytes"));
-            assert_eq!(class_of(Layout::from_size_align(bytes, 1).unwrap()), Some(class));
+            assert_eq!(
+                class_of(Layout::from_size_align(bytes, 1).unwrap()),
+                Some(class)
+            );
             // Powers of two are aligned to themselves, 96 and 192 to 32 and 64.
-            let natural = if bytes.is_power_of_two() { bytes } else { bytes / 3 };
+            let natural = if bytes.is_power_of_two() {
+                bytes
+            } else {
+                bytes / 3
+            };
             assert_eq!(class_align(class), natural);
         }
         assert!(CLASS_BYTES.is_sorted());

@@ -192,10 +192,7 @@ impl Register {
     }
 
     /// The table, locked, with room for one more.
-    fn lock_with_room<P: PageAlloc>(
-        &self,
-        pages: &P,
-    ) -> Result<SpinGuard<'_, Table>, AllocError> {
+    fn lock_with_room<P: PageAlloc>(&self, pages: &P) -> Result<SpinGuard<'_, Table>, AllocError> {
         loop {
             let table = self.table.lock();
             if table.has_room() {

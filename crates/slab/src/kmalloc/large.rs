@@ -165,11 +165,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// # Safety
     /// As for [`Self::krealloc`], of memory that [`Self::is_large`].
     #[cold]
-    unsafe fn resize_large(
-        &self,
-        memory: NonNull<u8>,
-        new: Layout,
-    ) -> Result<NonNull<u8>, usize> {
+    unsafe fn resize_large(&self, memory: NonNull<u8>, new: Layout) -> Result<NonNull<u8>, usize> {
         let usable = self.large_size(memory);
         let is_huge = self.pages.run_pages(memory.as_ptr()).is_none();
         // What is not huge any more had better be pages again, and what uses most of its last page stays.

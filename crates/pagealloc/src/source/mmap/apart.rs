@@ -119,6 +119,9 @@ mod tests {
         assert_eq!(map(0, 1), Err(SourceError::Empty));
         assert_eq!(map(1, 3), Err(SourceError::Misaligned));
         assert_eq!(map(usize::MAX, 1), Err(SourceError::Overflow));
-        assert_eq!(map(1 << 40, 1 << 63), Err(SourceError::System(libc::ENOMEM)));
+        assert_eq!(
+            map(1 << 40, 1 << 63),
+            Err(SourceError::System(libc::ENOMEM))
+        );
     }
 }
