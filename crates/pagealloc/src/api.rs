@@ -355,6 +355,8 @@ impl PageTag {
 /// 3. `alloc` and `free` at [`Attempt::PcpOnly`] touch no lock but the slot's own local one.
 /// 4. `tag` finds what `set_tag` noted last for the block that `address` lies in, and [`PageTag::NONE`] for a block that
 ///    was not tagged since it was allocated.
+/// 5. Guarantee 1 holds of whole runs and of memory apart, too; `run_pages` says how many pages there are, at least as many as asked
+///    for, and `tag` finds nothing at the latter.
 pub unsafe trait PageAlloc: Send + Sync {
     /// Allocates one block.
     ///

@@ -178,7 +178,7 @@ fn threads_that_end_may_allocate_and_free_in_their_last_destructors() {
         // Three of them: destructors run in some order around the one that gives the slot back.
         static FIRST: RefCell<Option<Late>> = const { RefCell::new(None) };
         static SECOND: RefCell<Option<Late>> = const { RefCell::new(None) };
-        static THIRD: RefCell<Late> = RefCell::new(Late(vec![]));
+        static THIRD: RefCell<Late> = const { RefCell::new(Late(Vec::new())) };
     }
     const ROUNDS: usize = 12;
     const THREADS: usize = 16;

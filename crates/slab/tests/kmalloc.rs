@@ -398,10 +398,8 @@ mod over_a_zone {
             let memory = km.kmalloc(layout(1000, 8)).unwrap();
             for size in [1024, 512, 900, 600] {
                 // SAFETY: of this alignment; a smaller size is told than what it has.
-                assert_eq!(
-                    unsafe { km.krealloc(memory, layout(512, 8), size) },
-                    Ok(memory)
-                );
+                let same = unsafe { km.krealloc(memory, layout(512, 8), size) };
+                assert_eq!(same, Ok(memory));
             }
             // SAFETY: as above; the old address is not used any more.
             let small = unsafe { km.krealloc(memory, layout(512, 8), 100) }.unwrap();
@@ -450,14 +448,18 @@ mod over_a_zone {
                 let usable = unsafe { km.ksize(memory) };
                 prop_assert!(usable >= size);
                 for at in places(old.size().min(size)) {
-                    // SAFETY: written before, and inside of both.
-                    prop_assert_eq!(unsafe { memory.add(at).read() }, mark(at));
+                    // SAFETY: inside of both.
+                    let place = unsafe { memory.add(at) };
+                    // SAFETY: written before.
+                    prop_assert_eq!(unsafe { place.read() }, mark(at));
                 }
                 old = layout(size, old.align());
                 // What a smaller size looks at next must be there, too.
                 for at in (0..size.min(4000)).chain(places(size)) {
                     // SAFETY: inside.
-                    unsafe { memory.add(at).write(mark(at)) };
+                    let place = unsafe { memory.add(at) };
+                    // SAFETY: as above, and the test's.
+                    unsafe { place.write(mark(at)) };
                 }
             }
             // SAFETY: not used any more.

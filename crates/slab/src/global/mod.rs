@@ -34,6 +34,7 @@ use crate::kmalloc::{Kmalloc, KmallocStats};
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
 use core::fmt;
+use core::mem::offset_of;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use gate::Gate;
@@ -204,41 +205,40 @@ impl<G: GracePeriod + Clone + Send + Sync + 'static> Whole<G> {
         let order = Order::for_size(size_of::<Self>())?;
         let zone = Zone::new(Threads, Mmap::new().ok()?).ok()?;
         let place: NonNull<Self> = zone.alloc(PageReq::new(order)).ok()?.cast();
-        let whole = place.as_ptr();
-        // SAFETY: the block is large enough, aligned to a page, and this call's.
-        unsafe { (&raw mut (*whole).zone).write(zone) };
+        // SAFETY: the offset of a field, in a block that is large enough.
+        let field = |offset| unsafe { place.byte_add(offset) };
+        let zone_at: NonNull<Zone<Threads, Mmap>> = field(offset_of!(Self, zone)).cast();
+        let gate_at: NonNull<Gate> = field(offset_of!(Self, gate)).cast();
+        let still_at: NonNull<StillHook> = field(offset_of!(Self, still)).cast();
+        let kmalloc_at: NonNull<Kmalloc<_, _, G>> = field(offset_of!(Self, kmalloc)).cast();
+        // SAFETY: the block is this call's, and aligned to a page.
+        unsafe { zone_at.write(zone) };
         // SAFETY: as above.
-        unsafe { (&raw mut (*whole).gate).write(Gate::new()) };
+        unsafe { gate_at.write(Gate::new()) };
+        let data = place.as_ptr().cast_const().cast();
         // SAFETY: the three may be called by a thread that forks, once the hook is listed: everything is there then. They do what is asked.
-        let still = unsafe {
-            StillHook::new(
-                Self::close,
-                Self::hold,
-                Self::let_go,
-                whole.cast_const().cast(),
-            )
-        };
+        let still = unsafe { StillHook::new(Self::close, Self::hold, Self::let_go, data) };
         // SAFETY: as above.
-        unsafe { (&raw mut (*whole).still).write(still) };
+        unsafe { still_at.write(still) };
         // SAFETY: written above; it stays where it is for ever, unless this call fails and takes it away below.
-        let zone: &'static Zone<_, _> = unsafe { &(*whole).zone };
+        let zone: &'static Zone<_, _> = unsafe { zone_at.as_ref() };
         // SAFETY: as above.
-        let gate: &'static Gate = unsafe { &(*whole).gate };
-        let made = Kmalloc::new(Threads, GlobalPages { zone, gate }, gp);
-        if let Ok(kmalloc) = made {
+        let gate: &'static Gate = unsafe { gate_at.as_ref() };
+        if let Ok(kmalloc) = Kmalloc::new(Threads, GlobalPages { zone, gate }, gp) {
             // SAFETY: the block's last field.
-            unsafe { (&raw mut (*whole).kmalloc).write(kmalloc) };
+            unsafe { kmalloc_at.write(kmalloc) };
             // SAFETY: written above.
-            let still: &'static StillHook = unsafe { &(*whole).still };
+            let still: &'static StillHook = unsafe { still_at.as_ref() };
             // SAFETY: on no list. The code stays: it holds the program's memory.
             if unsafe { hold_still(still) }.is_ok() {
                 return Some(place);
             }
             // SAFETY: written above, and shown to nobody.
-            unsafe { (&raw mut (*whole).kmalloc).drop_in_place() };
+            unsafe { kmalloc_at.drop_in_place() };
         }
-        // SAFETY: nothing refers to it any more. Moved out first: the block it lies in goes with it.
-        drop(unsafe { (&raw mut (*whole).zone).read() });
+        // Moved out first: the block it lies in goes with it.
+        // SAFETY: written above; nothing refers to it any more.
+        drop(unsafe { zone_at.read() });
         None
     }
 

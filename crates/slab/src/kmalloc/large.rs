@@ -194,6 +194,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
             // SAFETY: the block is the caller's, who gives it up; volatile, for nobody reads it again.
             unsafe { word.write_volatile(0) };
         }
+        // ORDERING: the compiler's, of the stores before what the free does.
         compiler_fence(Ordering::SeqCst);
         // SAFETY: the caller's debts.
         unsafe { self.kfree(memory) };
