@@ -1,9 +1,9 @@
 //! `Kmalloc` as an allocator of the standard kinds.
 
-use super::Kmalloc;
+use super::{Kmalloc, class_of};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
-use pagealloc::PageAlloc;
+use pagealloc::{Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
 
@@ -12,8 +12,12 @@ use rcu_core::cpu::Cpus;
 unsafe impl<C: Cpus, P: PageAlloc, G: GracePeriod> GlobalAlloc for Kmalloc<C, P, G> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.kmalloc(layout)
-            .map_or(ptr::null_mut(), NonNull::as_ptr)
+        // Not by way of `kmalloc`: its two ways meet in a result that has to be put together in memory.
+        let Some(class) = class_of(layout) else {
+            return self.large_or_null(layout);
+        };
+        let memory = self.cache(class).alloc();
+        memory.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     #[inline]
@@ -36,5 +40,14 @@ unsafe impl<C: Cpus, P: PageAlloc, G: GracePeriod> GlobalAlloc for Kmalloc<C, P,
         // SAFETY: the caller's: it came from here for this layout, and the old address is not used any more if there is another.
         let moved = unsafe { self.krealloc(memory, layout, new_size) };
         moved.map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
+    #[cold]
+    #[inline(never)]
+    fn large_or_null(&self, layout: Layout) -> *mut u8 {
+        let memory = self.large(layout, Attempt::MayGrow, false);
+        memory.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 }

@@ -146,7 +146,7 @@ pub(super) struct Register {
 }
 
 impl Register {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             table: SpinMutex::new(Table {
                 places: None,
