@@ -39,7 +39,8 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         // SAFETY: nothing in it is in use: it is not the zone's, and debt 2.
         match unsafe { self.source.add_range(range) } {
             Ok(given) => {
-                let slot = self.cpus.current();
+                // As in `Zone::grow`.
+                let slot = self.cpus.current_if_online();
                 let range = Range {
                     zeroed: given.zeroed,
                     ..range

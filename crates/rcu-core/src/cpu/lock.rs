@@ -72,6 +72,15 @@ pub unsafe trait LocalLock: super::ZeroInit + Send + Sync {
     /// Enters as a visitor; waits for the owner and for other visitors. Not for signal handlers.
     fn visit(&self);
 
+    /// Begins a visit, for who visits many: waits for other visitors. After a [`fence::heavy`], which one visitor needs once for all
+    /// locks it has announced itself at, [`Self::complete_visit`] ends the beginning. The provided two leave all to the latter.
+    fn announce_visit(&self) {}
+
+    /// Enters as a visitor where [`Self::announce_visit`] and then [`fence::heavy`] were called; waits for the owner.
+    fn complete_visit(&self) {
+        self.visit();
+    }
+
     /// Enters as a visitor if that needs no waiting.
     fn try_visit(&self) -> bool;
 
@@ -192,6 +201,12 @@ unsafe impl LocalLock for BiasedLock {
     }
 
     fn visit(&self) {
+        self.announce_visit();
+        fence::heavy();
+        self.complete_visit();
+    }
+
+    fn announce_visit(&self) {
         let backoff = Backoff::new();
         // ORDERING: P8 (visitor's store): Acquire meets the previous visitor's Release (I2).
         while self
@@ -201,7 +216,10 @@ unsafe impl LocalLock for BiasedLock {
         {
             backoff.snooze();
         }
-        fence::heavy();
+    }
+
+    fn complete_visit(&self) {
+        let backoff = Backoff::new();
         // ORDERING: P8 (visitor's load): Acquire meets the owner's Release at exit.
         while self.busy.load(Ordering::Acquire) != 0 {
             backoff.snooze();
@@ -437,6 +455,16 @@ impl<T> SpinMutex<T> {
         // SAFETY: the caller's debt.
         let whole = unsafe { self.lock.seize() };
         (SpinGuard::new(self), whole)
+    }
+
+    /// Unlocks where a guard was forgotten: for who holds more locks than it has places for guards.
+    ///
+    /// # Safety
+    /// 1. A guard of this mutex was forgotten, and the mutex not unlocked since; nothing that was seen through the guard is used any more.
+    #[cfg(all(feature = "std", unix, not(loom)))]
+    pub(crate) unsafe fn unlock_forgotten(&self) {
+        // SAFETY: the caller is inside (1).
+        unsafe { self.lock.unvisit() };
     }
 
     /// The value, which an exclusive borrow proves unlocked.
