@@ -300,6 +300,8 @@ impl<D: StackDomain> Stack<D> {
                 .unwrap_or_else(|e| panic!("no memory for the stack: {e}"));
             // SAFETY: a stack is a static, and this is done once.
             unsafe { Threads.add_offline_hook(NonNull::from(&self.hook)) };
+            // SAFETY: the front end is never dropped, and the hook is on no list.
+            unsafe { pages.add_pressure_hook(front.shrinker()) };
             front
         });
         // A tree that never had a reader is not put right in the child of a fork.

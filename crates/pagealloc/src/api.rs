@@ -356,6 +356,8 @@ impl PageTag {
 /// 3. `alloc` and `free` at [`Attempt::PcpOnly`] touch no lock but the slot's own local one.
 /// 4. `tag` finds what `set_tag` noted last for the block that `address` lies in, and [`PageTag::NONE`] for a block that
 ///    was not tagged since it was allocated.
+/// 5. Guarantee 1 holds of whole runs and of memory apart, too; `run_pages` says how many pages there are, at least as many as asked
+///    for, and `tag` finds nothing at the latter.
 pub unsafe trait PageAlloc: Send + Sync {
     /// Allocates one block.
     ///
@@ -433,6 +435,80 @@ pub unsafe trait PageAlloc: Send + Sync {
     fn remove_pressure_hook(&self, hook: NonNull<PressureHook>) {
         let _ = hook;
     }
+
+    /// Allocates at least `pages` pages in a row, as `req` says but for its order, aligned as a block of the next larger order is. To be freed
+    /// by [`Self::free_run_at`]. The provided version gives that whole block.
+    ///
+    /// # Errors
+    /// [`AllocError::Invalid`] for no pages or more than the largest block; otherwise as for [`Self::alloc`].
+    #[doc(alias = "alloc_pages_exact")]
+    #[cfg_attr(feature = "history", track_caller)]
+    fn alloc_run(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        let order = order_of_pages(pages).ok_or(AllocError::Invalid)?;
+        self.alloc(PageReq { order, ..req })
+    }
+
+    /// Frees what [`Self::alloc_run`] gave.
+    ///
+    /// # Safety
+    /// 1. `run` came from `alloc_run` of this allocator, has so many pages by [`Self::run_pages`], and is not used any more.
+    #[doc(alias = "free_pages_exact")]
+    #[cfg_attr(feature = "history", track_caller)]
+    unsafe fn free_run_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
+        if let Some(order) = order_of_pages(pages) {
+            // SAFETY: a block of that order (1).
+            unsafe { self.free_at(run, order, attempt) };
+        }
+    }
+
+    /// How many pages the block, or what [`Self::alloc_run`] gave, has that starts at `run`; `None` if nothing that is out starts there.
+    fn run_pages(&self, run: *const u8) -> Option<usize> {
+        self.order_of(run).map(Order::pages)
+    }
+
+    /// Memory apart from the allocator's own: of any size, reading as zeroes, its address a multiple of `align`, a power of two. No
+    /// [`Self::tag`] is ever found there. Makes system calls. The provided version has none to give.
+    ///
+    /// # Errors
+    /// [`AllocError::Invalid`] if there is no such memory, [`AllocError::OutOfMemory`] if there is no more.
+    #[doc(alias = "vmalloc")]
+    fn map_apart(&self, size_bytes: usize, align: usize) -> Result<NonNull<u8>, AllocError> {
+        let _ = (size_bytes, align);
+        Err(AllocError::Invalid)
+    }
+
+    /// Gives memory apart back.
+    ///
+    /// # Safety
+    /// 1. `start` came from [`Self::map_apart`] or [`Self::remap_apart`] of this allocator with this size, and is not used any more.
+    #[doc(alias = "vfree")]
+    unsafe fn unmap_apart(&self, start: NonNull<u8>, size_bytes: usize) {
+        let _ = (start, size_bytes);
+    }
+
+    /// Makes memory apart larger or smaller without copying; what is new reads as zeroes. With `may_move` it may be elsewhere afterwards,
+    /// aligned to a page. `None`, and nothing has changed, if that cannot be done.
+    ///
+    /// # Safety
+    /// 1. `start` came from [`Self::map_apart`] or this function, of this allocator, with `old_bytes`; if another address is returned, it is not used
+    ///    any more, and what is past `new_bytes` in no case.
+    #[doc(alias = "mremap")]
+    unsafe fn remap_apart(
+        &self,
+        start: NonNull<u8>,
+        old_bytes: usize,
+        new_bytes: usize,
+        may_move: bool,
+    ) -> Option<NonNull<u8>> {
+        let _ = (start, old_bytes, new_bytes, may_move);
+        None
+    }
+}
+
+/// The order of the smallest block with so many pages, if there is one, and `pages` is not zero.
+fn order_of_pages(pages: usize) -> Option<Order> {
+    let size = pages.checked_mul(PAGE_SIZE).filter(|&size| size > 0);
+    size.and_then(Order::for_size)
 }
 
 // SAFETY: a reference answers as its referent does.
@@ -478,5 +554,38 @@ unsafe impl<P: PageAlloc + ?Sized> PageAlloc for &P {
 
     fn remove_pressure_hook(&self, hook: NonNull<PressureHook>) {
         (**self).remove_pressure_hook(hook);
+    }
+
+    fn alloc_run(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        (**self).alloc_run(pages, req)
+    }
+
+    unsafe fn free_run_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
+        // SAFETY: the caller's debt 1.
+        unsafe { (**self).free_run_at(run, pages, attempt) };
+    }
+
+    fn run_pages(&self, run: *const u8) -> Option<usize> {
+        (**self).run_pages(run)
+    }
+
+    fn map_apart(&self, size_bytes: usize, align: usize) -> Result<NonNull<u8>, AllocError> {
+        (**self).map_apart(size_bytes, align)
+    }
+
+    unsafe fn unmap_apart(&self, start: NonNull<u8>, size_bytes: usize) {
+        // SAFETY: the caller's debt 1.
+        unsafe { (**self).unmap_apart(start, size_bytes) };
+    }
+
+    unsafe fn remap_apart(
+        &self,
+        start: NonNull<u8>,
+        old_bytes: usize,
+        new_bytes: usize,
+        may_move: bool,
+    ) -> Option<NonNull<u8>> {
+        // SAFETY: the caller's debt 1.
+        unsafe { (**self).remap_apart(start, old_bytes, new_bytes, may_move) }
     }
 }

@@ -199,4 +199,41 @@ pub unsafe trait Source {
         let _ = (range, accessible);
         Err(SourceError::Unsupported)
     }
+
+    /// Memory outside of the span and of every zone, for what is larger than any block: zeroed, valid for reads and writes until
+    /// [`Self::unmap_apart`], whatever becomes of the source, its address a multiple of `align`. The default has none.
+    ///
+    /// # Errors
+    /// [`SourceError::Unsupported`]; [`SourceError::Empty`]; [`SourceError::Misaligned`] if `align` is no power of two;
+    /// [`SourceError::Overflow`]; [`SourceError::System`].
+    #[doc(alias = "vmalloc")]
+    fn map_apart(&self, size_bytes: usize, align: usize) -> Result<NonNull<u8>, SourceError> {
+        let _ = (size_bytes, align);
+        Err(SourceError::Unsupported)
+    }
+
+    /// Gives memory apart back.
+    ///
+    /// # Safety
+    /// 1. As for [`PageAlloc::unmap_apart`](crate::PageAlloc::unmap_apart).
+    #[doc(alias = "vfree")]
+    unsafe fn unmap_apart(&self, start: NonNull<u8>, size_bytes: usize) {
+        let _ = (start, size_bytes);
+    }
+
+    /// Makes memory apart larger or smaller: see [`PageAlloc::remap_apart`](crate::PageAlloc::remap_apart). The default cannot.
+    ///
+    /// # Safety
+    /// 1. As there.
+    #[doc(alias = "mremap")]
+    unsafe fn remap_apart(
+        &self,
+        start: NonNull<u8>,
+        old_bytes: usize,
+        new_bytes: usize,
+        may_move: bool,
+    ) -> Option<NonNull<u8>> {
+        let _ = (start, old_bytes, new_bytes, may_move);
+        None
+    }
 }

@@ -268,7 +268,9 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// The next range from the source.
     fn grow(&self, regions: &mut Regions, min_pages: usize) -> Result<(), SourceError> {
         let range = self.source.grow(min_pages)?;
-        self.shared().add(regions, self.cpus.current(), range)?;
+        // Under a lock, which a fork waits for with the table of slots held: no slot is asked for.
+        let slot = self.cpus.current_if_online();
+        self.shared().add(regions, slot, range)?;
         self.shared().counters.grew();
         Ok(())
     }
@@ -534,6 +536,47 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
 
     fn remove_pressure_hook(&self, hook: NonNull<PressureHook>) {
         self.shared().pressure.remove(hook);
+    }
+
+    fn alloc_run(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        self.alloc_exact(pages, req)
+    }
+
+    unsafe fn free_run_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
+        // SAFETY: the caller's debt 1.
+        unsafe { self.free_exact_at(run, pages, attempt) };
+    }
+
+    fn run_pages(&self, run: *const u8) -> Option<usize> {
+        self.exact_pages(run)
+    }
+
+    fn map_apart(&self, size_bytes: usize, align: usize) -> Result<NonNull<u8>, AllocError> {
+        self.source
+            .map_apart(size_bytes, align)
+            .map_err(|e| match e {
+                SourceError::System(_) | SourceError::Exhausted => AllocError::OutOfMemory,
+                _ => AllocError::Invalid,
+            })
+    }
+
+    unsafe fn unmap_apart(&self, start: NonNull<u8>, size_bytes: usize) {
+        // SAFETY: the caller's debt 1.
+        unsafe { self.source.unmap_apart(start, size_bytes) };
+    }
+
+    unsafe fn remap_apart(
+        &self,
+        start: NonNull<u8>,
+        old_bytes: usize,
+        new_bytes: usize,
+        may_move: bool,
+    ) -> Option<NonNull<u8>> {
+        // SAFETY: the caller's debt 1.
+        unsafe {
+            self.source
+                .remap_apart(start, old_bytes, new_bytes, may_move)
+        }
     }
 }
 

@@ -14,10 +14,10 @@
 //! ([`OfflineHook::with_fork`](crate::cpu::OfflineHook::with_fork)) puts itself right: it takes its locks from the
 //! threads that are gone, keeps what is whole and forgets (leaks) what may be half changed. `rcu-tree` does: it knows no
 //! readers but the caller, a grace period that was in progress is made to wait for the caller alone, and callbacks go on
-//! but for those that another thread was about to run, or whose list it was just changing; it counts these. The
-//! allocators have no such hook, for they cannot forget what may be half changed: whoever forks holds them meanwhile
-//! (`Zone::before_fork`, and `before_fork` of slab's caches). **`kvfree` has neither yet**: a child that uses it may wait
-//! for a lock for ever.
+//! but for those that another thread was about to run, or whose list it was just changing; it counts these. A layer that
+//! cannot forget what may be half changed, a page allocator or a cache, holds still while the process forks instead
+//! ([`hold_still`], or by hand: `before_fork` of zones and caches): then there is nothing to put right, in *any* child.
+//! **`kvfree` has neither yet**: a child that uses it may wait for a lock for ever.
 //!
 //! # What becomes of what was there
 //! | from before the fork | in the child |
@@ -29,6 +29,11 @@
 //! | the worker thread | is gone; the first call that needs one starts another |
 //! | objects of the user's that another thread was changing | may be half changed: RCU protects readers, not writers |
 
+#[cfg(all(feature = "std", unix, not(loom)))]
+mod still;
+
+#[cfg(all(feature = "std", unix, not(loom)))]
+pub use still::{HoldStill, Still, hold_still};
 #[cfg(all(feature = "std", unix, not(loom)))]
 pub use with_std::{after_fork_child, generation, install};
 

@@ -1,6 +1,28 @@
 //! Memory by size: a cache for each size class, pages above, and freeing by address alone.
 //!
-//! Source: Linux `mm/slab_common.c`, `kmalloc_info` (facts and constants only).
+//! Source: Linux `mm/slab_common.c` (facts and constants only).
+//!
+//! # What a request gets
+//! | size | memory | found again by | waste |
+//! |---|---|---|---|
+//! | up to 64 bytes | a class of [`classes`] | the page's tag | less than a class's step, 8 or 16 bytes |
+//! | up to [`MAX_CLASS_BYTES`] | as above | as above | at most a quarter of the request, a fifth of the object |
+//! | up to the largest block, 4 MiB | whole pages in a row | the pages' own account | less than a page, a quarter |
+//! | more, or what the pages have not in a row | memory apart from them, where there is such | [`huge`] | less than a page |
+//!
+//! Nothing counts as one byte. Alignments are powers of two: up to 4 MiB they cost at most the rounding of the size, of pages what lies in front goes
+//! back at once.
+
+mod alloc;
+#[cfg(feature = "allocator-api2")]
+mod api2;
+mod classes;
+mod huge;
+mod large;
+
+pub(crate) use huge::HugeHeld;
+
+pub use classes::{CLASS_BYTES, MAX_CLASS_BYTES, NR_CLASSES};
 
 use crate::cache::{Busy, RawCache};
 use crate::checks::Checks;
@@ -9,88 +31,21 @@ use crate::error::CreateError;
 use crate::fault::{Fault, broken};
 use crate::stats::CacheStats;
 use arrayvec::ArrayVec;
-use core::alloc::{GlobalAlloc, Layout};
+use classes::{NAMES, class_align, class_of};
+use core::alloc::Layout;
 use core::fmt;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicUsize, Ordering};
-use pagealloc::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
+use core::sync::atomic::AtomicUsize;
+use huge::Register;
+use pagealloc::{AllocError, Attempt, PageAlloc, PageTag};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
-
-/// How many size classes there are.
-pub const NR_CLASSES: usize = 13;
-
-/// Bytes of the objects of each class. Powers of two are aligned to their size, the others to the largest power of two
-/// that divides it.
-#[doc(alias = "kmalloc_info")]
-pub const CLASS_BYTES: [usize; NR_CLASSES] = [
-    8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192,
-];
-
-/// Larger requests get pages of their own.
-#[doc(alias = "KMALLOC_MAX_CACHE_SIZE")]
-pub const MAX_CLASS_BYTES: usize = CLASS_BYTES[NR_CLASSES - 1];
-
-const NAMES: [&str; NR_CLASSES] = [
-    "kmalloc-8",
-    "kmalloc-16",
-    "kmalloc-32",
-    "kmalloc-64",
-    "kmalloc-96",
-    "kmalloc-128",
-    "kmalloc-192",
-    "kmalloc-256",
-    "kmalloc-512",
-    "kmalloc-1k",
-    "kmalloc-2k",
-    "kmalloc-4k",
-    "kmalloc-8k",
-];
-
-/// Up to this size classes are found in [`SMALL`], above it by logarithm.
-const SMALL_BYTES: usize = 192;
-
-/// The class of each size up to [`SMALL_BYTES`], by words of 8 bytes, rounded up.
-const SMALL: [u8; SMALL_BYTES / 8 + 1] = {
-    let mut table = [0; SMALL_BYTES / 8 + 1];
-    let mut words = 0;
-    while words < table.len() {
-        let mut class = 0;
-        while CLASS_BYTES[class] < words * 8 {
-            class += 1;
-        }
-        table[words] = class as u8;
-        words += 1;
-    }
-    table
-};
-
-/// The largest power of two that divides a class's size.
-const fn class_align(class: usize) -> usize {
-    1 << CLASS_BYTES[class].trailing_zeros()
-}
-
-/// The class for `layout`, if it is not too large.
-#[inline]
-fn class_of(layout: Layout) -> Option<usize> {
-    // With at least its alignment's size, a request is at most one class away from one aligned enough.
-    let size = layout.size().max(layout.align());
-    let class = if size <= SMALL_BYTES {
-        usize::from(SMALL[size.div_ceil(8)])
-    } else if size <= MAX_CLASS_BYTES {
-        // 193…256 → 7, 257…512 → 8, and so on.
-        (size - 1).ilog2() as usize
-    } else {
-        return None;
-    };
-    Some(class + usize::from(class_align(class) < layout.align()))
-}
 
 /// What an address belongs to.
 enum Kind {
     /// A slab of this class.
     Class(usize),
-    /// A block of pages.
+    /// Pages of their own, or memory apart.
     Large,
     /// A slab of a cache that is none of ours.
     Foreign,
@@ -111,6 +66,7 @@ pub struct Kmalloc<C: Cpus, P: PageAlloc, G: GracePeriod> {
     caches: [RawCache<C, P, G>; NR_CLASSES],
     pages: P,
     large_bytes: AtomicUsize,
+    huge: Register,
 }
 
 impl<C, P, G> Kmalloc<C, P, G>
@@ -229,6 +185,7 @@ where
             caches,
             pages,
             large_bytes: AtomicUsize::new(0),
+            huge: Register::new(),
         })
     }
 
@@ -242,7 +199,8 @@ where
     )]
     pub fn destroy(self) -> Result<(), Busy<Self>> {
         let small: usize = self.caches.iter().map(RawCache::quiesce).sum();
-        let live = small + self.stats().large_bytes.div_ceil(pagealloc::PAGE_SIZE);
+        let large = self.large_bytes() + self.huge.bytes();
+        let live = small + large.div_ceil(pagealloc::PAGE_SIZE);
         if live == 0 {
             return Ok(());
         }
@@ -261,7 +219,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// Allocates memory for `layout`; its contents are unspecified. May make system calls for more pages.
     ///
     /// # Errors
-    /// If no memory can be had; [`AllocError::Invalid`] for a size or an alignment above the largest block.
+    /// If no memory can be had; [`AllocError::Invalid`] for a size or an alignment above the largest block, if the pages have no memory apart
+    /// ([`PageAlloc::map_apart`]; at [`Attempt::MayGrow`] only).
     #[inline]
     #[track_caller]
     pub fn kmalloc(&self, layout: Layout) -> Result<NonNull<u8>, AllocError> {
@@ -280,12 +239,20 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         attempt: Attempt,
     ) -> Result<NonNull<u8>, AllocError> {
         match class_of(layout) {
-            Some(class) => self.caches[class].alloc_attempt(attempt),
+            Some(class) => self.cache(class).alloc_attempt(attempt),
             None => self.large(layout, attempt, false),
         }
     }
 
-    /// Allocates zeroed memory for `layout`. May make system calls for more pages.
+    /// The cache of a class that `class_of` found.
+    #[inline(always)]
+    fn cache(&self, class: usize) -> &RawCache<C, P, G> {
+        debug_assert!(class < NR_CLASSES);
+        // SAFETY: the tables of `class_of` hold numbers below `NR_CLASSES`, as it is an index of `CLASS_BYTES` that they note.
+        unsafe { self.caches.get_unchecked(class) }
+    }
+
+    /// Allocates zeroed memory for `layout`. May make system calls for more pages. Pages that read as zeroes already are not written to.
     ///
     /// # Errors
     /// As for [`Self::kmalloc`].
@@ -294,29 +261,10 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         let Some(class) = class_of(layout) else {
             return self.large(layout, Attempt::MayGrow, true);
         };
-        let memory = self.caches[class].alloc()?;
+        let memory = self.cache(class).alloc()?;
         // SAFETY: the class is at least as large as the layout.
         unsafe { memory.write_bytes(0, layout.size()) };
         Ok(memory)
-    }
-
-    #[cold]
-    fn large(
-        &self,
-        layout: Layout,
-        attempt: Attempt,
-        zero: bool,
-    ) -> Result<NonNull<u8>, AllocError> {
-        let size = layout.size().max(layout.align());
-        let order = Order::for_size(size).ok_or(AllocError::Invalid)?;
-        let mut req = PageReq::new(order).attempt(attempt);
-        if zero {
-            req = req.zeroed();
-        }
-        let block = self.pages.alloc(req)?;
-        // ORDERING: Relaxed: a number for statistics.
-        self.large_bytes.fetch_add(order.bytes(), Ordering::Relaxed);
-        Ok(block)
     }
 
     /// What `memory` belongs to: one look at its page's tag.
@@ -341,7 +289,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         match self.kind_of(memory.as_ptr()) {
             // SAFETY: the tag says which cache it came from; debts 1 and 2.
             Kind::Class(class) => unsafe { self.caches[class].free(memory) },
-            // SAFETY: memory outside of slabs is a large block; debts 1 and 2.
+            // SAFETY: memory outside of slabs is large; debts 1 and 2.
             Kind::Large => unsafe { self.free_large(memory, Attempt::NoWait) },
             Kind::Foreign => foreign(memory),
         }
@@ -356,25 +304,10 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         match self.kind_of(memory.as_ptr()) {
             // SAFETY: the tag says which cache it came from; the caller's debts.
             Kind::Class(class) => unsafe { self.caches[class].free_attempt(memory, attempt) },
-            // SAFETY: memory outside of slabs is a large block; the caller's debts.
+            // SAFETY: memory outside of slabs is large; the caller's debts.
             Kind::Large => unsafe { self.free_large(memory, attempt) },
             Kind::Foreign => foreign(memory),
         }
-    }
-
-    /// Frees a large block.
-    ///
-    /// # Safety
-    /// As for [`Self::kfree`], of memory that [`Self::is_large`].
-    #[cold]
-    unsafe fn free_large(&self, block: NonNull<u8>, attempt: Attempt) {
-        let Some(order) = self.pages.order_of(block.as_ptr()) else {
-            foreign(block);
-        };
-        // ORDERING: Relaxed: a number for statistics.
-        self.large_bytes.fetch_sub(order.bytes(), Ordering::Relaxed);
-        // SAFETY: the block is out with this order, as the page allocator itself says; the caller's debts.
-        unsafe { self.pages.free_at(block, order, attempt) };
     }
 
     /// Frees memory after a grace period, if it is in a slab. Never waits; see [`RawCache::retire`].
@@ -397,7 +330,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         }
     }
 
-    /// Whether memory of this allocator is a block of pages and not in a slab.
+    /// Whether memory of this allocator is pages of its own, or apart from them, and not in a slab.
     #[inline]
     #[must_use]
     #[doc(alias = "is_vmalloc_addr")]
@@ -424,10 +357,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     pub unsafe fn ksize(&self, memory: NonNull<u8>) -> usize {
         match self.kind_of(memory.as_ptr()) {
             Kind::Class(class) => CLASS_BYTES[class],
-            Kind::Large => match self.pages.order_of(memory.as_ptr()) {
-                Some(order) => order.bytes(),
-                None => foreign(memory),
-            },
+            Kind::Large => self.large_size(memory),
             Kind::Foreign => foreign(memory),
         }
     }
@@ -471,6 +401,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
 
     /// Gives about `budget` pages of unused memory back, as far as there are so many; see [`RawCache::shrink`]. Says how many that were.
     pub fn shrink(&self, budget: usize) -> usize {
+        self.huge.release(&self.pages);
         let mut freed = 0;
         for cache in &self.caches {
             if freed >= budget {
@@ -498,6 +429,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         &self.caches
     }
 
+    /// Keeps everybody out of the register of huge blocks.
+    pub(crate) fn hold_huge(&self) -> HugeHeld<'_> {
+        self.huge.hold()
+    }
+
     /// Where large blocks come from.
     pub fn pages(&self) -> &P {
         &self.pages
@@ -514,8 +450,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     pub fn stats(&self) -> KmallocStats {
         KmallocStats {
             classes: core::array::from_fn(|class| self.caches[class].stats()),
-            // ORDERING: Relaxed: a number for statistics.
-            large_bytes: self.large_bytes.load(Ordering::Relaxed),
+            large_bytes: self.large_bytes(),
+            huge_bytes: self.huge.bytes(),
         }
     }
 }
@@ -540,8 +476,10 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> fmt::Display for Leaks<'_, C, P, G> 
 pub struct KmallocStats {
     /// The classes, in the order of [`CLASS_BYTES`].
     pub classes: [CacheStats; NR_CLASSES],
-    /// Bytes of large blocks.
+    /// Bytes of large blocks: pages in a row.
     pub large_bytes: usize,
+    /// Bytes of huge blocks: memory apart from the pages.
+    pub huge_bytes: usize,
 }
 
 impl fmt::Display for KmallocStats {
@@ -549,54 +487,19 @@ impl fmt::Display for KmallocStats {
         for class in &self.classes {
             writeln!(f, "{class}")?;
         }
-        write!(f, "large blocks: {} KiB", self.large_bytes >> 10)
+        let (large, huge) = (self.large_bytes >> 10, self.huge_bytes >> 10);
+        write!(f, "large blocks: {large} KiB, huge blocks: {huge} KiB")
+    }
+}
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for Kmalloc<C, P, G> {
+    fn drop(&mut self) {
+        self.huge.release(&self.pages);
     }
 }
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> fmt::Debug for Kmalloc<C, P, G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Kmalloc").finish_non_exhaustive()
-    }
-}
-
-// SAFETY: memory is aligned and large enough for its layout (`class_of`; blocks are aligned to their size), overlaps no other
-// (the caches' I1), and nothing here unwinds.
-unsafe impl<C: Cpus, P: PageAlloc, G: GracePeriod> GlobalAlloc for Kmalloc<C, P, G> {
-    #[inline]
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.kmalloc(layout)
-            .map_or(ptr::null_mut(), NonNull::as_ptr)
-    }
-
-    #[inline]
-    unsafe fn dealloc(&self, memory: *mut u8, _layout: Layout) {
-        if let Some(memory) = NonNull::new(memory) {
-            // SAFETY: the caller's: it came from here and is not used any more; no reader is told of it.
-            unsafe { self.kfree(memory) };
-        }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        self.kzalloc(layout)
-            .map_or(ptr::null_mut(), NonNull::as_ptr)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_request_gets_the_smallest_class_that_fits() {
-        for align in (0..14).map(|a| 1 << a) {
-            for size in 0..=MAX_CLASS_BYTES + 1 {
-                let layout = Layout::from_size_align(size, align).unwrap();
-                let fits = |c: &usize| CLASS_BYTES[*c] >= size && class_align(*c) >= align;
-                let expected = (0..NR_CLASSES).find(fits);
-                assert_eq!(class_of(layout), expected, "{layout:?}");
-            }
-        }
-        let huge = Layout::from_size_align(1, 2 * MAX_CLASS_BYTES).unwrap();
-        assert_eq!(class_of(huge), None);
     }
 }

@@ -12,6 +12,8 @@ mod config;
 mod error;
 mod fault;
 mod fork;
+#[cfg(all(feature = "std", target_os = "linux", not(loom)))]
+mod global;
 mod inbox;
 mod kmalloc;
 mod leaks;
@@ -27,6 +29,8 @@ pub use checks::Checks;
 pub use config::{CacheConfig, Constructor, MAX_OBJECT_BYTES, Stability};
 pub use error::CreateError;
 pub use fork::KmallocFork;
+#[cfg(all(feature = "std", target_os = "linux", not(loom)))]
+pub use global::{GlobalKmalloc, GlobalPages};
 pub use kmalloc::{CLASS_BYTES, Kmalloc, KmallocStats, MAX_CLASS_BYTES, NR_CLASSES};
 pub use leaks::{LeakReport, LeakSite};
 pub use stable::{Found, Generation, Pinned, StableCache, StableCell, StableRef, TypeStable};

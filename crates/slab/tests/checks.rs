@@ -279,8 +279,8 @@ fn l15_leaks_of_all_classes_are_reported() {
     });
     let report = km.leak_report().to_string();
     for word in [
-        "cache kmalloc-64: 1 objects",
-        "cache kmalloc-128: 1 objects",
+        "cache kmalloc-48: 1 objects",
+        "cache kmalloc-112: 1 objects",
         file!(),
     ] {
         assert!(report.contains(word), "{report}");

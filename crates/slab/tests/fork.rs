@@ -8,8 +8,9 @@ mod child;
 use child::{check, fork};
 use pagealloc::{Mmap, PageAlloc, Zone};
 use rcu_core::cpu::Threads;
+use rcu_core::fork::{Still, hold_still};
 use rcu_core::manual::ManualGp;
-use slab::Kmalloc;
+use slab::{CacheConfig, Kmalloc, RawCache};
 use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,6 +73,75 @@ impl Drop for Done<'_> {
 fn caches_over_a_fork() {
     nobody_is_inside_while_a_fork_is_on_its_way();
     a_child_of_a_threaded_process_goes_on();
+    // Last: what is listed stays so, and then nothing may be held by hand.
+    listed_layers_hold_still_by_themselves();
+}
+
+/// Forks of somebody who knows nothing of the caches; threads come and go meanwhile, also on slots that nobody has at the moment of a fork.
+fn listed_layers_hold_still_by_themselves() {
+    let gp: &'static ManualGp = Box::leak(Box::new(ManualGp::auto()));
+    let zone: Pages = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    let kernel: &'static Kernel = Box::leak(Box::new(Kernel::new(Threads, zone, gp).unwrap()));
+    let config = CacheConfig::new("listed", layout(2));
+    let cache = RawCache::new(config, Threads, zone, gp).unwrap();
+    let cache: &'static RawCache<_, _, _> = Box::leak(Box::new(cache));
+    // SAFETY: listed once; this program forks below only, and unloads nothing.
+    unsafe { hold_still(Box::leak(Box::new(Still::new(zone)))) }.unwrap();
+    // SAFETY: as above.
+    unsafe { hold_still(Box::leak(Box::new(Still::new(kernel)))) }.unwrap();
+    // SAFETY: as above.
+    unsafe { hold_still(Box::leak(Box::new(Still::new(cache)))) }.unwrap();
+    let use_both = move |round: usize| {
+        use_it_all(kernel, round);
+        let object = cache.alloc().unwrap();
+        // SAFETY: allocated above; no reader is told of it.
+        unsafe { cache.free(object) };
+        if round.is_multiple_of(7) {
+            // Visits every slot, those without a thread included.
+            cache.shrink(usize::MAX);
+            kernel.reap();
+        }
+    };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for seed in 0..cfg::THREADS {
+            let done = &done;
+            s.spawn(move || {
+                let mut round = seed;
+                while !done.load(Ordering::Relaxed) {
+                    use_both(round);
+                    round += 1;
+                    if round.is_multiple_of(20) {
+                        std::thread::spawn(move || use_both(round)).join().unwrap();
+                    }
+                }
+            });
+        }
+        let over = Done(&done);
+        for i in 0..cfg::FORKS {
+            use_both(i);
+            let result = fork(|| {
+                for round in 0..120 {
+                    use_both(round);
+                }
+                for round in 0..4 {
+                    let late = std::thread::spawn(move || use_both(round * 10));
+                    check(late.join().is_ok());
+                }
+                kernel.barrier();
+                cache.shrink(usize::MAX);
+                kernel.shrink(usize::MAX);
+                zone.drain_all();
+                // A child's child.
+                check(fork(|| use_both(30)).is_ok());
+            });
+            assert_eq!(result, Ok(()), "a child's check failed at that line");
+        }
+        drop(over);
+    });
+    kernel.barrier();
+    let stats = kernel.stats();
+    assert!(stats.classes.iter().all(|class| class.live == 0), "{stats}");
 }
 
 fn a_child_of_a_threaded_process_goes_on() {

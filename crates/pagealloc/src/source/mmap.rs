@@ -1,5 +1,7 @@
 //! Anonymous memory of the operating system: a large reservation, made usable chunk by chunk.
 
+mod apart;
+
 use super::{Decommit, Range, Source, SourceError, Span};
 use crate::api::{Order, PAGE_SHIFT};
 use core::alloc::Layout;
@@ -346,6 +348,26 @@ unsafe impl Source for Mmap {
             0 => Ok(()),
             _ => Err(errno()),
         }
+    }
+
+    fn map_apart(&self, size_bytes: usize, align: usize) -> Result<NonNull<u8>, SourceError> {
+        apart::map(size_bytes, align)
+    }
+
+    unsafe fn unmap_apart(&self, start: NonNull<u8>, size_bytes: usize) {
+        // SAFETY: the caller's debt 1.
+        unsafe { apart::unmap(start, size_bytes) };
+    }
+
+    unsafe fn remap_apart(
+        &self,
+        start: NonNull<u8>,
+        old_bytes: usize,
+        new_bytes: usize,
+        may_move: bool,
+    ) -> Option<NonNull<u8>> {
+        // SAFETY: the caller's debt 1.
+        unsafe { apart::remap(start, old_bytes, new_bytes, may_move) }
     }
 }
 

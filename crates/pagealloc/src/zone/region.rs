@@ -45,7 +45,9 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
             zeroed: given.zeroed,
             ..range
         };
-        self.shared().add_pages(self.cpus.current(), range);
+        // As in `Zone::grow`.
+        self.shared()
+            .add_pages(self.cpus.current_if_online(), range);
         self.shared().counters.grew();
         Ok(())
     }

@@ -156,6 +156,22 @@ impl HookList {
         keepers
     }
 
+    /// Holds the list still: no hook runs, comes or goes until [`Self::let_go`]. Waits for hooks that are running.
+    #[cfg(all(feature = "std", unix, not(loom)))]
+    pub(crate) fn hold(&self) {
+        core::mem::forget(self.first.lock());
+    }
+
+    /// Ends what [`Self::hold`] began.
+    ///
+    /// # Safety
+    /// 1. The caller holds the list.
+    #[cfg(all(feature = "std", unix, not(loom)))]
+    pub(crate) unsafe fn let_go(&self) {
+        // SAFETY: the guard was forgotten by `hold` (1).
+        unsafe { self.first.unlock_forgotten() };
+    }
+
     /// Puts every layer right that has said how, in the child of a fork. The list itself is whole (I1).
     ///
     /// # Safety

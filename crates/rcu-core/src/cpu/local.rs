@@ -77,6 +77,17 @@ impl<L: LocalLock, T> LocalCell<L, T> {
         (VisitorGuard::new(self), whole)
     }
 
+    /// Begins a visit: see [`LocalLock::announce_visit`]. Not for signal handlers.
+    pub fn announce_visit(&self) {
+        self.lock.announce_visit();
+    }
+
+    /// Enters as a visitor where a visit was announced, and a heavy fence came after that.
+    pub fn complete_visit(&self) -> VisitorGuard<'_, L, T> {
+        self.lock.complete_visit();
+        VisitorGuard::new(self)
+    }
+
     /// The value, which an exclusive borrow proves to be unshared.
     pub fn get_mut(&mut self) -> &mut T {
         self.value.get_mut()

@@ -14,15 +14,17 @@ mod lock;
 mod per_slot;
 mod register;
 mod slot_table;
+mod spin_mutex;
 #[cfg(all(feature = "std", not(loom)))]
 pub(crate) mod threads;
 
 pub use hooks::{Forked, HookList, OfflineHook};
 pub use local::{LocalCell, OwnerGuard, VisitorGuard};
-pub use lock::{BiasedLock, LocalLock, SpinGuard, SpinLock, SpinMutex, UpLock};
+pub use lock::{BiasedLock, LocalLock, SpinLock, UpLock};
 pub use per_slot::{PerSlot, ZeroInit, in_register};
 pub use register::RegisterError;
 pub use slot_table::SlotTable;
+pub use spin_mutex::{SpinGuard, SpinMutex};
 #[cfg(all(feature = "std", not(loom)))]
 pub use threads::{MAX_THREAD_SLOTS, Threads};
 

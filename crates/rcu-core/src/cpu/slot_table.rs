@@ -159,6 +159,22 @@ impl<const N: usize> SlotTable<N> {
         table.keepers.iter().filter(|keepers| **keepers > 0).count()
     }
 
+    /// Holds the table still until [`Self::let_go`]: nobody gets a slot.
+    #[cfg(all(feature = "std", unix, not(loom)))]
+    pub(crate) fn hold(&self) {
+        core::mem::forget(self.table.lock());
+    }
+
+    /// Ends what [`Self::hold`] began.
+    ///
+    /// # Safety
+    /// 1. The caller holds the table.
+    #[cfg(all(feature = "std", unix, not(loom)))]
+    pub(crate) unsafe fn let_go(&self) {
+        // SAFETY: the guard was forgotten by `hold` (1).
+        unsafe { self.table.unlock_forgotten() };
+    }
+
     /// Writes who is on `slot`, as [`Cpus::describe`](super::Cpus::describe): `thread "name" (slot 3)`, or the number
     /// alone if nobody is there, the name is empty, or the table is locked just now.
     ///

@@ -73,6 +73,40 @@ pub(crate) unsafe fn after_fork_child() {
     unsafe { HOOKS.run_forked(survivor) };
 }
 
+/// Lets no thread end its use of a slot, and no hook run: the first half of holding all threads' registrations still.
+#[cfg(unix)]
+pub(crate) fn hold_hooks() {
+    HOOKS.hold();
+}
+
+/// The second half: no thread gets a slot either.
+#[cfg(unix)]
+pub(crate) fn hold_table() {
+    TABLE.hold();
+}
+
+/// Ends both.
+///
+/// # Safety
+/// 1. The caller holds both.
+#[cfg(unix)]
+pub(crate) unsafe fn let_go() {
+    // SAFETY: 1.
+    unsafe { TABLE.let_go() };
+    // SAFETY: 1.
+    unsafe { HOOKS.let_go() };
+}
+
+/// The same of the first half alone.
+///
+/// # Safety
+/// 1. The caller holds the hooks, and not the table.
+#[cfg(unix)]
+pub(crate) unsafe fn let_go_hooks() {
+    // SAFETY: 1.
+    unsafe { HOOKS.let_go() };
+}
+
 /// The threads of this process as slots: the [`Cpus`] of hosted programs.
 ///
 /// A thread takes a slot at its first use of any layer, the same slot for all of them.

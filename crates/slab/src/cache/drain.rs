@@ -287,17 +287,32 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     /// Hands over what a slot holds that goes offline: what waits to the orphans, the rest to the barn.
-    fn hand_over(&self, slot: Slot) {
-        {
-            let mut slot = self.slot(slot).cell.visit();
-            self.seal(&mut slot);
-            let mut stock = self.barn.0.enter();
-            while let Some(sheaf) = slot.line.pop_front() {
-                stock.orphans.push_back(sheaf);
+    ///
+    /// # Safety
+    /// 1. The caller owns `slot`.
+    unsafe fn hand_over(&self, slot: Slot) {
+        let cell = &self.slot(slot).cell;
+        // As its owner if nobody visits: a visit takes a heavy fence, and a thread has as many caches to leave as there are.
+        // SAFETY: debt 1.
+        if let Some(mut slot) = unsafe { cell.try_enter() } {
+            if slot.is_bare() {
+                return;
             }
-            self.evict(&mut slot, &mut stock);
+            self.orphan(&mut slot);
+        } else {
+            self.orphan(&mut cell.visit());
         }
         self.trim_barn(Attempt::NoWait);
+    }
+
+    /// Empties a slot into the barn.
+    fn orphan(&self, slot: &mut SlotState) {
+        self.seal(slot);
+        let mut stock = self.barn.0.enter();
+        while let Some(sheaf) = slot.line.pop_front() {
+            stock.orphans.push_back(sheaf);
+        }
+        self.evict(slot, &mut stock);
     }
 
     /// The offline hook.
@@ -308,7 +323,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     pub(super) unsafe fn offline(inner: *const (), slot: Slot) -> bool {
         // SAFETY: debt 1: the hook is removed before the cache ends.
         let this = unsafe { &*inner.cast::<Self>() };
-        this.hand_over(slot);
+        // SAFETY: debt 2.
+        unsafe { this.hand_over(slot) };
         true
     }
 }

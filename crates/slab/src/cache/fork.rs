@@ -7,9 +7,10 @@ use crate::checks::Quarantine;
 use crate::pool::Free;
 use crate::slabs::Slabs;
 use core::fmt;
+use core::mem::forget;
 use pagealloc::PageAlloc;
-use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, Slot, SpinGuard};
+use rcu_core::{GracePeriod, fence};
 
 /// A cache that nobody is inside of, from [`RawCache::before_fork`]. Dropping it is [`Self::after_fork_parent`].
 #[must_use = "others go on as soon as this is dropped"]
@@ -33,32 +34,46 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// Waits until nobody is inside the cache, and keeps everybody out until the value is dropped: for the one who forks. Others may be held
     /// as well, in an order that all who fork keep to; where the pages come from is held last. Not from a signal handler or a hook.
     pub fn before_fork(&self) -> CacheFork<'_, C, P, G> {
-        self.inner().hold()
+        let announced = self.announce();
+        fence::heavy();
+        self.hold(announced)
     }
-}
 
-impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
-    /// Takes every lock, in their order.
-    fn hold(&self) -> CacheFork<'_, C, P, G> {
-        let mut nr = 0;
+    /// Announces a visit to every slot that may hold sheaves, and says how many those are: for who holds many caches, with one fence.
+    pub(crate) fn announce(&self) -> usize {
+        let nr = self.inner().nr_used();
+        for local in self.inner().used().take(nr) {
+            local.cell.announce_visit();
+        }
+        nr
+    }
+
+    /// Takes every lock, in their order; [`Self::announce`], which gave the number, and then a heavy fence were called.
+    pub(crate) fn hold(&self, announced: usize) -> CacheFork<'_, C, P, G> {
+        let inner = self.inner();
+        for local in inner.used().take(announced) {
+            // Left by `CacheFork`.
+            forget(local.cell.complete_visit());
+        }
+        let mut nr = announced;
         loop {
-            while nr < self.nr_used() {
-                // Left by `CacheFork`.
-                core::mem::forget(self.slot(Slot::new(nr as u32)).cell.visit());
+            while nr < inner.nr_used() {
+                // As above.
+                forget(inner.slot(Slot::new(nr as u32)).cell.visit());
                 nr += 1;
             }
             let locks = Locks {
-                _barn: self.barn.0.enter(),
-                _quarantine: self.quarantine.0.lock(),
-                _slabs: self.slabs.0.lock(),
-                _sheaves: self.sheaves.0.hold(),
-                _descriptors: self.descriptors.0.hold(),
+                _barn: inner.barn.0.enter(),
+                _quarantine: inner.quarantine.0.lock(),
+                _slabs: inner.slabs.0.lock(),
+                _sheaves: inner.sheaves.0.hold(),
+                _descriptors: inner.descriptors.0.hold(),
             };
             // A slot that came since may have got a sheaf before the locks were taken: once more, in order. One that comes from
             // now on gets none.
-            if self.nr_used() == nr {
+            if inner.nr_used() == nr {
                 return CacheFork {
-                    inner: self,
+                    inner,
                     nr,
                     _locks: locks,
                 };

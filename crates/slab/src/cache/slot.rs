@@ -64,6 +64,12 @@ impl SlotState {
         Some(old)
     }
 
+    /// Whether there is no sheaf at all.
+    pub(crate) fn is_bare(&self) -> bool {
+        let is_idle = self.main.is_vacant() && self.rcu.is_vacant();
+        is_idle && self.spare.is_none() && self.line.is_empty()
+    }
+
     /// Takes the spare if it has objects.
     pub(crate) fn take_spare_full(&mut self) -> Option<Sheaf> {
         self.spare.take_if(|s| !s.is_empty())

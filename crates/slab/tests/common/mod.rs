@@ -23,6 +23,7 @@ pub(crate) enum Failure {
 struct Block {
     memory: NonNull<u8>,
     order: Order,
+    align: usize,
     tag: PageTag,
 }
 
@@ -82,13 +83,13 @@ impl Drop for Pages {
         // Blocks that a test lost on purpose.
         for block in self.state().blocks.values() {
             // SAFETY: allocated below with this layout.
-            unsafe { std::alloc::dealloc(block.memory.as_ptr(), layout(block.order)) };
+            unsafe { std::alloc::dealloc(block.memory.as_ptr(), layout(block.order, block.align)) };
         }
     }
 }
 
-fn layout(order: Order) -> Layout {
-    Layout::from_size_align(order.bytes(), order.bytes()).unwrap()
+fn layout(order: Order, align: usize) -> Layout {
+    Layout::from_size_align(order.bytes(), order.bytes().max(align)).unwrap()
 }
 
 // SAFETY: the global allocator's memory is valid and disjoint; one mutex around everything (it waits at every level, which a test
@@ -107,7 +108,7 @@ unsafe impl PageAlloc for Pages {
             return Err(AllocError::OutOfMemory);
         }
         // SAFETY: the layout is not empty.
-        let memory = unsafe { std::alloc::alloc_zeroed(layout(req.order)) };
+        let memory = unsafe { std::alloc::alloc_zeroed(layout(req.order, req.align)) };
         let memory = NonNull::new(memory).ok_or(AllocError::OutOfMemory)?;
         if !req.zero {
             // SAFETY: freshly allocated, this long.
@@ -116,6 +117,7 @@ unsafe impl PageAlloc for Pages {
         let block = Block {
             memory,
             order: req.order,
+            align: req.align,
             tag: PageTag::NONE,
         };
         state.blocks.insert(memory.addr().get(), block);
@@ -128,7 +130,7 @@ unsafe impl PageAlloc for Pages {
         let found = found.expect("freed a block that is not out");
         assert_eq!(found.order, order);
         // SAFETY: allocated above with this layout.
-        unsafe { std::alloc::dealloc(found.memory.as_ptr(), layout(order)) };
+        unsafe { std::alloc::dealloc(found.memory.as_ptr(), layout(order, found.align)) };
     }
 
     unsafe fn set_tag(&self, block: NonNull<u8>, order: Order, tag: PageTag) {
