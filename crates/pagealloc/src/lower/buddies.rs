@@ -37,8 +37,10 @@ mod arena;
 
 use super::{Changes, Extent, Ground, Lower, ORDERS, SPREAD, Waiting, Wanted};
 use crate::api::{AllocError, Attempt, Mobility, Order, PageTag};
+use crate::buddy::small::merged;
 use crate::buddy::{Buddy, HUGE};
 use crate::frames::Metas;
+use crate::groups::{Group, Groups, SMALL, Small};
 use crate::index::{self, NONE};
 use crate::mobility::{Fallback, PageBlocks, TYPES};
 use crate::pcp::CHUNK;
@@ -77,7 +79,7 @@ unsafe impl Send for Buddies {}
 unsafe impl Sync for Buddies {}
 
 /// Where the parts lie in the memory.
-fn place(extent: Extent) -> Result<(Layout, usize, [usize; 2]), LayoutError> {
+fn place(extent: Extent) -> Result<(Layout, usize, [usize; 3]), LayoutError> {
     let most = SPREAD.min(extent.slots() as usize).min(extent.areas());
     // A power of two: a division would be a fifth of what taking a block costs.
     let nr = 1 << most.max(1).ilog2();
@@ -85,7 +87,9 @@ fn place(extent: Extent) -> Result<(Layout, usize, [usize; 2]), LayoutError> {
     let (layout, homes) = arenas.extend(Layout::array::<AtomicU8>(extent.areas())?)?;
     let bytes = PageBlocks::nr_bytes(extent.pages() as usize);
     let (layout, blocks) = layout.extend(Layout::array::<u8>(bytes)?)?;
-    Ok((layout, nr, [homes, blocks]))
+    let nr_groups = Groups::nr(extent.areas());
+    let (layout, groups) = layout.extend(Layout::array::<Group>(nr_groups)?)?;
+    Ok((layout, nr, [homes, blocks, groups]))
 }
 
 impl Buddies {
@@ -307,16 +311,33 @@ impl Buddies {
         Err(AllocError::Exhausted)
     }
 
-    /// The arenas' blocks by order.
-    fn count(&self, blocks: impl Fn(&Buddy) -> [usize; ORDERS]) -> [usize; ORDERS] {
-        self.fold([0; ORDERS], |sum, arena| {
+    /// The free blocks by order, of one type's pageblocks or all.
+    fn count(&self, of: Option<Mobility>) -> [usize; ORDERS] {
+        let mut blocks = self.fold([0; ORDERS], |sum, arena| {
             let mut free = arena.lock();
             // Each holder does its share.
             self.work_off(arena, &mut free);
-            let blocks = blocks(&free.buddy);
+            let blocks = free.buddy.large_blocks(of);
             arena.leave(free);
             core::array::from_fn(|order| sum[order] + blocks[order])
-        })
+        });
+        let small = self.small_blocks(of);
+        blocks.iter_mut().zip(small).for_each(|(sum, n)| *sum += n);
+        blocks
+    }
+
+    /// Those smaller than a group, an area at a time: holds stay short (T27).
+    fn small_blocks(&self, of: Option<Mobility>) -> Small {
+        let mut sum = Small::default();
+        // ORDERING: Relaxed: an area without a home had no pages so far.
+        let is_used = |area: &usize| self.home_word(*area).load(Ordering::Relaxed) > 0;
+        for area in (0..self.extent.areas()).filter(is_used) {
+            let (arena, free) = self.lock_home_of(area);
+            let blocks = free.buddy.small_blocks(Groups::of_area(area), of);
+            arena.leave(free);
+            sum.iter_mut().zip(blocks).for_each(|(sum, n)| *sum += n);
+        }
+        sum
     }
 
     /// Locks the arena that an area lies in, whoever owns its pages.
@@ -367,13 +388,16 @@ unsafe impl Lower for Buddies {
         let extent = ground.extent();
         let (_, nr_arenas, offsets) = place(extent).expect("as in `layout`");
         // SAFETY: inside the memory, as `place` says.
-        let [homes, blocks] = offsets.map(|offset| unsafe { ground.memory().add(offset) });
+        let [homes, blocks, groups] = offsets.map(|offset| unsafe { ground.memory().add(offset) });
         let bytes = PageBlocks::nr_bytes(extent.pages() as usize);
         // SAFETY: zeroed, nobody else's, and valid for as long as the value is used (debt 1).
         let blocks = unsafe { PageBlocks::from_zeroed(blocks, bytes, extent.bias()) };
+        let nr = Groups::nr(extent.areas());
+        // SAFETY: as above; a group is used by the holder of its area's arena's lock only (I1).
+        let groups = unsafe { Groups::from_zeroed(groups.cast(), nr) };
         let arenas = ground.memory().cast::<Arena>();
         for i in 0..nr_arenas {
-            let arena = Arena::new(Buddy::new(extent.bias(), blocks));
+            let arena = Arena::new(Buddy::new(extent.bias(), blocks, groups));
             // SAFETY: inside the array.
             let place = unsafe { arenas.add(i) };
             // SAFETY: nobody else's memory (debt 1), laid out for it.
@@ -509,16 +533,23 @@ unsafe impl Lower for Buddies {
     }
 
     fn changes(&self) -> Changes {
-        self.fold(Changes::default(), |mut sum, arena| {
-            let (splits, merges) = arena.lock().buddy.changes();
+        let (mut sum, mut flow) = (Changes::default(), [0_u64; SMALL]);
+        for arena in self.arenas() {
+            let free = arena.lock();
+            let (splits, merges) = free.buddy.changes();
             for order in 0..ORDERS {
                 sum.splits[order] += splits[order];
                 sum.merges[order] += merges[order];
             }
+            let flows = flow.iter_mut().zip(free.buddy.flow());
+            flows.for_each(|(sum, n)| *sum = sum.wrapping_add(n));
+            arena.leave(free);
             // ORDERING: Relaxed: a counter.
             sum.waits += arena.waits.load(Ordering::Relaxed);
-            sum
-        })
+        }
+        let small = merged(flow, self.small_blocks(None));
+        sum.merges.iter_mut().zip(small).for_each(|(sum, n)| *sum += n);
+        sum
     }
 
     fn free_pages(&self) -> usize {
@@ -528,7 +559,7 @@ unsafe impl Lower for Buddies {
     }
 
     fn free_blocks(&self) -> [usize; ORDERS] {
-        self.count(Buddy::free_blocks)
+        self.count(None)
     }
 
     fn mobility_of(&self, page: u32) -> Option<Mobility> {
@@ -536,7 +567,7 @@ unsafe impl Lower for Buddies {
     }
 
     fn free_blocks_of(&self, mobility: Mobility) -> [usize; ORDERS] {
-        self.count(|buddy| buddy.free_blocks_of(mobility))
+        self.count(Some(mobility))
     }
 
     fn set_fallback(&self, fallback: [Fallback; TYPES]) {
