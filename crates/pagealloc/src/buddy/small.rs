@@ -8,6 +8,7 @@ use crate::frames::Metas;
 use crate::groups::{GROUP, Group, SMALL, STARTS, Small, around, rank, smallest, whole};
 use crate::index::{self, NONE};
 use crate::meta::State;
+use crate::runs::Run;
 use core::ops::Range;
 
 impl Buddy {
@@ -24,20 +25,60 @@ impl Buddy {
     }
 
     /// Makes a block of less than a group free.
-    #[inline(always)]
     pub(super) fn put_small(&mut self, metas: Metas, block: u32, order: Order, zero: bool) {
+        self.came(order, 1);
+        if let Some((number, bit)) = self.set(metas, block, order, zero) {
+            self.ranked_up(metas, number, bit);
+        }
+    }
+
+    /// Makes single pages free, for as long as the runs are such and `mine`; says how many runs that were.
+    #[inline]
+    pub(crate) fn put_singles(
+        &mut self,
+        metas: Metas,
+        runs: &[Run],
+        mine: impl Fn(u32) -> bool,
+    ) -> usize {
+        let (mut done, mut counted) = (0, 0);
+        for run in runs {
+            if run.end - run.first != 1 || !mine(run.first) {
+                break;
+            }
+            done += 1;
+            if let Some((number, bit)) = self.set(metas, run.first, Order::ZERO, run.zero) {
+                self.came(Order::ZERO, done - counted);
+                counted = done;
+                self.ranked_up(metas, number, bit);
+            }
+        }
+        self.came(Order::ZERO, done - counted);
+        done
+    }
+
+    fn came(&mut self, order: Order, blocks: usize) {
+        self.free_pages += blocks << order.get();
+        let flow = &mut self.flow[order.get()];
+        *flow = flow.wrapping_add(blocks as u64);
+    }
+
+    /// Sets a block's bits and its mark; where it completes a larger block than its group had, says where.
+    #[inline(always)]
+    fn set(
+        &mut self,
+        metas: Metas,
+        block: u32,
+        order: Order,
+        zero: bool,
+    ) -> Option<(u32, u32)> {
         let (number, bit) = self.group_of(block);
         metas.at(block).set_state(State::free(order, zero));
-        self.free_pages += order.pages();
-        self.flow[order.get()] = self.flow[order.get()].wrapping_add(1);
         let group = self.groups.at(number);
-        debug_assert!(group.free & around(bit, order.get()) == 0, "I1");
+        debug_assert!(group.free & around(bit, order.get()) == 0, "groups I1");
         group.free |= around(bit, order.get());
         group.heads |= 1 << bit;
         let next = around(bit, group.rank.into());
-        if group.free & next == next {
-            self.ranked_up(metas, number, bit);
-        }
+        (group.free & next == next).then_some((number, bit))
     }
 
     /// What follows where the block around `bit` is larger than any that the group had.

@@ -78,6 +78,9 @@ unsafe impl Send for Buddies {}
 // SAFETY: as above.
 unsafe impl Sync for Buddies {}
 
+/// The arena that is held now: its number and its lock.
+type Current<'a> = Option<(usize, SpinGuard<'a, Free>)>;
+
 /// Where the parts lie in the memory.
 fn place(extent: Extent) -> Result<(Layout, usize, [usize; 3]), LayoutError> {
     let most = SPREAD.min(extent.slots() as usize).min(extent.areas());
@@ -353,6 +356,23 @@ impl Buddies {
         }
     }
 
+    /// Goes from the arena that is held, if any, to the one with that number, as far as `attempt` does.
+    fn change<'a>(&'a self, held: &mut Current<'a>, home: usize, attempt: Attempt) {
+        if held.as_ref().is_none_or(|&(at, _)| at != home) {
+            // Before the next lock is waited for (I3).
+            self.leave_held(held);
+            *held = self
+                .lock_at(&self.arenas()[home], attempt)
+                .map(|free| (home, free));
+        }
+    }
+
+    fn leave_held(&self, held: &mut Current<'_>) {
+        if let Some((home, free)) = held.take() {
+            self.arenas()[home].leave(free);
+        }
+    }
+
     /// Puts pages of one arena on its stash.
     #[cold]
     fn stash(&self, arena: &Arena, run: Run) {
@@ -473,28 +493,31 @@ unsafe impl Lower for Buddies {
     }
 
     fn give(&self, _slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
-        let leave = |held: &mut Option<(usize, SpinGuard<'_, Free>)>| {
-            if let Some((home, free)) = held.take() {
-                self.arenas()[home].leave(free);
-            }
-        };
-        let mut held = None;
-        for &run in runs {
-            for (area, part) in self.extent.by_area(run) {
-                let home = self.home_of(area);
-                let arena = &self.arenas()[home];
-                if held.as_ref().is_none_or(|&(at, _)| at != home) {
-                    // Before the next lock is waited for (I3).
-                    leave(&mut held);
-                    held = self.lock_at(arena, attempt).map(|free| (home, free));
+        let home = |page: u32| self.home_of(self.extent.area_of(page));
+        let mut held: Current<'_> = None;
+        let mut rest: &[Run] = runs;
+        while let Some((&run, others)) = rest.split_first() {
+            if run.end - run.first == 1 {
+                // With those like it that follow.
+                self.change(&mut held, home(run.first), attempt);
+                if let Some((at, free)) = &mut held {
+                    let mine = |page| home(page) == *at;
+                    let done = free.buddy.put_singles(self.metas, rest, mine);
+                    rest = &rest[done..];
+                    continue;
                 }
+            }
+            for (_, part) in self.extent.by_area(run) {
+                let home = home(part.first);
+                self.change(&mut held, home, attempt);
                 match &mut held {
                     Some((_, free)) => free.buddy.put_run(self.metas, part),
-                    None => self.stash(arena, part),
+                    None => self.stash(&self.arenas()[home], part),
                 }
             }
+            rest = others;
         }
-        leave(&mut held);
+        self.leave_held(&mut held);
     }
 
     fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
