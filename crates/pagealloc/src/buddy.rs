@@ -56,6 +56,8 @@ pub(crate) struct Buddy {
     bias: u32,
     blocks: PageBlocks,
     groups: Groups,
+    /// Groups that have a larger block than when they were ranked.
+    unranked: Area,
     fallback: [Fallback; TYPES],
     dirty: Dirty,
     /// Blocks that were cut for smaller ones, by order.
@@ -83,6 +85,7 @@ impl Buddy {
             bias,
             blocks,
             groups,
+            unranked: EMPTY,
             fallback: Mobility::ALL.map(Fallback::linux),
             dirty: Dirty { pages: 0, low: 0 },
             splits: [0; ORDERS],
@@ -158,6 +161,7 @@ impl Buddy {
         steal: bool,
         runs: &mut Runs,
     ) {
+        self.rank_some(metas);
         let mut got = 0;
         while got < want {
             let found = self

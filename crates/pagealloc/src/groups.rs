@@ -10,8 +10,9 @@
 //! |---|---|---|
 //! | `free` | a bit a page that is free here; 0 where all are out, and where the group is (a part of) a larger free block | the holder of the zone lock |
 //! | `heads` | the bits of pages with a `FREE` mark, the first ones of *tiles* | as above |
-//! | `rank` | 0: nothing is free; else one more than the largest free block's order | as above |
-//! | `next`, `prev` | the list of its rank and its pageblock's type, if the rank is not 0 | as above |
+//! | `rank` | 0: nothing is free; else one more than the largest free block's order, or [`SMALL`] where that is not known | as above |
+//! | `list` | 0: on none; its rank: on the list of that rank and its pageblock's type; [`UNRANKED`]: on the list of those that grew | as above |
+//! | `next`, `prev` | the neighbours on that list | as above |
 //!
 //! A tile is what came back in one piece, or was left over in one. Tiles say to others, in the pages' metadata, what is free and known to read
 //! as zeroes; they are not merged. A block is as large as the bits say, and zero if all its tiles are.
@@ -19,7 +20,9 @@
 //! # Invariants
 //! - I1. Tiles are aligned, disjoint, and cover exactly the bits of `free`. So a free block, being aligned and as large as it can be, is made of whole tiles.
 //! - I2. `free` is never full: 64 free pages are a block of [`GROUP`]'s order on its list.
-//! - I3. A group is on the list of its rank, `areas[rank - 1]` of its pageblock's type.
+//! - I3. A group with anything free is on a list: that of its rank, `areas[rank - 1]` of its pageblock's type, or that of the unranked.
+//!   A block can be found by its order once its group is ranked. What completes a larger block makes a group unranked, and whoever takes ranks
+//!   up to a [`CHUNK`](crate::pcp::CHUNK) of groups first: a group that fills up page by page changes lists twice, not at every order.
 
 use crate::api::Order;
 use core::fmt;
@@ -35,6 +38,12 @@ pub(crate) const SMALL: usize = GROUP.get();
 
 /// Groups in an area, a largest block.
 const PER_AREA: usize = 1 << (Order::MAX.get() - SMALL);
+
+/// The bits of a group all of which is free.
+pub(crate) const FULL: u64 = !0;
+
+/// The `list` of groups whose largest block is not known.
+pub(crate) const UNRANKED: u8 = SMALL as u8 + 1;
 
 /// Bits at which blocks of each order may start.
 pub(crate) const STARTS: [u64; SMALL + 1] = {
@@ -60,6 +69,7 @@ pub(crate) struct Group {
     pub(crate) prev: u32,
     pub(crate) next: u32,
     pub(crate) rank: u8,
+    pub(crate) list: u8,
 }
 
 /// The bits of the block of `order`, up to the whole, that `bit` lies in.

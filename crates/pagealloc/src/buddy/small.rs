@@ -2,12 +2,15 @@
 
 #![deny(unsafe_code)]
 
-use super::Buddy;
+use super::{Area, Buddy};
 use crate::api::{Mobility, Order};
 use crate::frames::Metas;
-use crate::groups::{GROUP, Group, SMALL, STARTS, Small, around, rank, smallest, whole};
+use crate::groups::{
+    FULL, GROUP, Group, SMALL, STARTS, Small, UNRANKED, around, rank, smallest, whole,
+};
 use crate::index::{self, NONE};
 use crate::meta::State;
+use crate::pcp::CHUNK;
 use crate::runs::Run;
 use core::ops::Range;
 
@@ -27,8 +30,8 @@ impl Buddy {
     /// Makes a block of less than a group free.
     pub(super) fn put_small(&mut self, metas: Metas, block: u32, order: Order, zero: bool) {
         self.came(order, 1);
-        if let Some((number, bit)) = self.set(metas, block, order, zero) {
-            self.ranked_up(metas, number, bit);
+        if let Some(number) = self.set(metas, block, order, zero) {
+            self.grew(metas, number);
         }
     }
 
@@ -46,10 +49,10 @@ impl Buddy {
                 break;
             }
             done += 1;
-            if let Some((number, bit)) = self.set(metas, run.first, Order::ZERO, run.zero) {
+            if let Some(number) = self.set(metas, run.first, Order::ZERO, run.zero) {
                 self.came(Order::ZERO, done - counted);
                 counted = done;
-                self.ranked_up(metas, number, bit);
+                self.grew(metas, number);
             }
         }
         self.came(Order::ZERO, done - counted);
@@ -62,7 +65,7 @@ impl Buddy {
         *flow = flow.wrapping_add(blocks as u64);
     }
 
-    /// Sets a block's bits and its mark; where it completes a larger block than its group had, says where.
+    /// Sets a block's bits and its mark; where it completes a larger block than its group had, says which group.
     #[inline(always)]
     fn set(
         &mut self,
@@ -70,7 +73,7 @@ impl Buddy {
         block: u32,
         order: Order,
         zero: bool,
-    ) -> Option<(u32, u32)> {
+    ) -> Option<u32> {
         let (number, bit) = self.group_of(block);
         metas.at(block).set_state(State::free(order, zero));
         let group = self.groups.at(number);
@@ -78,36 +81,52 @@ impl Buddy {
         group.free |= around(bit, order.get());
         group.heads |= 1 << bit;
         let next = around(bit, group.rank.into());
-        (group.free & next == next).then_some((number, bit))
+        (group.free & next == next).then_some(number)
     }
 
-    /// What follows where the block around `bit` is larger than any that the group had.
+    /// What follows where a group has a larger block than before, or may be full.
     #[cold]
-    fn ranked_up(&mut self, metas: Metas, number: u32, bit: u32) {
-        let group = self.groups.get(number);
-        let mut rank = group.rank;
-        while rank as usize <= SMALL
-            && group.free & around(bit, rank.into()) == around(bit, rank.into())
-        {
-            rank += 1;
+    fn grew(&mut self, metas: Metas, number: u32) {
+        if self.groups.get(number).free == FULL {
+            self.whole(metas, number);
+        } else {
+            self.move_to(metas, number, UNRANKED, self.type_of(number));
         }
-        self.ranked(metas, number, rank);
     }
 
-    /// What follows where a group's rank may be another one now; that of a full group is beyond the last.
-    fn ranked(&mut self, metas: Metas, number: u32, rank: u8) {
-        if rank as usize <= SMALL {
-            let mobility = self.blocks.of(self.first_of(number));
-            self.set_rank(metas, number, rank, mobility);
-            return;
-        }
-        // I2.
-        let first = self.first_of(number);
-        let mobility = self.blocks.of(first);
-        let zero = self.clear(metas, number, !0);
-        self.set_rank(metas, number, 0, mobility);
+    /// Makes a full group a block (groups I2).
+    fn whole(&mut self, metas: Metas, number: u32) {
+        let (first, mobility) = (self.first_of(number), self.type_of(number));
+        let zero = self.clear(metas, number, FULL);
+        self.move_to(metas, number, 0, mobility);
         self.free_pages -= GROUP.pages();
         self.put_large(metas, first, GROUP, zero);
+    }
+
+    /// Sorts some of the groups that grew in by what they have now.
+    #[inline]
+    pub(super) fn rank_some(&mut self, metas: Metas) {
+        if self.has_unranked() {
+            self.rank_some_slow(metas);
+        }
+    }
+
+    #[cold]
+    fn rank_some_slow(&mut self, metas: Metas) {
+        for _ in 0..CHUNK {
+            // The first that grew: the last may well grow on.
+            let number = self.unranked.last;
+            if number == NONE {
+                break;
+            }
+            let list = rank(self.groups.get(number).free);
+            self.move_to(metas, number, list, self.type_of(number));
+        }
+    }
+
+    /// Whether there are groups whose blocks cannot be found by their order.
+    pub(crate) const fn has_unranked(&self) -> bool {
+        self.unranked.last != NONE
     }
 
     /// Makes pages of one group free.
@@ -117,7 +136,10 @@ impl Buddy {
             self.tile(metas, block, order, zero);
         }
         self.free_pages += (end - first) as usize;
-        self.ranked(metas, number, rank(self.groups.get(number).free));
+        match self.groups.get(number).free {
+            FULL => self.whole(metas, number),
+            free => self.move_to(metas, number, rank(free), self.type_of(number)),
+        }
     }
 
     /// The end of the group that a page lies in, as a page's number.
@@ -169,10 +191,10 @@ impl Buddy {
         for (rest, order) in index::blocks(end, block + order.pages() as u32, self.bias) {
             self.tile(metas, rest, order, zero);
         }
-        let group = self.groups.get(number);
-        // One of the largest went; the others are what they were.
-        if group.rank as usize == order.get() + 1 {
-            self.set_rank(metas, number, rank(group.free), mobility);
+        let &Group { free, list, .. } = self.groups.get(number);
+        if list == order.get() as u8 + 1 || free == 0 {
+            // One of the largest went; the others are what they were.
+            self.move_to(metas, number, rank(free), mobility);
         }
         zero
     }
@@ -193,60 +215,84 @@ impl Buddy {
         Some(((number << SMALL) + bit - self.bias, Order::at(order)))
     }
 
-    fn set_rank(&mut self, metas: Metas, number: u32, rank: u8, mobility: Mobility) {
-        let old = self.groups.get(number).rank;
-        if old != rank {
-            self.detach(number, mobility);
-            self.groups.at(number).rank = rank;
-            self.attach(metas, number, mobility);
+    /// The type of a group's pageblock.
+    fn type_of(&self, number: u32) -> Mobility {
+        self.blocks.of(self.first_of(number))
+    }
+
+    /// The list with that number, and of that type where it is one of a type.
+    const fn list(&mut self, list: u8, mobility: Mobility) -> &mut Area {
+        if list == UNRANKED {
+            &mut self.unranked
+        } else {
+            &mut self.areas[mobility.get()][list as usize - 1]
         }
     }
 
-    /// Puts a group on the list of its rank: in front, or at the end if it completes a free pair of groups (P3).
-    fn attach(&mut self, metas: Metas, number: u32, mobility: Mobility) {
-        let rank = self.groups.get(number).rank;
-        if rank == 0 {
+    /// Puts a group, whose pageblock has that type, on another list or none.
+    fn move_to(&mut self, metas: Metas, number: u32, list: u8, mobility: Mobility) {
+        if self.groups.get(number).list != list {
+            self.detach(number, mobility);
+            self.attach(metas, number, list, mobility);
+        }
+    }
+
+    /// Puts a group on a list: in front, or at the end if it completes a free pair of groups (P3).
+    fn attach(&mut self, metas: Metas, number: u32, list: u8, mobility: Mobility) {
+        let group = self.groups.at(number);
+        group.list = list;
+        group.rank = list.min(SMALL as u8);
+        if list == 0 {
             return;
         }
         let first = (number << SMALL).checked_sub(self.bias);
-        let last = first.is_some_and(|first| self.free_buddy(metas, first, GROUP).is_some());
-        let area = &mut self.areas[mobility.get()][rank as usize - 1];
+        let likely = |first| self.free_buddy(metas, first, GROUP).is_some();
+        let last = list != UNRANKED && first.is_some_and(likely);
+        let area = self.list(list, mobility);
         let (prev, next) = if last {
             (area.last, NONE)
         } else {
             (NONE, area.first)
         };
-        let group = self.groups.at(number);
-        (group.prev, group.next) = (prev, next);
-        match prev {
-            NONE => area.first = number,
-            prev => self.groups.at(prev).next = number,
+        if prev == NONE {
+            area.first = number;
         }
-        match next {
-            NONE => area.last = number,
-            next => self.groups.at(next).prev = number,
+        if next == NONE {
+            area.last = number;
         }
         area.nr += 1;
+        let group = self.groups.at(number);
+        (group.prev, group.next) = (prev, next);
+        if prev != NONE {
+            self.groups.at(prev).next = number;
+        }
+        if next != NONE {
+            self.groups.at(next).prev = number;
+        }
     }
 
     /// Takes a group off its list.
     fn detach(&mut self, number: u32, mobility: Mobility) {
         let &Group {
-            prev, next, rank, ..
+            prev, next, list, ..
         } = self.groups.get(number);
-        if rank == 0 {
+        if list == 0 {
             return;
         }
-        let area = &mut self.areas[mobility.get()][rank as usize - 1];
-        match prev {
-            NONE => area.first = next,
-            prev => self.groups.at(prev).next = next,
+        let area = self.list(list, mobility);
+        if prev == NONE {
+            area.first = next;
         }
-        match next {
-            NONE => area.last = prev,
-            next => self.groups.at(next).prev = prev,
+        if next == NONE {
+            area.last = prev;
         }
         area.nr -= 1;
+        if prev != NONE {
+            self.groups.at(prev).next = next;
+        }
+        if next != NONE {
+            self.groups.at(next).prev = prev;
+        }
     }
 
     /// Moves what is free in the range, whole pageblocks of the span, from one type's lists to another's.
@@ -260,9 +306,12 @@ impl Buddy {
         let (mut number, _) = self.group_of(range.start);
         let (last, _) = self.group_of(range.end - 1);
         while number <= last {
-            if self.groups.get(number).rank > 0 {
+            let list = self.groups.get(number).list;
+            if list == UNRANKED {
+                // Sorted in by what its pageblock is then.
+            } else if list > 0 {
                 self.detach(number, old);
-                self.attach(metas, number, new);
+                self.attach(metas, number, list, new);
             } else if let Some(state) = metas.get(self.first_of(number)).map(|meta| meta.state())
                 && state.is_free()
             {
@@ -281,7 +330,7 @@ impl Buddy {
         let mut blocks = [0; SMALL];
         for number in groups {
             let free = self.groups.get(number).free;
-            let counts = || of.is_none_or(|of| of == self.blocks.of(self.first_of(number)));
+            let counts = || of.is_none_or(|of| of == self.type_of(number));
             if free != 0 && counts() {
                 let mut these = free;
                 for (order, blocks) in blocks.iter_mut().enumerate() {

@@ -1,7 +1,7 @@
 //! The buddy system against its invariants, over metadata on the heap.
 
 use super::*;
-use crate::groups::{self, Group};
+use crate::groups::{self, Group, UNRANKED};
 use crate::meta::PageMeta;
 use core::ptr::NonNull;
 
@@ -160,30 +160,35 @@ fn check(buddy: &Buddy, metas: Metas) {
         assert_eq!(area.nr, nr);
         pages += (nr as usize) << order.get();
     }
-    let mut ranked = Vec::new();
-    for (mobility, rank) in Mobility::ALL
+    let mut listed = Vec::new();
+    let ranks = 1..=SMALL as u8;
+    let lists = Mobility::ALL
         .into_iter()
-        .flat_map(|m| (1..=SMALL).map(move |rank| (m, rank)))
-    {
-        let area = buddy.areas[mobility.get()][rank - 1];
+        .flat_map(|m| ranks.clone().map(move |rank| (Some(m), rank)))
+        .chain([(None, UNRANKED)]);
+    for (mobility, list) in lists {
+        let area = match mobility {
+            Some(mobility) => buddy.areas[mobility.get()][usize::from(list) - 1],
+            None => buddy.unranked,
+        };
         let (mut at, mut before, mut nr) = (area.first, NONE, 0);
         while at != NONE {
             let group = buddy.groups.get(at);
             assert_eq!(group.prev, before);
-            assert_eq!(usize::from(group.rank), rank, "groups I3");
+            assert_eq!(group.list, list, "groups I3");
             let (mut free, mut heads) = (0, group.heads);
             while heads != 0 {
                 let bit = heads.trailing_zeros();
                 heads &= heads - 1;
                 let head = (at << SMALL) + bit - buddy.bias;
                 let order = metas.at(head).state().order();
-                own(head, order, mobility);
+                own(head, order, mobility.unwrap_or(buddy.blocks.of(head)));
                 free |= groups::around(bit, order.get());
             }
             assert_eq!(group.free, free, "groups I1");
             assert_ne!(free, !0, "groups I2");
             pages += free.count_ones() as usize;
-            ranked.push(at);
+            listed.push(at);
             nr += 1;
             (before, at) = (at, group.next);
         }
@@ -192,8 +197,12 @@ fn check(buddy: &Buddy, metas: Metas) {
     }
     for number in buddy.groups.range() {
         let group = buddy.groups.get(number);
-        assert_eq!(group.rank, groups::rank(group.free));
-        assert_eq!(ranked.contains(&number), group.free != 0);
+        let rank = match group.list {
+            UNRANKED => SMALL as u8,
+            _ => groups::rank(group.free),
+        };
+        assert_eq!(group.rank, rank);
+        assert_eq!(listed.contains(&number), group.free != 0);
     }
     assert_eq!(buddy.free_pages(), pages);
     assert_eq!(buddy.dirty_pages(), dirty);

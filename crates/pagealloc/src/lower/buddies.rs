@@ -192,6 +192,7 @@ impl Buddies {
             } else {
                 free.buddy.take_or_claim(metas, order, mobility, nr, runs);
             }
+            let more = more || free.buddy.has_unranked();
             arena.leave(free);
             if !runs.is_empty() {
                 return Ok(());
