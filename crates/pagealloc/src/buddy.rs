@@ -164,8 +164,17 @@ impl Buddy {
         self.rank_some(metas);
         let mut got = 0;
         while got < want {
-            let found = self
-                .smallest(order, mobility)
+            let list = self.first_list(order, mobility);
+            if let Some(list) = list.filter(|&list| list < SMALL) {
+                let group = self.areas[mobility.get()][list].first;
+                let n = self.take_group(metas, group, order, want - got, runs);
+                got += n;
+                if n > 0 {
+                    continue;
+                }
+            }
+            let found = list
+                .and_then(|list| self.first_in(&self.areas[mobility.get()][list], list, order))
                 .or_else(|| self.out_of_others(metas, order, mobility, steal && got == 0));
             let Some((first, from)) = found else {
                 break;
@@ -341,17 +350,22 @@ impl Buddy {
 
     /// The first of the smallest sufficient blocks in pageblocks of `mobility`.
     fn smallest(&self, order: Order, mobility: Mobility) -> Option<(u32, Order)> {
-        let areas = &self.areas[mobility.get()];
-        let from = (order.get()..ORDERS).find(|&o| areas[o].nr > 0)?;
-        self.first_in(&areas[from], from, order.get())
+        let list = self.first_list(order, mobility)?;
+        self.first_in(&self.areas[mobility.get()][list], list, order)
     }
 
-    /// The first block on the list of order `from`; of a group the smallest one of at least `order`.
-    fn first_in(&self, area: &Area, from: usize, order: usize) -> Option<(u32, Order)> {
-        if from < SMALL {
-            self.smallest_in(area.first, order)
+    /// The lowest list of `mobility` on which there is a block of at least `order`.
+    fn first_list(&self, order: Order, mobility: Mobility) -> Option<usize> {
+        let areas = &self.areas[mobility.get()];
+        (order.get()..ORDERS).find(|&o| areas[o].nr > 0)
+    }
+
+    /// The first block on a list; of a group the smallest one of at least `order`.
+    fn first_in(&self, area: &Area, list: usize, order: Order) -> Option<(u32, Order)> {
+        if list < SMALL {
+            self.smallest_in(area.first, order.get())
         } else {
-            Some((area.first, Order::at(from)))
+            Some((area.first, Order::at(list)))
         }
     }
 
@@ -368,7 +382,7 @@ impl Buddy {
         may_steal: bool,
     ) -> Option<(u32, Order)> {
         let fallback = self.fallback[mobility.get()];
-        let first_of = |buddy: &Self, from: usize, order: usize| {
+        let first_of = |buddy: &Self, from: usize, order: Order| {
             let mut others = fallback.order.into_iter().flatten();
             others.find_map(|other| {
                 let area = &buddy.areas[other.get()][from];
@@ -381,7 +395,7 @@ impl Buddy {
             if o < fallback.smallest_claim.get() {
                 break;
             }
-            if let Some((block, from)) = first_of(self, o, o)
+            if let Some((block, from)) = first_of(self, o, Order::at(o))
                 && self.claim(metas, block, from, mobility, fallback.claim)
             {
                 return self.smallest(order, mobility);
@@ -390,8 +404,8 @@ impl Buddy {
         match fallback.steal {
             _ if !may_steal => None,
             Steal::Never => None,
-            Steal::Largest => orders.rev().find_map(|o| first_of(self, o, o)),
-            Steal::Smallest => { orders }.find_map(|o| first_of(self, o, order.get())),
+            Steal::Largest => orders.rev().find_map(|o| first_of(self, o, Order::at(o))),
+            Steal::Smallest => { orders }.find_map(|o| first_of(self, o, order)),
         }
     }
 

@@ -6,12 +6,12 @@ use super::{Area, Buddy};
 use crate::api::{Mobility, Order};
 use crate::frames::Metas;
 use crate::groups::{
-    FULL, GROUP, Group, SMALL, STARTS, Small, UNRANKED, around, rank, smallest, whole,
+    FULL, GROUP, Group, SMALL, STARTS, Small, UNRANKED, all, around, rank, smallest, whole,
 };
 use crate::index::{self, NONE};
 use crate::meta::State;
 use crate::pcp::CHUNK;
-use crate::runs::Run;
+use crate::runs::{Run, Runs};
 use core::ops::Range;
 
 impl Buddy {
@@ -197,6 +197,49 @@ impl Buddy {
             self.move_to(metas, number, rank(free), mobility);
         }
         zero
+    }
+
+    /// Takes all blocks of `order` out of a group, if these are no more than `want`; how many it took.
+    ///
+    /// Why all at once: neighbours go out as runs, and the group leaves its list once.
+    pub(super) fn take_group(
+        &mut self,
+        metas: Metas,
+        number: u32,
+        order: Order,
+        want: usize,
+        runs: &mut Runs,
+    ) -> usize {
+        let free = self.groups.get(number).free;
+        let blocks = all(free, order.get());
+        let n = blocks.count_ones() as usize;
+        if n > want {
+            return 0;
+        }
+        let (mut these, mut o) = (blocks, order.get());
+        while these != 0 {
+            let above = these & these >> (1 << o) & STARTS[o + 1];
+            let went = u64::from(whole(these, above, o).count_ones());
+            self.flow[o] = self.flow[o].wrapping_sub(went);
+            self.splits[o] += if o > order.get() { went } else { 0 };
+            (these, o) = (above, o + 1);
+        }
+        let mut pages = (0..order.get()).fold(blocks, |pages, o| pages | pages << (1 << o));
+        while pages != 0 {
+            // I2: there is a 0 behind or before, so neither shift is by 64.
+            let bit = pages.trailing_zeros();
+            let len = (pages >> bit).trailing_ones();
+            let run = (!0 >> (64 - len)) << bit;
+            let first = (number << SMALL) + bit - self.bias;
+            let zero = self.clear(metas, number, run);
+            let end = first + len;
+            runs.push(Run { first, end, zero });
+            pages &= !run;
+        }
+        self.free_pages -= n << order.get();
+        let rank = rank(self.groups.get(number).free);
+        self.move_to(metas, number, rank, self.type_of(number));
+        n
     }
 
     /// The free block around a page, if it is smaller than a group.
