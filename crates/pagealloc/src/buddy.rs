@@ -194,12 +194,13 @@ impl Buddy {
     /// What is left are whole blocks whose buddies just went out: nothing merges (I2).
     #[doc(alias = "expand")]
     fn cut(&mut self, metas: Metas, first: u32, from: Order, end: u32) -> bool {
+        // All of it lies in one pageblock, or in several of one type (I4).
+        let mobility = self.blocks.of(first);
         if from < GROUP {
-            let mobility = self.blocks.of(first);
             return self.take_small(metas, first, from, end, mobility);
         }
         let zero = metas.at(first).state().is_zero();
-        self.unlink(metas, first, from);
+        self.unlink_from(metas, first, from, mobility);
         let stop = first + from.pages() as u32;
         // A block ends with a group: what is less than one lies in the first of what is left.
         let whole = (end + self.bias).next_multiple_of(GROUP.pages() as u32) - self.bias;
@@ -207,7 +208,7 @@ impl Buddy {
             self.put_part(metas, end, whole, zero);
         }
         for (block, order) in index::blocks(whole, stop, self.bias) {
-            self.link(metas, block, order, zero, false);
+            self.link_to(metas, block, order, zero, false, mobility);
         }
         zero
     }
@@ -315,7 +316,11 @@ impl Buddy {
                 break;
             };
             zero &= metas.at(buddy).state().is_zero();
-            self.unlink(metas, buddy, order);
+            if order < PAGEBLOCK {
+                self.unlink_from(metas, buddy, order, mobility);
+            } else {
+                self.unlink(metas, buddy, order);
+            }
             self.merges[order.get() - SMALL] += 1;
             block = block.min(buddy);
             order = Order::at(order.get() + 1);
@@ -324,7 +329,7 @@ impl Buddy {
             self.blocks.set(block, order.pages(), mobility);
         }
         let keep = self.merge_is_likely(metas, block, order);
-        self.link(metas, block, order, zero, keep);
+        self.link_to(metas, block, order, zero, keep, mobility);
     }
 
     /// `block`'s buddy, if it is free at the same order.
@@ -459,10 +464,6 @@ impl Buddy {
     }
 
     /// Puts a large block's head on its list: in front (hot), or at the end (to be kept).
-    fn link(&mut self, metas: Metas, block: u32, order: Order, zero: bool, last: bool) {
-        self.link_to(metas, block, order, zero, last, self.blocks.of(block));
-    }
-
     fn link_to(
         &mut self,
         metas: Metas,
