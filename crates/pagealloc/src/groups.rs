@@ -199,3 +199,87 @@ impl fmt::Debug for Groups {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The blocks of the words, by trying every aligned range.
+    fn dull(free: u64) -> [Vec<u32>; SMALL] {
+        let is_free =
+            |bit: u32, order: usize| (bit..bit + (1 << order)).all(|i| free >> i & 1 == 1);
+        core::array::from_fn(|order| {
+            let size = 1_u32 << order;
+            let larger = |bit: u32| bit & !(2 * size - 1);
+            let starts = (0..64).step_by(size as usize);
+            let whole = |bit: &u32| is_free(*bit, order) && !is_free(larger(*bit), order + 1);
+            starts.filter(whole).collect()
+        })
+    }
+
+    fn words() -> impl Iterator<Item = u64> {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        // Sparse, even, dense, and with runs.
+        let many = (0..2000).flat_map(move |_| {
+            let (a, b, c) = (random(), random(), random());
+            [
+                a & b & c,
+                a,
+                a | b | c,
+                (a << (b % 64)) | (!0 >> (c % 64)),
+                !(1 << (a % 64)),
+            ]
+        });
+        many.chain([0, 1, FULL >> 1]).filter(|&free| free != FULL)
+    }
+
+    #[test]
+    fn p1_bits_say_what_trying_every_range_says() {
+        for free in words() {
+            let blocks = dull(free);
+            let largest = (0..SMALL).rev().find(|&order| !blocks[order].is_empty());
+            assert_eq!(
+                usize::from(rank(free)),
+                largest.map_or(0, |order| order + 1)
+            );
+            for (order, expected) in blocks.iter().enumerate() {
+                let (these, above) = (all(free, order), all(free, order + 1));
+                let mut bits = whole(these, above, order);
+                for &bit in expected {
+                    assert_eq!(bits.trailing_zeros(), bit, "{free:#x}");
+                    assert_eq!(free & around(bit, order), around(bit, order));
+                    bits &= bits - 1;
+                }
+                assert_eq!(bits, 0, "{free:#x}");
+            }
+        }
+    }
+
+    /// P2, and P3: a block whose merging waits for its buddy alone goes out last.
+    #[test]
+    fn p2_p3_the_smallest_block_is_found_and_one_that_will_merge_is_kept() {
+        for free in words() {
+            let blocks = dull(free);
+            for order in 0..SMALL {
+                let found = smallest(free, order);
+                let expected = (order..SMALL).find(|&order| !blocks[order].is_empty());
+                assert_eq!(found.map(|(_, order)| order), expected, "{free:#x}");
+                let Some((bit, order)) = found else { continue };
+                assert!(blocks[order].contains(&bit));
+                // The buddy of the pair that the block is half of is free.
+                let likely = |bit: u32| {
+                    let other = (bit ^ (2 << order)) & !((2 << order) - 1);
+                    blocks.get(order + 1).is_some_and(|b| b.contains(&other))
+                };
+                let all_are = blocks[order].iter().all(|&bit| likely(bit));
+                assert_eq!(likely(bit), all_are, "{free:#x}");
+            }
+        }
+    }
+}

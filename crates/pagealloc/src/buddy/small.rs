@@ -67,13 +67,7 @@ impl Buddy {
 
     /// Sets a block's bits and its mark; where it completes a larger block than its group had, says which group.
     #[inline(always)]
-    fn set(
-        &mut self,
-        metas: Metas,
-        block: u32,
-        order: Order,
-        zero: bool,
-    ) -> Option<u32> {
+    fn set(&mut self, metas: Metas, block: u32, order: Order, zero: bool) -> Option<u32> {
         let (number, bit) = self.group_of(block);
         metas.at(block).set_state(State::free(order, zero));
         let group = self.groups.at(number);
@@ -398,11 +392,12 @@ pub(crate) fn merged(flow: [u64; SMALL], now: Small) -> [u64; SMALL] {
     let mut merges = [0; SMALL];
     let mut below = 0_u64;
     for order in 0..SMALL {
-        let gone = flow[order].wrapping_add(below).wrapping_sub(now[order] as u64);
+        let gone = flow[order]
+            .wrapping_add(below)
+            .wrapping_sub(now[order] as u64);
         // Where others take and put meanwhile, less may have come than is there.
         below = (gone as i64).max(0) as u64 / 2;
         merges[order] = below;
     }
     merges
 }
-

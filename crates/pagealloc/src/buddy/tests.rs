@@ -352,7 +352,7 @@ fn what_is_free_within_a_range_is_taken_and_nothing_else() {
         for (first, end) in [(0, 3000), (5, 6), (100, 1500), (511, 513), (1024, 3000)] {
             let (mut memory, pages) = (Vec::new(), 3000);
             let metas = metas(&mut memory, pages as usize);
-                let mut buddy = build(pages as usize, bias);
+            let mut buddy = build(pages as usize, bias);
             buddy.put_run(metas, run(0, pages));
             let whole = buddy.free_blocks();
             // Some are out, before, inside and behind.
@@ -393,4 +393,60 @@ fn what_is_free_within_a_range_is_taken_and_nothing_else() {
             assert_eq!(buddy.free_blocks(), whole);
         }
     }
+}
+
+/// What grew is sorted in a chunk at a time; until then a request may find nothing, and says that there is more.
+#[test]
+fn t27_what_grew_is_found_however_much_of_it_there_is() {
+    let (mut memory, groups) = (Vec::new(), 300);
+    let metas = metas(&mut memory, groups * 64);
+    let mut buddy = build(groups * 64, 0);
+    // The first has a block of order 1, made last; the others single pages.
+    for group in (0..groups as u32).rev() {
+        buddy.put(metas, group * 64, Order::ZERO, false);
+    }
+    buddy.put(metas, 1, Order::ZERO, false);
+    check(&buddy, metas);
+    let mut takes = 0;
+    let found = loop {
+        takes += 1;
+        let found = take_one(&mut buddy, metas, Order::at(1));
+        check(&buddy, metas);
+        if found.is_some() || !buddy.has_unranked() {
+            break found;
+        }
+    };
+    assert_eq!(found, Some((0, false)));
+    assert!(takes > 1, "not all under one hold");
+    assert_eq!(merges(&buddy)[..2], [1, 0]);
+}
+
+fn merges(buddy: &Buddy) -> [u64; SMALL] {
+    small::merged(buddy.flow(), buddy.small_blocks(buddy.groups.range(), None))
+}
+
+/// They are not counted where they happen.
+#[test]
+fn merges_of_small_blocks_follow_from_what_came_and_what_is_there() {
+    let mut memory = Vec::new();
+    let metas = metas(&mut memory, 128);
+    let mut buddy = build(128, 0);
+    for page in [5, 7, 4, 6] {
+        buddy.put(metas, page, Order::ZERO, false);
+    }
+    assert_eq!(merges(&buddy), [2, 1, 0, 0, 0, 0]);
+    buddy.put(metas, 0, Order::at(2), false);
+    assert_eq!(merges(&buddy), [2, 1, 1, 0, 0, 0]);
+    // A split is no merge, and what comes back merges again.
+    let (page, _) = take_one(&mut buddy, metas, Order::ZERO).unwrap();
+    assert_eq!(merges(&buddy), [2, 1, 1, 0, 0, 0]);
+    buddy.put(metas, page, Order::ZERO, false);
+    assert_eq!(merges(&buddy), [3, 2, 2, 0, 0, 0]);
+    // Up to a whole group.
+    for block in [8_u32, 16, 32] {
+        let order = Order::at(block.trailing_zeros() as usize);
+        buddy.put(metas, block, order, false);
+    }
+    assert_eq!(merges(&buddy), [3, 2, 2, 1, 1, 1]);
+    assert_eq!(buddy.free_blocks()[6], 1);
 }

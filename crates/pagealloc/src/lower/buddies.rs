@@ -12,6 +12,7 @@
 //! | an arena's `stash` | freed blocks that wait, all of areas of this arena | see [`crate::stash`] |
 //! | an arena's `free_pages` | pages free in it, as of the last hold | the holder of its lock, before it leaves |
 //! | an arena's `areas` | how many areas lie in it; a hint for [`Attempt::MayGrow`] | those who change an area's arena |
+//! | the groups' words | what is free in blocks of less than 64 pages; see [`crate::groups`] | the holder of the group's area's arena's lock |
 //! | `blocks` | the type of each pageblock | the holder of its area's arena's lock; see [`crate::mobility`] |
 //! | `homes[a]` | 0: area `a` never had pages; else its arena, plus one | the first to add pages of it (0 → arena); the owner of the whole area |
 //!
@@ -23,7 +24,7 @@
 //! - I2. A home changes only under the lock of the arena that it names, by a caller who just took the whole area as one block; or from 0, before
 //!   the first page is there. So whoever owns a page, or holds that lock, may rely on it.
 //! - I3. Nobody waits for an arena's lock while holding another, but for `hold`, which takes them in ascending order.
-//! - I4. At most [`CHUNK`] blocks move, and another [`CHUNK`] leave the stash, under one hold (T27).
+//! - I4. At most [`CHUNK`] blocks move, another [`CHUNK`] leave the stash, and as many groups are ranked, under one hold (T27).
 //!
 //! # Orderings
 //! - P7. Give: under the arena's lock or by the stash's push / take: under the lock, which took the stash.
@@ -572,7 +573,10 @@ unsafe impl Lower for Buddies {
             sum.waits += arena.waits.load(Ordering::Relaxed);
         }
         let small = merged(flow, self.small_blocks(None));
-        sum.merges.iter_mut().zip(small).for_each(|(sum, n)| *sum += n);
+        sum.merges
+            .iter_mut()
+            .zip(small)
+            .for_each(|(sum, n)| *sum += n);
         sum
     }
 
