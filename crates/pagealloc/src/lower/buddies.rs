@@ -35,13 +35,14 @@
 //! first. Holds are bounded (I4); not for interrupt handlers that may have interrupted a holder.
 
 mod arena;
+mod counts;
+mod give;
 
 use super::{Changes, Extent, Ground, Lower, ORDERS, SPREAD, Waiting, Wanted};
 use crate::api::{AllocError, Attempt, Mobility, Order, PageTag};
-use crate::buddy::small::merged;
 use crate::buddy::{Buddy, HUGE};
 use crate::frames::Metas;
-use crate::groups::{Group, Groups, SMALL, Small};
+use crate::groups::{Group, Groups};
 use crate::index::{self, NONE};
 use crate::mobility::{Fallback, PageBlocks, TYPES};
 use crate::pcp::CHUNK;
@@ -78,9 +79,6 @@ pub struct Buddies {
 unsafe impl Send for Buddies {}
 // SAFETY: as above.
 unsafe impl Sync for Buddies {}
-
-/// The arena that is held now: its number and its lock.
-type Current<'a> = Option<(usize, SpinGuard<'a, Free>)>;
 
 /// Where the parts lie in the memory.
 fn place(extent: Extent) -> Result<(Layout, usize, [usize; 3]), LayoutError> {
@@ -316,35 +314,6 @@ impl Buddies {
         Err(AllocError::Exhausted)
     }
 
-    /// The free blocks by order, of one type's pageblocks or all.
-    fn count(&self, of: Option<Mobility>) -> [usize; ORDERS] {
-        let mut blocks = self.fold([0; ORDERS], |sum, arena| {
-            let mut free = arena.lock();
-            // Each holder does its share.
-            self.work_off(arena, &mut free);
-            let blocks = free.buddy.large_blocks(of);
-            arena.leave(free);
-            core::array::from_fn(|order| sum[order] + blocks[order])
-        });
-        let small = self.small_blocks(of);
-        blocks.iter_mut().zip(small).for_each(|(sum, n)| *sum += n);
-        blocks
-    }
-
-    /// Those smaller than a group, an area at a time: holds stay short (T27).
-    fn small_blocks(&self, of: Option<Mobility>) -> Small {
-        let mut sum = Small::default();
-        // ORDERING: Relaxed: an area without a home had no pages so far.
-        let is_used = |area: &usize| self.home_word(*area).load(Ordering::Relaxed) > 0;
-        for area in (0..self.extent.areas()).filter(is_used) {
-            let (arena, free) = self.lock_home_of(area);
-            let blocks = free.buddy.small_blocks(Groups::of_area(area), of);
-            arena.leave(free);
-            sum.iter_mut().zip(blocks).for_each(|(sum, n)| *sum += n);
-        }
-        sum
-    }
-
     /// Locks the arena that an area lies in, whoever owns its pages.
     fn lock_home_of(&self, area: usize) -> (&Arena, SpinGuard<'_, Free>) {
         loop {
@@ -355,23 +324,6 @@ impl Buddies {
             if self.home_of(area) == home {
                 return (arena, free);
             }
-        }
-    }
-
-    /// Goes from the arena that is held, if any, to the one with that number, as far as `attempt` does.
-    fn change<'a>(&'a self, held: &mut Current<'a>, home: usize, attempt: Attempt) {
-        if held.as_ref().is_none_or(|&(at, _)| at != home) {
-            // Before the next lock is waited for (I3).
-            self.leave_held(held);
-            *held = self
-                .lock_at(&self.arenas()[home], attempt)
-                .map(|free| (home, free));
-        }
-    }
-
-    fn leave_held(&self, held: &mut Current<'_>) {
-        if let Some((home, free)) = held.take() {
-            self.arenas()[home].leave(free);
         }
     }
 
@@ -495,31 +447,7 @@ unsafe impl Lower for Buddies {
     }
 
     fn give(&self, _slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
-        let home = |page: u32| self.home_of(self.extent.area_of(page));
-        let mut held: Current<'_> = None;
-        let mut rest: &[Run] = runs;
-        while let Some((&run, others)) = rest.split_first() {
-            if run.end - run.first == 1 {
-                // With those like it that follow.
-                self.change(&mut held, home(run.first), attempt);
-                if let Some((at, free)) = &mut held {
-                    let mine = |page| home(page) == *at;
-                    let done = free.buddy.put_singles(self.metas, rest, mine);
-                    rest = &rest[done..];
-                    continue;
-                }
-            }
-            for (_, part) in self.extent.by_area(run) {
-                let home = home(part.first);
-                self.change(&mut held, home, attempt);
-                match &mut held {
-                    Some((_, free)) => free.buddy.put_run(self.metas, part),
-                    None => self.stash(&self.arenas()[home], part),
-                }
-            }
-            rest = others;
-        }
-        self.leave_held(&mut held);
+        self.give_runs(runs, attempt);
     }
 
     fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
@@ -558,26 +486,7 @@ unsafe impl Lower for Buddies {
     }
 
     fn changes(&self) -> Changes {
-        let (mut sum, mut flow) = (Changes::default(), [0_u64; SMALL]);
-        for arena in self.arenas() {
-            let free = arena.lock();
-            let (splits, merges) = free.buddy.changes();
-            for order in 0..ORDERS {
-                sum.splits[order] += splits[order];
-                sum.merges[order] += merges[order];
-            }
-            let flows = flow.iter_mut().zip(free.buddy.flow());
-            flows.for_each(|(sum, n)| *sum = sum.wrapping_add(n));
-            arena.leave(free);
-            // ORDERING: Relaxed: a counter.
-            sum.waits += arena.waits.load(Ordering::Relaxed);
-        }
-        let small = merged(flow, self.small_blocks(None));
-        sum.merges
-            .iter_mut()
-            .zip(small)
-            .for_each(|(sum, n)| *sum += n);
-        sum
+        self.sum_of_changes()
     }
 
     fn free_pages(&self) -> usize {
