@@ -9,7 +9,7 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `state` of a head, `FREE` | a free block of this order, on the zone's lists | the holder of the arena's lock |
+//! | `state` of a head, `FREE` | a free block of this order on an arena's list; of less than 64 pages a piece of one, see [`crate::groups`] | the holder of the arena's lock |
 //! | `state` of a head, `LISTED` | a free block on a slot's list, or on its way there | who freed it, or took it from the zone |
 //! | `state` of a head, `STASHED` | a freed block on the stash | who freed it; then the holder of the arena's lock |
 //! | `state` of a head, `ALLOCATED` | a block that is out; `TAGGED` if its owner noted something | the block's owner |
