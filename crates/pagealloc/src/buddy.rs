@@ -7,7 +7,7 @@
 //! by one, and the lists of the orders below are of groups.
 //!
 //! # Invariants
-//! - I1. A block on `areas[o]`, `o >= 6`, has state `FREE` at order `o` in its head, and 0 in its other pages. Smaller blocks: `groups` I1.
+//! - I1. A block on `areas[o]`, `o >= 6`, has state `FREE` at order `o` in its head, and 0 in its other pages. Pages of smaller free blocks have 0.
 //! - I2. Blocks are aligned and disjoint, and no two buddies of one order are both free below the largest order.
 //! - I3. `free_pages` is the sum of `nr << o` over the large orders, and of the groups' bits.
 //! - I4. A block is on the list of its pageblock's type ([`crate::mobility`] I1). Blocks of two types merge only to more than
@@ -486,7 +486,7 @@ impl Buddy {
         } else {
             self.blocks.around(block, metas.len())
         };
-        let compatible = || Self::compatible_pages(metas, first, end, mobility);
+        let compatible = || self.compatible_pages(metas, first, end, mobility);
         if !whole && compatible() * 100 < (end - first) as usize * percent as usize {
             return false;
         }
@@ -499,8 +499,8 @@ impl Buddy {
 
     /// How many of the pages are free, or out or listed for `mobility`. What owners write meanwhile may be seen or not:
     /// the number decides about placement only.
-    fn compatible_pages(metas: Metas, first: u32, end: u32, mobility: Mobility) -> usize {
-        let (mut at, mut compatible) = (first, 0);
+    fn compatible_pages(&self, metas: Metas, first: u32, end: u32, mobility: Mobility) -> usize {
+        let (mut at, mut compatible) = (first, self.small_pages(first..end));
         while at < end {
             let state = metas.at(at).state();
             if !state.is_head() {

@@ -3,31 +3,35 @@
 //! Source: bitmaps of fixed groups as in Linux `mm/page_alloc.c` before 2.6.27 (a bit a pair of buddies) and LLFree (ATC'23, a bit a page), here below
 //! lists. Why not blocks on lists at these orders too: a page that comes back alone merges once on average, each time by unlinking a
 //! head somewhere else and linking another, and nobody can predict how far it goes. That was two thirds of what such a free cost.
-//! Here it is two bits in one word, and a look whether they complete a larger block than the group had.
+//! Here it is a bit in one word, and a look whether it completes a larger block than the group had.
 //!
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
 //! | `free` | a bit a page that is free here; 0 where all are out, and where the group is (a part of) a larger free block | the holder of the arena's lock |
-//! | `heads` | the bits of pages with a `FREE` mark, the first ones of *tiles* | as above |
+//! | `zero` | the bits of those known to read as zeroes | as above |
 //! | `rank` | 0: nothing is free; else one more than the largest free block's order, or [`SMALL`] where that is not known | as above |
 //! | `list` | 0: on none; its rank: on the list of that rank and its pageblock's type; [`UNRANKED`]: on the list of those that grew | as above |
 //! | `next`, `prev` | the neighbours on that list | as above |
 //!
-//! A tile is what came back in one piece, or was left over in one. Tiles say to others, in the pages' metadata, what is free and known to read
-//! as zeroes; they are not merged. A block is as large as the bits say, and zero if all its tiles are.
+//! The metadata of pages that are free here says nothing of it: their states are 0. Why no marks there: each was written by itself, and cleared by itself when its
+//! group was full, a fifth of what a free in random order costs. Whoever makes a picture looks at `free`, without the lock.
 //!
 //! # Invariants
-//! - I1. Tiles are aligned, disjoint, and cover exactly the bits of `free`. So a free block, being aligned and as large as it can be, is made of whole tiles.
+//! - I1. A bit of `zero` is one of `free`.
 //! - I2. `free` is never full: 64 free pages are a block of [`GROUP`]'s order on its list.
 //! - I3. A group with anything free is on a list: that of its rank, `areas[rank - 1]` of its pageblock's type, or that of the unranked.
 //!   A block can be found by its order once its group is ranked. What completes a larger block makes a group unranked, and whoever takes ranks
 //!   up to a [`CHUNK`](crate::pcp::CHUNK) of groups first: a group that fills up page by page changes lists twice, not at every order.
+//!
+//! # Orderings
+//! Every access is Relaxed: under the arena's lock, or a look.
 
 use crate::api::Order;
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The order of a whole group: the smallest block with a list of its own.
 pub(crate) const GROUP: Order = Order::at(6);
@@ -60,19 +64,83 @@ pub(crate) const STARTS: [u64; SMALL + 1] = {
 pub(crate) type Small = [usize; SMALL];
 
 /// What is free among 64 aligned pages. All-zero is nothing.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(32))]
 pub(crate) struct Group {
-    pub(crate) free: u64,
-    pub(crate) heads: u64,
-    pub(crate) prev: u32,
-    pub(crate) next: u32,
-    pub(crate) rank: u8,
-    pub(crate) list: u8,
+    free: AtomicU64,
+    zero: AtomicU64,
+    prev: AtomicU32,
+    next: AtomicU32,
+    rank: AtomicU8,
+    list: AtomicU8,
 }
 
 // As `lower`'s header says: half a byte a page.
 static_assertions::const_assert!(size_of::<Group>() * 2 <= GROUP.pages());
+
+macro_rules! words {
+    ($($word:ident, $set:ident: $value:ty;)*) => {
+        $(
+            #[inline(always)]
+            pub(crate) fn $word(&self) -> $value {
+                // ORDERING: Relaxed: under the arena's lock, or a look.
+                self.$word.load(Ordering::Relaxed)
+            }
+
+            #[inline(always)]
+            pub(crate) fn $set(&self, value: $value) {
+                // ORDERING: Relaxed: under the arena's lock.
+                self.$word.store(value, Ordering::Relaxed);
+            }
+        )*
+    };
+}
+
+impl Group {
+    words! {
+        free, set_free: u64;
+        zero, set_zero: u64;
+        prev, set_prev: u32;
+        next, set_next: u32;
+        rank, set_rank: u8;
+        list, set_list: u8;
+    }
+
+    /// Makes pages free, which are none here; all that is free then.
+    #[inline(always)]
+    pub(crate) fn put(&self, pages: u64, zero: bool) -> u64 {
+        let free = self.free();
+        debug_assert_eq!(free & pages, 0, "freed once");
+        self.set_free(free | pages);
+        if zero {
+            self.set_zero(self.zero() | pages);
+        }
+        free | pages
+    }
+
+    /// Takes pages, which are free here; whether all of them are known to be zero.
+    pub(crate) fn take(&self, pages: u64) -> bool {
+        let zero = self.zero();
+        self.set_free(self.free() & !pages);
+        self.set_zero(zero & !pages);
+        zero & pages == pages
+    }
+
+    /// The largest free block that starts at a bit, if there is one.
+    pub(crate) fn block_at(&self, bit: u32) -> Option<Order> {
+        let free = self.free();
+        let is_free = |&o: &usize| {
+            let block = around(bit, o);
+            block.trailing_zeros() == bit && free & block == block
+        };
+        (0..SMALL).take_while(is_free).last().map(Order::at)
+    }
+}
+
+/// The bits from the first to before the second, of which there is one.
+pub(crate) const fn range(first: u32, end: u32) -> u64 {
+    (!0 >> (64 - (end - first))) << first
+}
 
 /// The bits of the block of `order`, up to the whole, that `bit` lies in.
 #[inline(always)]
@@ -137,9 +205,9 @@ pub(crate) struct Groups {
     len: u32,
 }
 
-// SAFETY: integers in memory that stays valid; a group is used by one at a time (debts of `from_zeroed`).
+// SAFETY: atomic words; the memory stays valid (debt of `from_zeroed`).
 unsafe impl Send for Groups {}
-// SAFETY: through a shared reference groups are read only, by the same debts.
+// SAFETY: as above.
 unsafe impl Sync for Groups {}
 
 impl Groups {
@@ -158,8 +226,6 @@ impl Groups {
     /// # Safety
     /// 1. `first` is the start of `len` all-zero groups, referred to by nothing but copies of this value, and valid for as
     ///    long as one of them is used.
-    /// 2. Copies are used by several threads only in such a way that no two use a group at the same time: each group belongs to a
-    ///    lock, whose holder alone uses it.
     pub(crate) const unsafe fn from_zeroed(first: NonNull<Group>, len: usize) -> Self {
         Self {
             first,
@@ -172,17 +238,8 @@ impl Groups {
         assert!(group < self.len, "a group of the span");
         // SAFETY: below the length.
         let group = unsafe { self.first.add(group as usize) };
-        // SAFETY: initialised, valid, and nobody else's now (debts of `from_zeroed`).
+        // SAFETY: zeroed memory is a group; valid for as long as `self` is used (debt of `from_zeroed`).
         unsafe { group.as_ref() }
-    }
-
-    #[inline(always)]
-    pub(crate) fn at(&mut self, group: u32) -> &mut Group {
-        assert!(group < self.len, "a group of the span");
-        // SAFETY: below the length.
-        let mut group = unsafe { self.first.add(group as usize) };
-        // SAFETY: initialised, valid, and nobody else's now (debts of `from_zeroed`).
-        unsafe { group.as_mut() }
     }
 }
 

@@ -126,7 +126,7 @@ impl fmt::Display for Cell {
     }
 }
 
-/// The free block that begins at a page, where metadata does not say so or says less.
+/// The free block that begins at a page, where metadata does not say so.
 type FreeAt<'a> = &'a dyn Fn(u32) -> Option<Order>;
 
 /// The blocks of a zone in the order of their addresses.
@@ -160,7 +160,7 @@ impl<'a> Walk<'a> {
                 let state = self.metas.at(self.at).state();
                 self.kind = state.kind();
                 self.order = state.order();
-                if matches!(self.kind, Kind::None | Kind::Free)
+                if self.kind == Kind::None
                     && let Some(order) = (self.free_at)(self.at)
                 {
                     (self.kind, self.order) = (Kind::Free, order);

@@ -327,7 +327,7 @@ pub unsafe trait Lower: Send + Sync + Sized {
     /// Free blocks by order, each page in the largest it is part of. Exact while nobody uses it. May visit everything.
     fn free_blocks(&self) -> [usize; ORDERS];
 
-    /// The largest free block that begins at a page, for a picture: a look. `None` where what pages' metadata says of it is right, and
+    /// The largest free block that begins at a page, for a picture: a look. `None` where pages' metadata says so, and
     /// outside of the extent.
     fn free_at(&self, page: u32) -> Option<Order> {
         let _ = page;

@@ -6,7 +6,7 @@ use super::{Area, Buddy};
 use crate::api::{Mobility, Order};
 use crate::frames::Metas;
 use crate::groups::{
-    FULL, GROUP, Group, SMALL, STARTS, Small, UNRANKED, all, around, rank, smallest, whole,
+    FULL, GROUP, SMALL, STARTS, Small, UNRANKED, all, around, range, rank, smallest, whole,
 };
 use crate::index::{self, NONE};
 use crate::meta::State;
@@ -27,15 +27,16 @@ impl Buddy {
         (group << SMALL).saturating_sub(self.bias)
     }
 
-    /// Makes a block of less than a group free.
+    /// Makes a block of less than a group free. Its head's state may be anything before.
     pub(super) fn put_small(&mut self, metas: Metas, block: u32, order: Order, zero: bool) {
+        metas.at(block).set_state(State::INSIDE);
         self.came(order, 1);
-        if let Some(number) = self.set(metas, block, order, zero) {
+        if let Some(number) = self.set(block, order, zero) {
             self.grew(metas, number);
         }
     }
 
-    /// Makes single pages free, for as long as the runs are such and `mine`; says how many runs that were.
+    /// Makes single pages, which are not marked, free, for as long as the runs are such and `mine`; says how many runs that were.
     #[inline]
     pub(crate) fn put_singles(
         &mut self,
@@ -49,7 +50,7 @@ impl Buddy {
                 break;
             }
             done += 1;
-            if let Some(number) = self.set(metas, run.first, Order::ZERO, run.zero) {
+            if let Some(number) = self.set(run.first, Order::ZERO, run.zero) {
                 self.came(Order::ZERO, done - counted);
                 counted = done;
                 self.grew(metas, number);
@@ -65,23 +66,26 @@ impl Buddy {
         *flow = flow.wrapping_add(blocks as u64);
     }
 
-    /// Sets a block's bits and its mark; where it completes a larger block than its group had, says which group.
+    /// Sets a block's bits; where it completes a larger block than its group had, says which group.
     #[inline(always)]
-    fn set(&mut self, metas: Metas, block: u32, order: Order, zero: bool) -> Option<u32> {
+    fn set(&self, block: u32, order: Order, zero: bool) -> Option<u32> {
         let (number, bit) = self.group_of(block);
-        metas.at(block).set_state(State::free(order, zero));
-        let group = self.groups.at(number);
-        debug_assert!(group.free & around(bit, order.get()) == 0, "groups I1");
-        group.free |= around(bit, order.get());
-        group.heads |= 1 << bit;
-        let next = around(bit, group.rank.into());
-        (group.free & next == next).then_some(number)
+        let group = self.groups.get(number);
+        let free = group.put(around(bit, order.get()), zero);
+        // The usual case apart: it is two instructions.
+        let grew = if group.list() == UNRANKED {
+            free == FULL
+        } else {
+            let next = around(bit, group.rank().into());
+            free & next == next
+        };
+        grew.then_some(number)
     }
 
     /// What follows where a group has a larger block than before, or may be full.
     #[cold]
     fn grew(&mut self, metas: Metas, number: u32) {
-        if self.groups.get(number).free == FULL {
+        if self.groups.get(number).free() == FULL {
             self.whole(metas, number);
         } else {
             self.move_to(metas, number, UNRANKED, self.type_of(number));
@@ -91,7 +95,7 @@ impl Buddy {
     /// Makes a full group a block (groups I2).
     fn whole(&mut self, metas: Metas, number: u32) {
         let (first, mobility) = (self.first_of(number), self.type_of(number));
-        let zero = self.clear(metas, number, FULL);
+        let zero = self.groups.get(number).take(FULL);
         self.move_to(metas, number, 0, mobility);
         self.free_pages -= GROUP.pages();
         self.put_large(metas, first, GROUP, zero);
@@ -113,7 +117,7 @@ impl Buddy {
             if number == NONE {
                 break;
             }
-            let list = rank(self.groups.get(number).free);
+            let list = rank(self.groups.get(number).free());
             self.move_to(metas, number, list, self.type_of(number));
         }
     }
@@ -125,12 +129,11 @@ impl Buddy {
 
     /// Makes pages of one group free.
     pub(super) fn put_part(&mut self, metas: Metas, first: u32, end: u32, zero: bool) {
-        let (number, _) = self.group_of(first);
-        for (block, order) in index::blocks(first, end, self.bias) {
-            self.tile(metas, block, order, zero);
-        }
+        let (number, bit) = self.group_of(first);
+        self.left(first, end);
         self.free_pages += (end - first) as usize;
-        match self.groups.get(number).free {
+        let pages = range(bit, bit + (end - first));
+        match self.groups.get(number).put(pages, zero) {
             FULL => self.whole(metas, number),
             free => self.move_to(metas, number, rank(free), self.type_of(number)),
         }
@@ -143,30 +146,12 @@ impl Buddy {
         ((number + 1) << SMALL) - self.bias
     }
 
-    fn tile(&mut self, metas: Metas, block: u32, order: Order, zero: bool) {
-        let (number, bit) = self.group_of(block);
-        metas.at(block).set_state(State::free(order, zero));
-        let group = self.groups.at(number);
-        group.free |= around(bit, order.get());
-        group.heads |= 1 << bit;
-        self.flow[order.get()] = self.flow[order.get()].wrapping_add(1);
-    }
-
-    /// Takes the marks off some of a group's pages, whole tiles; whether all of them were zero.
-    fn clear(&mut self, metas: Metas, number: u32, pages: u64) -> bool {
-        let group = self.groups.at(number);
-        let mut heads = group.heads & pages;
-        group.free &= !pages;
-        group.heads &= !pages;
-        let mut zero = true;
-        while heads != 0 {
-            // The page is in the span, though the group's first need not be.
-            let meta = metas.at((number << SMALL) + heads.trailing_zeros() - self.bias);
-            zero &= meta.state().is_zero();
-            meta.set_state(State::INSIDE);
-            heads &= heads - 1;
+    /// Counts pages of one group that became free, as blocks.
+    fn left(&mut self, first: u32, end: u32) {
+        for (_, order) in index::blocks(first, end, self.bias) {
+            let flow = &mut self.flow[order.get()];
+            *flow = flow.wrapping_add(1);
         }
-        zero
     }
 
     /// Takes the pages up to `end` out of the free block at `block`, which is as large as it can be; whether they are zero.
@@ -179,13 +164,12 @@ impl Buddy {
         mobility: Mobility,
     ) -> bool {
         let (number, bit) = self.group_of(block);
-        let zero = self.clear(metas, number, around(bit, order.get()));
+        let group = self.groups.get(number);
+        let zero = group.take(range(bit, bit + (end - block)));
+        let (free, list) = (group.free(), group.list());
         self.free_pages -= (end - block) as usize;
         self.flow[order.get()] = self.flow[order.get()].wrapping_sub(1);
-        for (rest, order) in index::blocks(end, block + order.pages() as u32, self.bias) {
-            self.tile(metas, rest, order, zero);
-        }
-        let &Group { free, list, .. } = self.groups.get(number);
+        self.left(end, block + order.pages() as u32);
         if list == order.get() as u8 + 1 || free == 0 {
             // One of the largest went; the others are what they were.
             self.move_to(metas, number, rank(free), mobility);
@@ -204,8 +188,7 @@ impl Buddy {
         want: usize,
         runs: &mut Runs,
     ) -> usize {
-        let free = self.groups.get(number).free;
-        let blocks = all(free, order.get());
+        let blocks = all(self.groups.get(number).free(), order.get());
         let n = blocks.count_ones() as usize;
         if n > want {
             return 0;
@@ -223,23 +206,37 @@ impl Buddy {
             // I2: there is a 0 behind or before, so neither shift is by 64.
             let bit = pages.trailing_zeros();
             let len = (pages >> bit).trailing_ones();
-            let run = (!0 >> (64 - len)) << bit;
+            let run = range(bit, bit + len);
             let first = (number << SMALL) + bit - self.bias;
-            let zero = self.clear(metas, number, run);
+            let zero = self.groups.get(number).take(run);
             let end = first + len;
             runs.push(Run { first, end, zero });
             pages &= !run;
         }
         self.free_pages -= n << order.get();
-        let rank = rank(self.groups.get(number).free);
+        let rank = rank(self.groups.get(number).free());
         self.move_to(metas, number, rank, self.type_of(number));
         n
+    }
+
+    /// Whether a page lies in a free block smaller than a group.
+    pub(super) fn is_small(&self, page: u32) -> bool {
+        let (number, bit) = self.group_of(page);
+        self.groups.get(number).free() >> bit & 1 == 1
+    }
+
+    /// How many pages of the range, one or more whole groups, do.
+    pub(super) fn small_pages(&self, pages: Range<u32>) -> usize {
+        let (first, _) = self.group_of(pages.start);
+        let (last, _) = self.group_of(pages.end - 1);
+        let free = |number| self.groups.get(number).free().count_ones() as usize;
+        (first..=last).map(free).sum()
     }
 
     /// The free block around a page, if it is smaller than a group.
     pub(super) fn small_around(&self, page: u32) -> Option<(u32, Order)> {
         let (number, bit) = self.group_of(page);
-        let free = self.groups.get(number).free;
+        let free = self.groups.get(number).free();
         let order = (0..SMALL).take_while(|&o| free & around(bit, o) == around(bit, o));
         let order = order.last()?;
         let first = around(bit, order).trailing_zeros();
@@ -248,7 +245,7 @@ impl Buddy {
 
     /// The smallest block of at least `order` in a group that has one.
     pub(super) fn smallest_in(&self, number: u32, order: usize) -> Option<(u32, Order)> {
-        let (bit, order) = smallest(self.groups.get(number).free, order)?;
+        let (bit, order) = smallest(self.groups.get(number).free(), order)?;
         Some(((number << SMALL) + bit - self.bias, Order::at(order)))
     }
 
@@ -268,7 +265,7 @@ impl Buddy {
 
     /// Puts a group, whose pageblock has that type, on another list or none.
     fn move_to(&mut self, metas: Metas, number: u32, list: u8, mobility: Mobility) {
-        if self.groups.get(number).list != list {
+        if self.groups.get(number).list() != list {
             self.detach(number, mobility);
             self.attach(metas, number, list, mobility);
         }
@@ -276,9 +273,10 @@ impl Buddy {
 
     /// Puts a group on a list: in front, or at the end if it completes a free pair of groups (P3) or lies above the line.
     fn attach(&mut self, metas: Metas, number: u32, list: u8, mobility: Mobility) {
-        let group = self.groups.at(number);
-        group.list = list;
-        group.rank = list.min(SMALL as u8);
+        let groups = self.groups;
+        let group = groups.get(number);
+        group.set_list(list);
+        group.set_rank(list.min(SMALL as u8));
         if list == 0 {
             return;
         }
@@ -299,21 +297,21 @@ impl Buddy {
             area.last = number;
         }
         area.nr += 1;
-        let group = self.groups.at(number);
-        (group.prev, group.next) = (prev, next);
+        group.set_prev(prev);
+        group.set_next(next);
         if prev != NONE {
-            self.groups.at(prev).next = number;
+            groups.get(prev).set_next(number);
         }
         if next != NONE {
-            self.groups.at(next).prev = number;
+            groups.get(next).set_prev(number);
         }
     }
 
     /// Takes a group off its list.
     fn detach(&mut self, number: u32, mobility: Mobility) {
-        let &Group {
-            prev, next, list, ..
-        } = self.groups.get(number);
+        let groups = self.groups;
+        let group = groups.get(number);
+        let (prev, next, list) = (group.prev(), group.next(), group.list());
         if list == 0 {
             return;
         }
@@ -326,10 +324,10 @@ impl Buddy {
         }
         area.nr -= 1;
         if prev != NONE {
-            self.groups.at(prev).next = next;
+            groups.get(prev).set_next(next);
         }
         if next != NONE {
-            self.groups.at(next).prev = prev;
+            groups.get(next).set_prev(prev);
         }
     }
 
@@ -344,7 +342,7 @@ impl Buddy {
         let (mut number, _) = self.group_of(range.start);
         let (last, _) = self.group_of(range.end - 1);
         while number <= last {
-            let list = self.groups.get(number).list;
+            let list = self.groups.get(number).list();
             if list == UNRANKED {
                 // Sorted in by what its pageblock is then.
             } else if list > 0 {
@@ -367,7 +365,7 @@ impl Buddy {
     pub(crate) fn small_blocks(&self, groups: Range<u32>, of: Option<Mobility>) -> Small {
         let mut blocks = [0; SMALL];
         for number in groups {
-            let free = self.groups.get(number).free;
+            let free = self.groups.get(number).free();
             let counts = || of.is_none_or(|of| of == self.type_of(number));
             if free != 0 && counts() {
                 let mut these = free;
@@ -385,28 +383,6 @@ impl Buddy {
     pub(crate) const fn flow(&self) -> [u64; SMALL] {
         self.flow
     }
-}
-
-/// The block smaller than a group that begins at a page, by the marks of its tiles: without a lock, so a look.
-pub(crate) fn seen_at(metas: Metas, page: u32, bias: u32) -> Option<Order> {
-    let tile = |page: u32| {
-        let state = metas.get(page)?.state();
-        (state.is_free() && state.order() < GROUP).then(|| state.order())
-    };
-    let mut order = tile(page)?.get();
-    let mut end = page + (1 << order);
-    'grow: while order + 1 < SMALL && (page + bias).is_multiple_of(2 << order) {
-        let stop = page + (2 << order);
-        while end < stop {
-            let Some(next) = tile(end) else {
-                break 'grow;
-            };
-            // A tile does not reach over the end (groups I1), but a new one might.
-            end = stop.min(end + next.pages() as u32);
-        }
-        order += 1;
-    }
-    Some(Order::at(order))
 }
 
 /// How many pairs of buddies merged: whatever of an order came, from outside or merged from the order below, and neither

@@ -40,12 +40,9 @@ fn types(memory: &mut Vec<u8>, pages: usize, bias: u32) -> PageBlocks {
 /// Groups for tests; the memory must outlive them.
 fn groups(memory: &mut Vec<Group>, pages: usize, bias: u32) -> Groups {
     let areas = (pages + bias as usize).div_ceil(Order::MAX.pages());
-    // SAFETY: integers.
-    #[expect(unsafe_code, reason = "as where it comes from the system")]
-    let nothing = unsafe { core::mem::zeroed::<Group>() };
-    memory.resize(Groups::nr(areas), nothing);
+    memory.resize_with(Groups::nr(areas), Group::default);
     let first = NonNull::new(memory.as_mut_ptr()).unwrap();
-    // SAFETY: zeroed groups, that many, kept by the caller, and used by one thread.
+    // SAFETY: zeroed groups, that many, kept by the caller.
     #[expect(unsafe_code, reason = "groups have to lie somewhere")]
     unsafe {
         Groups::from_zeroed(first, memory.len())
@@ -174,35 +171,34 @@ fn check(buddy: &Buddy, metas: Metas) {
         let (mut at, mut before, mut nr) = (area.first, NONE, 0);
         while at != NONE {
             let group = buddy.groups.get(at);
-            assert_eq!(group.prev, before);
-            assert_eq!(group.list, list, "groups I3");
-            let (mut free, mut heads) = (0, group.heads);
-            while heads != 0 {
-                let bit = heads.trailing_zeros();
-                heads &= heads - 1;
-                let head = (at << SMALL) + bit - buddy.bias;
-                let order = metas.at(head).state().order();
-                own(head, order, mobility.unwrap_or(buddy.blocks.of(head)));
-                free |= groups::around(bit, order.get());
+            assert_eq!(group.prev(), before);
+            assert_eq!(group.list(), list, "groups I3");
+            let free = group.free();
+            for bit in (0..64).filter(|bit| free >> bit & 1 == 1) {
+                let page = (at << SMALL) + bit - buddy.bias;
+                assert!(metas.at(page).state() == State::INSIDE);
+                assert_eq!(owner[page as usize].replace(page), None, "disjoint");
+                let type_now = buddy.blocks.of(page);
+                assert_eq!(mobility.unwrap_or(type_now), type_now, "I4");
             }
-            assert_eq!(group.free, free, "groups I1");
+            assert_eq!(group.zero() & !free, 0, "groups I1");
             assert_ne!(free, !0, "groups I2");
             pages += free.count_ones() as usize;
             listed.push(at);
             nr += 1;
-            (before, at) = (at, group.next);
+            (before, at) = (at, group.next());
         }
         assert_eq!(area.last, before);
         assert_eq!(area.nr, nr);
     }
     for number in buddy.groups.range() {
         let group = buddy.groups.get(number);
-        let rank = match group.list {
+        let rank = match group.list() {
             UNRANKED => SMALL as u8,
-            _ => groups::rank(group.free),
+            _ => groups::rank(group.free()),
         };
-        assert_eq!(group.rank, rank);
-        assert_eq!(listed.contains(&number), group.free != 0);
+        assert_eq!(group.rank(), rank);
+        assert_eq!(listed.contains(&number), group.free() != 0);
     }
     assert_eq!(buddy.free_pages(), pages);
     assert_eq!(buddy.dirty_pages(), dirty);
@@ -272,6 +268,28 @@ fn p3_a_block_that_will_merge_soon_is_kept_out_of_circulation() {
     assert_eq!(take_one(&mut buddy, metas, Order::ZERO), Some((16, false)));
     assert_eq!(take_one(&mut buddy, metas, Order::ZERO), Some((0, false)));
     check(&buddy, metas);
+}
+
+/// What is above goes last, though smaller and freed later.
+#[test]
+fn p2_p3_groups_under_the_line_go_first() {
+    for (line, expected) in [
+        (false, [576, 128, 0, 1, 2, 3]),
+        (true, [128, 0, 1, 2, 3, 576]),
+    ] {
+        let mut memory = Vec::new();
+        let metas = metas(&mut memory, 1024);
+        let mut buddy = build(1024, 0);
+        for (first, end) in [(0, 4), (128, 129), (576, 577)] {
+            buddy.put_run(metas, run(first, end));
+        }
+        if line {
+            buddy.draw_line(300);
+        }
+        let pages = [(); 6].map(|()| take_one(&mut buddy, metas, Order::ZERO).unwrap().0);
+        assert_eq!(pages, expected);
+        check(&buddy, metas);
+    }
 }
 
 #[test]

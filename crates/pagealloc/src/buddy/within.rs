@@ -54,7 +54,7 @@ impl Buddy {
             // No free block has `at` inside of it: it would have the page before, which is none. What lies behind may be another arena's.
             free = metas
                 .get(at)
-                .filter(|meta| at < stop && meta.state().is_free())
+                .filter(|meta| at < stop && (meta.state().is_free() || self.is_small(at)))
                 .and_then(|_| self.around(metas, at));
         }
         at.min(end)

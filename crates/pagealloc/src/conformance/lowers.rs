@@ -308,8 +308,11 @@ impl<B: Lower> Model<B> {
         let (mut at, mut drawn) = (0, [0; ORDERS]);
         while at < self.free.len() as u32 {
             let state = self.stand.metas.at(at).state();
-            let marked = state.is_free().then(|| state.order());
-            let order = self.lower().free_at(at).or(marked);
+            let order = if state.is_free() {
+                Some(state.order())
+            } else {
+                self.lower().free_at(at)
+            };
             order.inspect(|order| drawn[order.get()] += 1);
             at += order.map_or(1, |order| order.pages() as u32);
         }

@@ -40,9 +40,9 @@ mod give;
 
 use super::{Changes, Extent, Ground, Lower, ORDERS, SPREAD, Waiting, Wanted};
 use crate::api::{AllocError, Attempt, Mobility, Order, PageTag};
-use crate::buddy::{Buddy, HUGE, small};
+use crate::buddy::{Buddy, HUGE};
 use crate::frames::Metas;
-use crate::groups::{Group, Groups};
+use crate::groups::{Group, Groups, SMALL};
 use crate::index::{self, NONE};
 use crate::mobility::{Fallback, PageBlocks, TYPES};
 use crate::pcp::CHUNK;
@@ -73,6 +73,7 @@ pub struct Buddies {
     nr_arenas: usize,
     homes: NonNull<AtomicU8>,
     blocks: PageBlocks,
+    groups: Groups,
 }
 
 // SAFETY: arenas and homes are `Sync`, in memory that is valid for as long as the value is used.
@@ -371,7 +372,7 @@ unsafe impl Lower for Buddies {
         // SAFETY: zeroed, nobody else's, and valid for as long as the value is used (debt 1).
         let blocks = unsafe { PageBlocks::from_zeroed(blocks, bytes, extent.bias()) };
         let nr = Groups::nr(extent.areas());
-        // SAFETY: as above; a group is used by the holder of its area's arena's lock only (I1).
+        // SAFETY: as above.
         let groups = unsafe { Groups::from_zeroed(groups.cast(), nr) };
         let arenas = ground.memory().cast::<Arena>();
         for i in 0..nr_arenas {
@@ -388,6 +389,7 @@ unsafe impl Lower for Buddies {
             nr_arenas,
             homes: homes.cast(),
             blocks,
+            groups,
         }
     }
 
@@ -506,7 +508,9 @@ unsafe impl Lower for Buddies {
     }
 
     fn free_at(&self, page: u32) -> Option<Order> {
-        small::seen_at(self.metas, page, self.extent.bias())
+        let at = page + self.extent.bias();
+        let groups = (page < self.extent.pages()).then_some(self.groups)?;
+        groups.get(at >> SMALL).block_at(at & 63)
     }
 
     fn mobility_of(&self, page: u32) -> Option<Mobility> {
