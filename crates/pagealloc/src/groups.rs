@@ -15,7 +15,7 @@
 //! | `next`, `prev` | the neighbours on that list | as above |
 //!
 //! The metadata of pages that are free here says nothing of it: their states are 0. Why no marks there: each was written by itself, and cleared by itself when its
-//! group was full, a fifth of what a free in random order costs. Whoever makes a picture looks at `free`, without the lock.
+//! group was full, an eighth of what a free in random order cost. Whoever makes a picture looks at `free`, without the lock.
 //!
 //! # Invariants
 //! - I1. A bit of `zero` is one of `free`.
