@@ -5,7 +5,9 @@
 //!
 //! | bench | one iteration |
 //! |---|---|
-//! | `order0`, `order9` | one block allocated and freed, by each thread |
+//! | `order0`, `order9` | one block allocated and freed, by each thread: a hit each |
+//! | `order4` | the same of an order without a list: a split and its merge |
+//! | `flood` | a page of 4096 allocated and then freed, by each thread: the lower level, in batches |
 //! | `bulk` | a 65,536th of: allocate as many pages, then free them, by the bulk calls where there are some |
 //! | `free-in-order`, `free-random` | a 65,536th of freeing as many pages, which were allocated one by one before |
 //! | `fragmentation`, `fragmentation-long` | nothing: the number is a count, see [`fragmentation`] |
@@ -34,6 +36,8 @@ const PASS: usize = 64 << 10;
 const PAGES: usize = 512 << 10;
 /// Pages of the fragmentation test: 1 GiB.
 const FRAGMENTED: usize = 256 << 10;
+/// Pages that a thread has out at once in a flood: more than its lists hold.
+const FLOOD: usize = 4096;
 /// Pages in a huge block.
 const HUGE: usize = 512;
 /// Rounds of the fragmentation test as LLFree has it. A huge block's 256 pages out are hardly ever all freed in so few: the test tells nobody apart.
@@ -226,19 +230,35 @@ fn pairs<const ORDER: u8, P: Pages>(pages: &mut P, iterations: u64) {
     }
 }
 
-/// `pairs` on each of `threads` threads, from the first one's start to the last one's end.
-fn on_threads<const ORDER: u8, P: Pages>(
+/// `iterations` pages, up to [`FLOOD`] out at once.
+#[inline(never)]
+fn flood<P: Pages>(pages: &mut P, iterations: u64) {
+    let mut out = Vec::with_capacity(FLOOD);
+    let mut left = iterations as usize;
+    while left > 0 {
+        let nr = left.min(FLOOD);
+        out.extend((0..nr).map(|_| pages.alloc(0).expect("memory")));
+        for block in out.drain(..) {
+            pages.free(block, 0);
+        }
+        left -= nr;
+    }
+}
+
+/// `work` on each of `threads` threads, from the first one's start to the last one's end.
+fn on_threads<P: Pages>(
     threads: usize,
     iterations: u64,
     new: impl Fn() -> P + Sync,
+    work: impl Fn(&mut P, u64) + Sync,
 ) -> Duration {
     let barrier = Barrier::new(threads);
     let run = || {
         let mut pages = new();
-        pairs::<ORDER, P>(&mut pages, 1000);
+        work(&mut pages, 10_000);
         barrier.wait();
         let start = Instant::now();
-        pairs::<ORDER, P>(&mut pages, iterations);
+        work(&mut pages, iterations);
         (start, Instant::now())
     };
     let spans: Vec<(Instant, Instant)> = thread::scope(|scope| {
@@ -360,10 +380,20 @@ impl Bench<'_, '_> {
         threads: &[usize],
         new: impl Fn() -> P + Sync,
     ) {
+        self.threads(name, threads, new, pairs::<ORDER, P>);
+    }
+
+    fn threads<P: Pages>(
+        &mut self,
+        name: &str,
+        threads: &[usize],
+        new: impl Fn() -> P + Sync,
+        work: impl Fn(&mut P, u64) + Sync,
+    ) {
         for &threads in threads {
             self.group
                 .bench_function(BenchmarkId::new(name, threads), |bencher| {
-                    bencher.iter_custom(|n| on_threads::<ORDER, P>(threads, n, &new));
+                    bencher.iter_custom(|n| on_threads(threads, n, &new, &work));
                 });
         }
     }
@@ -413,6 +443,10 @@ fn main() {
     bench.pairs::<9, _>("order9", &threads, || Ours(&*ZONE));
     bench.pairs::<9, _>("order9-mimalloc", &[1], || Mi);
     bench.pairs::<9, _>("order9-buddy-locked", &threads, || LockedFrames(&FRAMES));
+
+    bench.pairs::<4, _>("order4", &[1, 2], || Ours(&*ZONE));
+    bench.pairs::<4, _>("order4-buddy-locked", &[1], || LockedFrames(&FRAMES));
+    bench.threads("flood", &[1, 2], || Ours(&*ZONE), flood);
 
     let mut theirs = frames(PAGES);
     bench.passes("bulk", || bulk(&mut Ours(&*ZONE)));

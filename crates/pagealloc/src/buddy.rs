@@ -3,10 +3,13 @@
 //! Source: Knuth, TAOCP 1, 2.5; Linux `mm/page_alloc.c` (`__rmqueue_smallest`, `__free_one_page`).
 //! Everything runs under the arena's lock.
 //!
+//! Blocks of 2^6 pages and more are on lists. Smaller ones are bits in [`groups`](crate::groups), by which they merge without being touched one
+//! by one, and the lists of the orders below are of groups.
+//!
 //! # Invariants
-//! - I1. A block on `areas[o]` has state `FREE` at order `o` in its head, and 0 in its other pages.
+//! - I1. A block on `areas[o]`, `o >= 6`, has state `FREE` at order `o` in its head, and 0 in its other pages. Pages of smaller free blocks have 0.
 //! - I2. Blocks are aligned and disjoint, and no two buddies of one order are both free below the largest order.
-//! - I3. `free_pages` is the sum of `nr << o`.
+//! - I3. `free_pages` is the sum of `nr << o` over the large orders, and of the groups' bits.
 //! - I4. A block is on the list of its pageblock's type ([`crate::mobility`] I1). Blocks of two types merge only to more than
 //!   a pageblock, and are then of the type of the one that came last (T32). So a free pageblock merges whatever its type.
 //! - I5. On the lists of huge orders, blocks that may have memory behind them (dirty ones) come before those known to read as
@@ -14,20 +17,22 @@
 //!
 //! # Which of several small blocks
 //! By order alone, blocks of each size lie everywhere, and pages that come and go one by one keep a page out of every huge block for ever
-//! (the bench `fragmentation-long`). So below a pageblock's size the part under a `line` goes first: blocks under it lie in front of their lists
-//! (hot ones first, P3), those above at the end, and the smallest sufficient block (P2) is looked for in front, and only then anywhere. The line leaves
-//! room for what is out and a quarter of what is free; above it pages are freed and hardly allocated, and huge blocks become whole. Where lists
-//! are out of order, because the line moved, a block is missed, not lost. Why not by how full each pageblock is: it is a word to be
+//! (the bench `fragmentation-long`). So below a pageblock's size the part under a `line` goes first: blocks, and groups, under it lie in front of
+//! their lists (hot ones first, P3), those above at the end, and the smallest sufficient block (P2) is looked for in front, and only then anywhere. The
+//! line leaves room for what is out and a quarter of what is free; above it pages are freed and hardly allocated, and huge blocks become whole. Where
+//! lists are out of order, because the line moved, a block is missed, not lost. Why not by how full each pageblock is: it is a word to be
 //! written for each block that comes or goes. Without a line (`u32::MAX`, as at first) it is P2 and P3 alone.
 //! P3's random option (front or end by a coin, `shuffle_pick_tail`) is not here: a coin that nobody can guess is no layer's below, and it would
 //! undo the line.
 
 #![deny(unsafe_code)]
 
+pub(crate) mod small;
 mod within;
 
 use crate::api::{Mobility, Order, PageTag};
 use crate::frames::Metas;
+use crate::groups::{GROUP, Groups, SMALL};
 use crate::index::{self, NONE};
 use crate::meta::State;
 use crate::mobility::{Claim, Fallback, PAGEBLOCK, PageBlocks, Steal, TYPES};
@@ -39,7 +44,7 @@ pub(crate) const ORDERS: usize = Order::MAX.get() + 1;
 /// Blocks of this order and above are worth a system call each: 2 MiB, a huge page.
 pub(crate) const HUGE: Order = Order::at(9);
 
-/// The free blocks of one order, doubly linked through their heads' metadata.
+/// The free blocks of one order, doubly linked through their heads' metadata; or the groups of one rank.
 #[derive(Clone, Copy, Debug)]
 struct Area {
     first: u32,
@@ -60,16 +65,21 @@ pub(crate) struct Buddy {
     free_pages: usize,
     bias: u32,
     blocks: PageBlocks,
+    groups: Groups,
+    /// Groups that have a larger block than when they were ranked.
+    unranked: Area,
     fallback: [Fallback; TYPES],
     dirty: Dirty,
     /// Small blocks before this page are used first.
     line: u32,
-    /// No page was ever put before the first number, nor from the second one on.
+    /// No run of more than a page was ever put before the first number, nor from the second one on.
     bounds: (u32, u32),
     /// Blocks that were cut for smaller ones, by order.
     splits: [u64; ORDERS],
-    /// Pairs of buddies that became one block, by the buddies' order.
-    merges: [u64; ORDERS],
+    /// Pairs of buddies that became one block, by the buddies' order less [`GROUP`].
+    merges: [u64; ORDERS - SMALL],
+    /// See [`Self::flow`].
+    flow: [u64; SMALL],
 }
 
 /// Pages in free blocks of huge orders that may have memory behind them.
@@ -81,19 +91,22 @@ struct Dirty {
 }
 
 impl Buddy {
-    /// No free blocks, over a span with `bias`, whose pageblocks have the types in `blocks`.
-    pub(crate) fn new(bias: u32, blocks: PageBlocks) -> Self {
+    /// No free blocks, over a span with `bias`, whose pageblocks have the types in `blocks` and whose groups are `groups`.
+    pub(crate) fn new(bias: u32, blocks: PageBlocks, groups: Groups) -> Self {
         Self {
             areas: [[EMPTY; ORDERS]; TYPES],
             free_pages: 0,
             bias,
             blocks,
+            groups,
+            unranked: EMPTY,
             fallback: Mobility::ALL.map(Fallback::linux),
             dirty: Dirty { pages: 0, low: 0 },
             line: u32::MAX,
             bounds: (u32::MAX, 0),
             splits: [0; ORDERS],
-            merges: [0; ORDERS],
+            merges: [0; ORDERS - SMALL],
+            flow: [0; SMALL],
         }
     }
 
@@ -121,20 +134,23 @@ impl Buddy {
         self.line = first.saturating_add(under);
     }
 
-    /// Free blocks by order.
-    pub(crate) fn free_blocks(&self) -> [usize; ORDERS] {
-        let of = Mobility::ALL.map(|mobility| self.free_blocks_of(mobility));
-        core::array::from_fn(|order| of.iter().map(|blocks| blocks[order]).sum())
+    /// Free blocks by order, of [`GROUP`] and above; of one type's pageblocks or all.
+    pub(crate) fn large_blocks(&self, of: Option<Mobility>) -> [usize; ORDERS] {
+        let mut blocks = [0; ORDERS];
+        for mobility in Mobility::ALL {
+            if of.is_none_or(|of| of == mobility) {
+                for (order, area) in self.areas[mobility.get()].iter().enumerate().skip(SMALL) {
+                    blocks[order] += area.nr as usize;
+                }
+            }
+        }
+        blocks
     }
 
-    /// How often blocks of each order were cut, and how often merged.
-    pub(crate) const fn changes(&self) -> ([u64; ORDERS], [u64; ORDERS]) {
-        (self.splits, self.merges)
-    }
-
-    /// Free blocks of a type's pageblocks, by order.
-    pub(crate) fn free_blocks_of(&self, mobility: Mobility) -> [usize; ORDERS] {
-        self.areas[mobility.get()].map(|area| area.nr as usize)
+    /// How often blocks of each order were cut, and how often merged; merges of small blocks are told by [`Self::flow`].
+    pub(crate) fn changes(&self) -> ([u64; ORDERS], [u64; ORDERS]) {
+        let merges = |order: usize| order.checked_sub(SMALL).map_or(0, |i| self.merges[i]);
+        (self.splits, core::array::from_fn(merges))
     }
 
     /// Takes up to `want` blocks of `order`, at most [`CHUNK`](crate::pcp::CHUNK), from the smallest sufficient blocks of
@@ -176,27 +192,56 @@ impl Buddy {
         steal: bool,
         runs: &mut Runs,
     ) {
+        self.rank_some(metas);
         let mut got = 0;
         while got < want {
-            let found = self
-                .smallest(order, mobility)
+            let list = self.first_list(order, mobility);
+            if let Some(list) = list.filter(|&list| list < SMALL) {
+                let group = self.areas[mobility.get()][list].first;
+                let n = self.take_group(metas, group, order, want - got, runs);
+                got += n;
+                if n > 0 {
+                    continue;
+                }
+            }
+            let found = list
+                .and_then(|list| self.first_in(&self.areas[mobility.get()][list], list, order))
                 .or_else(|| self.out_of_others(metas, order, mobility, steal && got == 0));
             let Some((first, from)) = found else {
                 break;
             };
-            let zero = metas.at(first).state().is_zero();
-            self.unlink(metas, first, from);
             self.splits[from.get()] += u64::from(from > order);
             let pieces = 1_usize << (from.get() - order.get());
             let n = pieces.min(want - got);
             let end = first + ((n as u32) << order.get());
+            let zero = self.cut(metas, first, from, end);
             runs.push(Run { first, end, zero });
             got += n;
-            // What is left are whole blocks whose buddies just went out: nothing merges (I2).
-            for (block, order) in index::blocks(end, first + from.pages() as u32, self.bias) {
-                self.link(metas, block, order, zero, block >= self.line);
-            }
         }
+    }
+
+    /// Takes the pages up to `end` out of a free block, which is as large as it can be; whether they are zero.
+    ///
+    /// What is left are whole blocks whose buddies just went out: nothing merges (I2).
+    #[doc(alias = "expand")]
+    fn cut(&mut self, metas: Metas, first: u32, from: Order, end: u32) -> bool {
+        // All of it lies in one pageblock, or in several of one type (I4).
+        let mobility = self.blocks.of(first);
+        if from < GROUP {
+            return self.take_small(metas, first, from, end, mobility);
+        }
+        let zero = metas.at(first).state().is_zero();
+        self.unlink_from(metas, first, from, mobility);
+        let stop = first + from.pages() as u32;
+        // A block ends with a group: what is less than one lies in the first of what is left.
+        let whole = (end + self.bias).next_multiple_of(GROUP.pages() as u32) - self.bias;
+        if end < whole {
+            self.put_part(metas, end, whole, zero);
+        }
+        for (block, order) in index::blocks(whole, stop, self.bias) {
+            self.link_to(metas, block, order, zero, false, mobility);
+        }
+        zero
     }
 
     /// Takes a block of exactly `order`, a huge one, that may have memory behind it.
@@ -233,16 +278,16 @@ impl Buddy {
             at = head + order.pages() as u32;
         }
         let mut at = first;
-        while let Some((head, order)) = self.around(metas, at).filter(|_| at < end) {
-            let (zero, stop) = (
-                metas.at(head).state().is_zero(),
-                head + order.pages() as u32,
-            );
-            self.unlink(metas, head, order);
+        // Behind the end may be another arena's groups.
+        while at < end
+            && let Some((head, order)) = self.around(metas, at)
+        {
+            let stop = head + order.pages() as u32;
+            let zero = self.cut(metas, head, order, stop);
             // What is left over on either side has its buddy among what went: nothing merges (I2).
             for (from, to) in [(head, first), (end, stop)] {
                 for (block, order) in index::blocks(from, to, self.bias) {
-                    self.link(metas, block, order, zero, false);
+                    self.put(metas, block, order, zero);
                 }
             }
             at = stop;
@@ -250,27 +295,53 @@ impl Buddy {
         true
     }
 
-    /// The free block that a page lies in.
+    /// The free block that a page lies in, as large as it can be.
     fn around(&self, metas: Metas, page: u32) -> Option<(u32, Order)> {
-        (0..ORDERS).map(Order::at).find_map(|order| {
+        let large = (SMALL..ORDERS).map(Order::at).find_map(|order| {
             let aligned = (page + self.bias) & !(order.pages() as u32 - 1);
             let head = aligned.checked_sub(self.bias)?;
             let state = metas.get(head)?.state();
             state.is_free_at(order).then_some((head, order))
-        })
+        });
+        self.small_around(page).or(large)
     }
 
     /// Puts pages back, merged as far as they go. No head among them is marked.
     pub(crate) fn put_run(&mut self, metas: Metas, run: Run) {
         self.bounds = (self.bounds.0.min(run.first), self.bounds.1.max(run.end));
-        for (block, order) in index::blocks(run.first, run.end, self.bias) {
-            self.put(metas, block, order, run.zero);
+        let mut at = run.first;
+        while at < run.end {
+            let group = self.end_of_group(at);
+            let end = run.end.min(group);
+            match end - at {
+                1 => self.put_small(metas, at, Order::ZERO, run.zero),
+                64 => {
+                    // And all groups that follow.
+                    let end = run.end - ((run.end + self.bias) & (GROUP.pages() as u32 - 1));
+                    for (block, order) in index::blocks(at, end, self.bias) {
+                        self.put_large(metas, block, order, run.zero);
+                    }
+                    at = end;
+                    continue;
+                }
+                _ => self.put_part(metas, at, end, run.zero),
+            }
+            at = end;
         }
     }
 
     /// Puts a block back and merges it with its buddies (P1). Its head's state may be anything before.
     #[doc(alias = "__free_one_page")]
+    #[inline]
     pub(crate) fn put(&mut self, metas: Metas, block: u32, order: Order, zero: bool) {
+        if order < GROUP {
+            self.put_small(metas, block, order, zero);
+        } else {
+            self.put_large(metas, block, order, zero);
+        }
+    }
+
+    fn put_large(&mut self, metas: Metas, block: u32, order: Order, zero: bool) {
         metas.at(block).set_state(State::INSIDE);
         let (mut block, mut order, mut zero) = (block, order, zero);
         // Under the lock: whatever it was before, this is its type now (T32).
@@ -280,16 +351,20 @@ impl Buddy {
                 break;
             };
             zero &= metas.at(buddy).state().is_zero();
-            self.unlink(metas, buddy, order);
-            self.merges[order.get()] += 1;
+            if order < PAGEBLOCK {
+                self.unlink_from(metas, buddy, order, mobility);
+            } else {
+                self.unlink(metas, buddy, order);
+            }
+            self.merges[order.get() - SMALL] += 1;
             block = block.min(buddy);
             order = Order::at(order.get() + 1);
         }
         if order > PAGEBLOCK {
             self.blocks.set(block, order.pages(), mobility);
         }
-        let keep = block >= self.line || self.merge_is_likely(metas, block, order);
-        self.link(metas, block, order, zero, keep);
+        let keep = self.merge_is_likely(metas, block, order);
+        self.link_to(metas, block, order, zero, keep, mobility);
     }
 
     /// `block`'s buddy, if it is free at the same order.
@@ -313,23 +388,43 @@ impl Buddy {
         self.free_buddy(metas, block.min(buddy), above).is_some()
     }
 
-    /// The first of the smallest sufficient blocks in pageblocks of `mobility`: of those under the line, or else of all.
+    /// The first block of [`Self::first_list`].
     fn smallest(&self, order: Order, mobility: Mobility) -> Option<(u32, Order)> {
+        let list = self.first_list(order, mobility)?;
+        self.first_in(&self.areas[mobility.get()][list], list, order)
+    }
+
+    /// The lowest list of `mobility` on which there is a block of at least `order`: of those with one under the line in front, or else of all.
+    fn first_list(&self, order: Order, mobility: Mobility) -> Option<usize> {
         let areas = &self.areas[mobility.get()];
         let mut above = None;
-        for (o, area) in areas.iter().enumerate().skip(order.get()) {
+        for (list, area) in areas.iter().enumerate().skip(order.get()) {
             if area.nr == 0 {
                 continue;
             }
-            if o >= PAGEBLOCK.get() {
-                return above.or(Some((area.first, Order::at(o))));
+            if list >= PAGEBLOCK.get() {
+                return above.or(Some(list));
             }
-            if area.first < self.line {
-                return Some((area.first, Order::at(o)));
+            let head = if list < SMALL {
+                self.first_of(area.first)
+            } else {
+                area.first
+            };
+            if head < self.line {
+                return Some(list);
             }
-            above = above.or(Some((area.first, Order::at(o))));
+            above = above.or(Some(list));
         }
         above
+    }
+
+    /// The first block on a list; of a group the smallest one of at least `order`.
+    fn first_in(&self, area: &Area, list: usize, order: Order) -> Option<(u32, Order)> {
+        if list < SMALL {
+            self.smallest_in(area.first, order.get())
+        } else {
+            Some((area.first, Order::at(list)))
+        }
     }
 
     /// A block for a request whose own type has none: out of a pageblock taken over, or else out of another type's if
@@ -345,11 +440,12 @@ impl Buddy {
         may_steal: bool,
     ) -> Option<(u32, Order)> {
         let fallback = self.fallback[mobility.get()];
-        let first_of = |areas: &[[Area; ORDERS]; TYPES], order: usize| {
+        let first_of = |buddy: &Self, from: usize, order: Order| {
             let mut others = fallback.order.into_iter().flatten();
             others.find_map(|other| {
-                let area = &areas[other.get()][order];
-                (other != mobility && area.nr > 0).then_some((area.first, Order::at(order)))
+                let area = &buddy.areas[other.get()][from];
+                let has_some = other != mobility && area.nr > 0;
+                has_some.then(|| buddy.first_in(area, from, order))?
             })
         };
         let orders = order.get()..ORDERS;
@@ -357,18 +453,17 @@ impl Buddy {
             if o < fallback.smallest_claim.get() {
                 break;
             }
-            if let Some((block, from)) = first_of(&self.areas, o)
+            if let Some((block, from)) = first_of(self, o, Order::at(o))
                 && self.claim(metas, block, from, mobility, fallback.claim)
             {
                 return self.smallest(order, mobility);
             }
         }
-        let areas = &self.areas;
         match fallback.steal {
             _ if !may_steal => None,
             Steal::Never => None,
-            Steal::Largest => orders.rev().find_map(|o| first_of(areas, o)),
-            Steal::Smallest => { orders }.find_map(|o| first_of(areas, o)),
+            Steal::Largest => orders.rev().find_map(|o| first_of(self, o, Order::at(o))),
+            Steal::Smallest => { orders }.find_map(|o| first_of(self, o, order)),
         }
     }
 
@@ -391,32 +486,21 @@ impl Buddy {
         } else {
             self.blocks.around(block, metas.len())
         };
-        let compatible = || Self::compatible_pages(metas, first, end, mobility);
+        let compatible = || self.compatible_pages(metas, first, end, mobility);
         if !whole && compatible() * 100 < (end - first) as usize * percent as usize {
             return false;
         }
         // Taken off under the old type, put back under the new one (I4).
         let old = self.blocks.of(first);
-        let mut at = first;
-        while at < end {
-            let state = metas.at(at).state();
-            if !state.is_free() {
-                at += 1;
-                continue;
-            }
-            let order = state.order();
-            self.unlink_from(metas, at, order, old);
-            self.link_to(metas, at, order, state.is_zero(), false, mobility);
-            at += order.pages() as u32;
-        }
+        self.change_lists(metas, first..end, old, mobility);
         self.blocks.set(first, (end - first) as usize, mobility);
         true
     }
 
     /// How many of the pages are free, or out or listed for `mobility`. What owners write meanwhile may be seen or not:
     /// the number decides about placement only.
-    fn compatible_pages(metas: Metas, first: u32, end: u32, mobility: Mobility) -> usize {
-        let (mut at, mut compatible) = (first, 0);
+    fn compatible_pages(&self, metas: Metas, first: u32, end: u32, mobility: Mobility) -> usize {
+        let (mut at, mut compatible) = (first, self.small_pages(first..end));
         while at < end {
             let state = metas.at(at).state();
             if !state.is_head() {
@@ -432,11 +516,7 @@ impl Buddy {
         compatible
     }
 
-    /// Puts a head on its list: in front (hot), or at the end (to be kept).
-    fn link(&mut self, metas: Metas, block: u32, order: Order, zero: bool, last: bool) {
-        self.link_to(metas, block, order, zero, last, self.blocks.of(block));
-    }
-
+    /// Puts a large block's head on its list: in front (hot), or at the end (to be kept, or above the line).
     fn link_to(
         &mut self,
         metas: Metas,
@@ -446,7 +526,12 @@ impl Buddy {
         last: bool,
         mobility: Mobility,
     ) {
-        let last = if order >= HUGE { zero } else { last };
+        debug_assert!(order >= GROUP, "I1");
+        let last = if order >= HUGE {
+            zero
+        } else {
+            last || block >= self.line
+        };
         if order >= HUGE && !zero {
             self.dirty.pages += order.pages();
         }

@@ -92,6 +92,7 @@ mod buddy;
 pub mod conformance;
 mod frames;
 mod gate;
+mod groups;
 mod heatmap;
 #[cfg_attr(not(feature = "history"), path = "history/off.rs")]
 mod history;

@@ -11,7 +11,7 @@
 //! | a free that may not wait | may go to a stash | goes where it belongs |
 //! | a preempted thread | holds up those that need its arena | holds up nobody |
 //! | types ([`Mobility`]) | kept apart by pageblock | not kept: any request is served from anywhere |
-//! | own memory, beside 14 bytes a page | up to 896 bytes an arena, 3 bytes a 4 MiB | 0.31 bytes a page |
+//! | own memory, beside 14 bytes a page | up to 896 bytes an arena, 3 bytes a 4 MiB, half a byte a page | 0.31 bytes a page |
 //!
 //! Source of the seam: LLFree (ATC'23), whose lower and upper allocator are apart too. Why below the lists and not beside
 //! them: a list's hit costs no locked instruction, a claim in any shared structure at least one.

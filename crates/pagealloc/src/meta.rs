@@ -9,14 +9,14 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `state` of a head, `FREE` | a free block of this order, on the zone's lists | the holder of the arena's lock |
+//! | `state` of a head, `FREE` | a free block of this order, of 64 pages or more, on an arena's list | the holder of the arena's lock |
 //! | `state` of a head, `LISTED` | a free block on a slot's list, or on its way there | who freed it, or took it from the zone |
 //! | `state` of a head, `STASHED` | a freed block on the stash | who freed it; then the holder of the arena's lock |
 //! | `state` of a head, `ALLOCATED` | a block that is out; `TAGGED` if its owner noted something | the block's owner |
 //! | `state` of a head, `ALLOCATED` with `MORE` or `CONTINUED` | a block of an exact run of several | the run's owner |
 //! | `state` of a head, `ISOLATED` | a free block in a region that is being removed | who removes |
 //! | `state` of a head, `GUARD` | pages that nobody may touch, beside a block that is out (feature `guard`) | that block's owner |
-//! | `state` of any other page | 0: inside a block, or a hole that the source never gave | – |
+//! | `state` of any other page | 0: inside a block, in a smaller free one ([`crate::groups`]), or a hole that the source never gave | – |
 //! | `tag`, `owner` | the owner's note; in a `FREE` or `STASHED` head the links | as for `state` |
 //!
 //! `ZERO` beside `FREE`, `LISTED` or `ISOLATED`: the whole block reads as zeroes. `MOBILITY` beside `LISTED` or `ALLOCATED`: whose

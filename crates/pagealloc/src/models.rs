@@ -15,6 +15,7 @@ use crate::pcp::Pcp;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
 use crate::source::{Range, Span};
+use crate::stats::Tallies;
 use core::ptr::NonNull;
 use loom::cell::UnsafeCell;
 use rcu_core::cpu::{BiasedLock, Slot};
@@ -99,7 +100,9 @@ impl World {
         let ground = Ground::new(extent, pieces.cast(), handle);
         // SAFETY: zeroed, of the layout, nobody else's, and lives until `drop`.
         let lower = unsafe { Buddies::new(ground) };
-        place.write(Shared::new(shared, frames, slots, span, lower));
+        // SAFETY: none.
+        let tallies = unsafe { Tallies::from_zeroed(NonNull::dangling(), 0) };
+        place.write(Shared::new(shared, frames, slots, tallies, span, lower));
         let world = Self {
             shared,
             frames,

@@ -58,7 +58,7 @@ use crate::pressure::PressureHooks;
 use crate::regions::{RegionError, Regions};
 use crate::runs::{self, Run, Runs};
 use crate::source::{Range, SourceError, Span};
-use crate::stats::{Counters, SlotStats};
+use crate::stats::{Counters, SlotStats, Tallies};
 use crate::watermark::Marks;
 use core::ops::DerefMut;
 use core::ptr::NonNull;
@@ -178,6 +178,7 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
         place: NonNull<Self>,
         frames: Frames,
         slots: Slots<L>,
+        tallies: Tallies,
         span: Span,
         lower: B,
     ) -> Self {
@@ -189,7 +190,7 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
             heights: Heights::for_span(span.pages),
             lower,
             total_pages: AtomicUsize::new(0),
-            counters: Counters::new(),
+            counters: Counters::new(tallies),
             growing: SpinMutex::new(Regions::new()),
             isolated: AtomicUsize::new(0),
             extent: AtomicU32::new(0),
@@ -283,6 +284,8 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
                 return Ok(page);
             }
         }
+        let own = slot.filter(|_| inside.is_some());
+        self.counters.of(own).missed(attempt);
         if attempt == Attempt::PcpOnly {
             let locked_out = slot.is_some() && inside.is_none();
             return Err(if locked_out {
@@ -291,7 +294,7 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
                 AllocError::Empty
             });
         }
-        let refilled = self.refill(slot, req, attempt, inside.as_deref_mut());
+        let refilled = self.refill(slot, own, req, attempt, inside.as_deref_mut());
         if !matches!(refilled, Err(AllocError::Exhausted | AllocError::Reserved)) {
             return refilled;
         }
@@ -300,7 +303,7 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
             && let Some(mut pcp) = inside
             && self.drain(&mut pcp, slot) > 0
         {
-            return self.refill(slot, req, attempt, None);
+            return self.refill(slot, own, req, attempt, None);
         }
         refilled
     }
@@ -312,14 +315,16 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
         req: PageReq,
         attempt: Attempt,
     ) -> Result<u32, AllocError> {
-        self.refill(slot, req, attempt, None)
+        self.refill(slot, None, req, attempt, None)
     }
 
-    /// Takes one block out of the lower level, and a batch for the slot's list with it.
+    /// Takes one block out of the lower level, and a batch for the slot's list with it. `own` is the slot if the caller is
+    /// inside its cell.
     #[doc(alias = "rmqueue_bulk")]
     fn refill(
         &self,
         slot: Option<Slot>,
+        own: Option<Slot>,
         req: PageReq,
         attempt: Attempt,
         pcp: Option<&mut Pcp>,
@@ -333,7 +338,7 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
         self.take_runs(slot, req, attempt, want.max(1), &mut runs)?;
         let mut blocks = runs::blocks(&runs, order);
         let mine = blocks.next().ok_or(AllocError::Exhausted)?;
-        self.counters.allocated(order, 1);
+        self.counters.of(own).allocated(order, 1);
         if let Some((pcp, class)) = list {
             let mut listed = 0;
             // Backwards: the next allocations get ascending addresses.
@@ -374,7 +379,7 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
         taken
     }
 
-    /// Takes up to a chunk of blocks straight out of the lower level, as far as the request's attempt goes.
+    /// Takes up to a chunk of blocks straight out of the lower level, as far as the request's attempt goes. The caller counts them.
     pub(crate) fn take_chunk(
         &self,
         slot: Option<Slot>,
@@ -384,9 +389,6 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
     ) {
         // What could not be taken is asked for one by one.
         let _ = self.take_runs(slot, req, req.attempt, want.min(CHUNK), runs);
-        let pages: u32 = runs.iter().map(|run| run.end - run.first).sum();
-        let blocks = pages as usize >> req.order.get();
-        self.counters.allocated(req.order, blocks);
     }
 
     fn weather(&self) -> Weather {
@@ -417,6 +419,7 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
                 return;
             }
         }
+        let own = slot.filter(|_| inside.is_some());
         let mut list = inside
             .as_deref_mut()
             .zip(class)
@@ -437,7 +440,7 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
                 pcp.take_oldest(*class, n, join);
             }
             None => {
-                self.counters.freed(order, 1);
+                self.counters.of(own).freed(order, 1);
                 join(&[page]);
             }
         }

@@ -4,86 +4,171 @@
 //! is one increment, in the slot; a free is none, for the number of frees follows from what left the list, what came from the zone and what
 //! is there. Counting hits by attempt level would need the level before the list is looked at, which no hit does.
 
-#![deny(unsafe_code)]
-
 use crate::api::{AllocError, Attempt, Order};
 use crate::lower::{Changes, ORDERS};
 use core::fmt;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
+use rcu_core::cpu::Slot;
 
 const ATTEMPTS: usize = 4;
 
-/// Written on slow paths only; hits are counted in the slots.
+/// What happened around the lists of one slot. Hits are counted on the lists.
+///
+/// Why one a slot, in lines of its own: on one that all slots write, two threads that only miss would wait for each other. All-zero is new.
 #[derive(Debug)]
 #[repr(align(128))]
-pub(crate) struct Counters {
+pub(crate) struct Tally {
     misses: [AtomicUsize; ATTEMPTS],
-    contended: [AtomicUsize; ATTEMPTS],
-    failed: [AtomicUsize; ATTEMPTS],
-    grows: AtomicUsize,
     allocs: [AtomicUsize; ORDERS],
     frees: [AtomicUsize; ORDERS],
 }
 
-impl Counters {
-    pub(crate) const fn new() -> Self {
+impl Tally {
+    const fn new() -> Self {
         Self {
             misses: [const { AtomicUsize::new(0) }; ATTEMPTS],
-            contended: [const { AtomicUsize::new(0) }; ATTEMPTS],
-            failed: [const { AtomicUsize::new(0) }; ATTEMPTS],
-            grows: AtomicUsize::new(0),
             allocs: [const { AtomicUsize::new(0) }; ORDERS],
             frees: [const { AtomicUsize::new(0) }; ORDERS],
         }
     }
 
-    fn count(counter: &AtomicUsize) {
-        // ORDERING: Relaxed: a counter.
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Notes how an allocation ended that its slot's list could not serve.
-    pub(crate) fn missed<T>(&self, attempt: Attempt, outcome: &Result<T, AllocError>) {
-        let attempt = attempt as usize;
-        Self::count(&self.misses[attempt]);
-        match outcome {
-            Ok(_) => {}
-            Err(AllocError::Contended) => Self::count(&self.contended[attempt]),
-            Err(_) => Self::count(&self.failed[attempt]),
-        }
-    }
-
-    pub(crate) fn grew(&self) {
-        Self::count(&self.grows);
-    }
-
-    /// Notes that blocks went from the zone to a caller, around the lists.
-    pub(crate) fn allocated(&self, order: Order, blocks: usize) {
-        // ORDERING: Relaxed: a counter.
-        self.allocs[order.get()].fetch_add(blocks, Ordering::Relaxed);
-    }
-
-    /// Notes that blocks went from a caller to the zone or the stash, around the lists.
-    pub(crate) fn freed(&self, order: Order, blocks: usize) {
-        // ORDERING: Relaxed: a counter.
-        self.frees[order.get()].fetch_add(blocks, Ordering::Relaxed);
-    }
-
-    pub(crate) fn report(&self, stats: &mut ZoneStats) {
+    fn report(&self, stats: &mut ZoneStats) {
         // ORDERING: Relaxed: counters.
         let read = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-        for (i, attempt) in stats.attempts.iter_mut().enumerate() {
-            *attempt = AttemptStats {
-                misses: read(&self.misses[i]),
-                contended: read(&self.contended[i]),
-                failed: read(&self.failed[i]),
-            };
+        for (attempt, misses) in stats.attempts.iter_mut().zip(&self.misses) {
+            attempt.misses += read(misses);
         }
-        stats.grows = read(&self.grows);
         for (i, order) in stats.orders.iter_mut().enumerate() {
             order.allocs += read(&self.allocs[i]) as u64;
             order.frees += read(&self.frees[i]) as u64;
         }
+    }
+}
+
+/// A tally to be written now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Count<'a> {
+    tally: &'a Tally,
+    /// Nobody else writes it now: the caller is inside its slot's cell.
+    alone: bool,
+}
+
+impl Count<'_> {
+    fn add(self, counter: &AtomicUsize, n: usize) {
+        if self.alone {
+            // ORDERING: Relaxed: a counter, of which nobody else's increment can be lost.
+            let now = counter.load(Ordering::Relaxed);
+            // ORDERING: Relaxed: as above.
+            counter.store(now.wrapping_add(n), Ordering::Relaxed);
+        } else {
+            // ORDERING: Relaxed: a counter.
+            counter.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes an allocation that its slot's list could not serve.
+    pub(crate) fn missed(self, attempt: Attempt) {
+        self.add(&self.tally.misses[attempt as usize], 1);
+    }
+
+    /// Notes that blocks went from the zone to a caller, around the lists.
+    pub(crate) fn allocated(self, order: Order, blocks: usize) {
+        self.add(&self.tally.allocs[order.get()], blocks);
+    }
+
+    /// Notes that blocks went from a caller to the zone or the stash, around the lists.
+    pub(crate) fn freed(self, order: Order, blocks: usize) {
+        self.add(&self.tally.frees[order.get()], blocks);
+    }
+}
+
+/// The slots' tallies, in zeroed memory of the source's.
+#[derive(Clone, Copy)]
+pub(crate) struct Tallies {
+    first: NonNull<Tally>,
+    len: usize,
+}
+
+// SAFETY: atomic words; the memory stays valid (debt of `from_zeroed`).
+unsafe impl Send for Tallies {}
+// SAFETY: as above.
+unsafe impl Sync for Tallies {}
+
+impl Tallies {
+    /// The tallies at `first`.
+    ///
+    /// # Safety
+    /// 1. `first` is the start of `len` all-zero tallies, referred to by nothing but copies of this value, and valid for as
+    ///    long as one of them is used.
+    pub(crate) const unsafe fn from_zeroed(first: NonNull<Tally>, len: usize) -> Self {
+        Self { first, len }
+    }
+
+    fn all(&self) -> &[Tally] {
+        // SAFETY: zeroed atomic words, valid for as long as `self` is used (debt of `from_zeroed`).
+        unsafe { core::slice::from_raw_parts(self.first.as_ptr(), self.len) }
+    }
+}
+
+/// Written on slow paths only.
+pub(crate) struct Counters {
+    slots: Tallies,
+    /// Of callers who are inside no slot's cell.
+    others: Tally,
+    contended: [AtomicUsize; ATTEMPTS],
+    failed: [AtomicUsize; ATTEMPTS],
+    grows: AtomicUsize,
+}
+
+impl Counters {
+    pub(crate) const fn new(slots: Tallies) -> Self {
+        Self {
+            slots,
+            others: Tally::new(),
+            contended: [const { AtomicUsize::new(0) }; ATTEMPTS],
+            failed: [const { AtomicUsize::new(0) }; ATTEMPTS],
+            grows: AtomicUsize::new(0),
+        }
+    }
+
+    /// The tally of the slot whose cell the caller is `inside` of, or of the others.
+    pub(crate) fn of(&self, inside: Option<Slot>) -> Count<'_> {
+        let own = inside.and_then(|slot| self.slots.all().get(slot.index()));
+        Count {
+            tally: own.unwrap_or(&self.others),
+            alone: own.is_some(),
+        }
+    }
+
+    /// Notes why an allocation failed.
+    #[cold]
+    pub(crate) fn failed(&self, attempt: Attempt, error: AllocError) {
+        let counters = match error {
+            AllocError::Contended => &self.contended,
+            _ => &self.failed,
+        };
+        // ORDERING: Relaxed: a counter.
+        counters[attempt as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn grew(&self) {
+        // ORDERING: Relaxed: a counter.
+        self.grows.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn report(&self, stats: &mut ZoneStats) {
+        self.others.report(stats);
+        for tally in self.slots.all() {
+            tally.report(stats);
+        }
+        // ORDERING: Relaxed: counters.
+        let read = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        for (i, attempt) in stats.attempts.iter_mut().enumerate() {
+            attempt.contended = read(&self.contended[i]);
+            attempt.failed = read(&self.failed[i]);
+        }
+        stats.grows = read(&self.grows);
     }
 }
 

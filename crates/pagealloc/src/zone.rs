@@ -37,6 +37,7 @@ use crate::regions::Regions;
 use crate::runs::{self, Runs};
 use crate::shared::{Shared, SlotCell, Slots};
 use crate::source::{Source, SourceError, Span};
+use crate::stats::{Count, Tallies, Tally};
 use core::alloc::{Layout, LayoutError};
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -117,6 +118,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Sync for Z
 struct Place {
     layout: Layout,
     slots: usize,
+    tallies: usize,
     metas: usize,
     lower: usize,
     extras: usize,
@@ -127,12 +129,14 @@ impl Place {
         let (nr_slots, pages) = (extent.slots() as usize, extent.pages() as usize);
         let shared = Layout::new::<Shared<C::Lock, B>>();
         let (layout, slots) = shared.extend(Layout::array::<SlotCell<C::Lock>>(nr_slots)?)?;
+        let (layout, tallies) = layout.extend(Layout::array::<Tally>(nr_slots)?)?;
         let (layout, lower) = layout.extend(B::layout(extent)?)?;
         let (layout, metas) = layout.extend(Metas::layout(pages)?)?;
         let (layout, extras) = layout.extend(Extras::layout(pages)?)?;
         Ok(Self {
             layout,
             slots,
+            tallies,
             metas,
             lower,
             extras,
@@ -184,6 +188,10 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         // SAFETY: zeroed memory for the slots' cells, valid while the source lives, which the zone owns;
         // all copies of the value stay inside the zone.
         let slots = unsafe { Slots::from_zeroed(slots, nr_slots) };
+        // SAFETY: as above.
+        let tallies = unsafe { start.add(place.tallies) }.cast();
+        // SAFETY: zeroed memory for the slots' tallies, valid as above.
+        let tallies = unsafe { Tallies::from_zeroed(tallies, nr_slots) };
         // SAFETY: zeroed memory for one meta a page, valid as above.
         let metas = unsafe { Metas::new(metas, span.pages as u32) };
         // SAFETY: as for the slots.
@@ -197,7 +205,7 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         let lower = unsafe { start.add(place.lower) };
         // SAFETY: zeroed memory of the layout it asked for, valid as above, its own.
         let lower = unsafe { B::new(Ground::new(extent, lower, metas)) };
-        let value = Shared::new(shared, frames, slots, span, lower);
+        let value = Shared::new(shared, frames, slots, tallies, span, lower);
         // SAFETY: the memory was laid out for it, and nobody else has it.
         unsafe { shared.write(value) };
         let zone = Self {
@@ -299,7 +307,9 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
             }
             other => other,
         };
-        self.shared().counters.missed(req.attempt, &taken);
+        if let Err(error) = taken {
+            self.shared().counters.failed(req.attempt, error);
+        }
         if req.attempt == Attempt::MayGrow {
             self.relieve_with(taken.ok(), req);
         }
@@ -344,6 +354,15 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
                 take(Attempt::NoWait)
             })
             .map_err(|_| AllocError::OutOfMemory)
+    }
+
+    /// Counts where no list is used.
+    fn count(&self, count: impl FnOnce(Count<'_>)) {
+        let slot = self.cpus.current();
+        // SAFETY: the slot is the caller's, just now.
+        let inside = slot.and_then(|slot| unsafe { self.slots.enter(slot) });
+        let own = slot.filter(|_| inside.is_some());
+        count(self.shared().counters.of(own));
     }
 
     /// Takes up to a chunk of blocks off the slot's list.
@@ -464,6 +483,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
                 let slot = self.cpus.current();
                 self.shared().take_chunk(slot, req, want, &mut runs);
                 runs::blocks(&runs, order).for_each(&mut hand_out);
+                self.count(|count| count.allocated(order, got - before));
             }
             if got == before && !lists {
                 // One at a time, with all that a single allocation tries.
@@ -508,7 +528,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
                 let listed = self.bulk_to_list(order, mobility, batch);
                 if listed < batch.len() {
                     let slot = self.cpus.current();
-                    self.shared().counters.freed(order, batch.len() - listed);
+                    self.count(|count| count.freed(order, batch.len() - listed));
                     self.shared().give(slot, &batch[listed..], order);
                     self.after_free(Attempt::NoWait);
                 }

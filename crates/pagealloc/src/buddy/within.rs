@@ -5,7 +5,7 @@
 
 #![deny(unsafe_code)]
 
-use super::{Buddy, ORDERS};
+use super::Buddy;
 use crate::api::Order;
 use crate::frames::Metas;
 use crate::index;
@@ -27,13 +27,12 @@ impl Buddy {
     ) -> u32 {
         let stop = end.min(from.saturating_add(SCAN));
         let mut at = from;
-        let mut free = self.free_block_around(metas, at);
+        let mut free = self.around(metas, at);
         while at < stop && !runs.is_full() {
             let state = metas.at(at).state();
             if let Some((block, order)) = free {
-                let zero = metas.at(block).state().is_zero();
-                self.unlink(metas, block, order);
                 let behind = block + order.pages() as u32;
+                let zero = self.cut(metas, block, order, behind);
                 let (inside, rest) = (block.max(first), behind.min(end));
                 for (first, end) in [(block, inside), (rest, behind)] {
                     for (block, order) in index::blocks(first, end, self.bias) {
@@ -52,23 +51,12 @@ impl Buddy {
             } else {
                 at += 1;
             }
-            // No free block has `at` inside of it: it would have the page before, which is none.
+            // No free block has `at` inside of it: it would have the page before, which is none. What lies behind may be another arena's.
             free = metas
                 .get(at)
-                .map(|meta| meta.state())
-                .filter(|state| state.is_free())
-                .map(|state| (at, state.order()));
+                .filter(|meta| at < stop && (meta.state().is_free() || self.is_small(at)))
+                .and_then(|_| self.around(metas, at));
         }
         at.min(end)
-    }
-
-    /// The free block that `page` is in.
-    fn free_block_around(&self, metas: Metas, page: u32) -> Option<(u32, Order)> {
-        (0..ORDERS).map(Order::at).find_map(|order| {
-            let mask = order.pages() as u32 - 1;
-            let head = ((page + self.bias) & !mask).checked_sub(self.bias)?;
-            let state = metas.get(head)?.state();
-            state.is_free_at(order).then_some((head, order))
-        })
     }
 }

@@ -12,6 +12,7 @@
 //! | an arena's `stash` | freed blocks that wait, all of areas of this arena | see [`crate::stash`] |
 //! | an arena's `free_pages` | pages free in it, as of the last hold | the holder of its lock, before it leaves |
 //! | an arena's `areas` | how many areas lie in it; a hint for [`Attempt::MayGrow`] | those who change an area's arena |
+//! | the groups' words | what is free in blocks of less than 64 pages; see [`crate::groups`] | the holder of the group's area's arena's lock |
 //! | `blocks` | the type of each pageblock | the holder of its area's arena's lock; see [`crate::mobility`] |
 //! | `homes[a]` | 0: area `a` never had pages; else its arena, plus one | the first to add pages of it (0 → arena); the owner of the whole area |
 //!
@@ -23,7 +24,7 @@
 //! - I2. A home changes only under the lock of the arena that it names, by a caller who just took the whole area as one block; or from 0, before
 //!   the first page is there. So whoever owns a page, or holds that lock, may rely on it.
 //! - I3. Nobody waits for an arena's lock while holding another, but for `hold`, which takes them in ascending order.
-//! - I4. At most [`CHUNK`] blocks move, and another [`CHUNK`] leave the stash, under one hold (T27).
+//! - I4. At most [`CHUNK`] blocks move, another [`CHUNK`] leave the stash, and as many groups are ranked, under one hold (T27).
 //!
 //! # Orderings
 //! - P7. Give: under the arena's lock or by the stash's push / take: under the lock, which took the stash.
@@ -34,11 +35,14 @@
 //! first. Holds are bounded (I4); not for interrupt handlers that may have interrupted a holder.
 
 mod arena;
+mod counts;
+mod give;
 
 use super::{Changes, Extent, Ground, Lower, ORDERS, SPREAD, Waiting, Wanted};
 use crate::api::{AllocError, Attempt, Mobility, Order, PageTag};
 use crate::buddy::{Buddy, HUGE};
 use crate::frames::Metas;
+use crate::groups::{Group, Groups, SMALL};
 use crate::index::{self, NONE};
 use crate::mobility::{Fallback, PageBlocks, TYPES};
 use crate::pcp::CHUNK;
@@ -69,6 +73,7 @@ pub struct Buddies {
     nr_arenas: usize,
     homes: NonNull<AtomicU8>,
     blocks: PageBlocks,
+    groups: Groups,
 }
 
 // SAFETY: arenas and homes are `Sync`, in memory that is valid for as long as the value is used.
@@ -77,7 +82,7 @@ unsafe impl Send for Buddies {}
 unsafe impl Sync for Buddies {}
 
 /// Where the parts lie in the memory.
-fn place(extent: Extent) -> Result<(Layout, usize, [usize; 2]), LayoutError> {
+fn place(extent: Extent) -> Result<(Layout, usize, [usize; 3]), LayoutError> {
     let most = SPREAD.min(extent.slots() as usize).min(extent.areas());
     // A power of two: a division would be a fifth of what taking a block costs.
     let nr = 1 << most.max(1).ilog2();
@@ -85,7 +90,9 @@ fn place(extent: Extent) -> Result<(Layout, usize, [usize; 2]), LayoutError> {
     let (layout, homes) = arenas.extend(Layout::array::<AtomicU8>(extent.areas())?)?;
     let bytes = PageBlocks::nr_bytes(extent.pages() as usize);
     let (layout, blocks) = layout.extend(Layout::array::<u8>(bytes)?)?;
-    Ok((layout, nr, [homes, blocks]))
+    let nr_groups = Groups::nr(extent.areas());
+    let (layout, groups) = layout.extend(Layout::array::<Group>(nr_groups)?)?;
+    Ok((layout, nr, [homes, blocks, groups]))
 }
 
 impl Buddies {
@@ -188,6 +195,7 @@ impl Buddies {
             } else {
                 free.buddy.take_or_claim(metas, order, mobility, nr, runs);
             }
+            let more = more || free.buddy.has_unranked();
             arena.leave(free);
             if !runs.is_empty() {
                 return Ok(());
@@ -311,18 +319,6 @@ impl Buddies {
         Err(AllocError::Exhausted)
     }
 
-    /// The arenas' blocks by order.
-    fn count(&self, blocks: impl Fn(&Buddy) -> [usize; ORDERS]) -> [usize; ORDERS] {
-        self.fold([0; ORDERS], |sum, arena| {
-            let mut free = arena.lock();
-            // Each holder does its share.
-            self.work_off(arena, &mut free);
-            let blocks = blocks(&free.buddy);
-            arena.leave(free);
-            core::array::from_fn(|order| sum[order] + blocks[order])
-        })
-    }
-
     /// Locks the arena that an area lies in, whoever owns its pages.
     fn lock_home_of(&self, area: usize) -> (&Arena, SpinGuard<'_, Free>) {
         loop {
@@ -371,13 +367,16 @@ unsafe impl Lower for Buddies {
         let extent = ground.extent();
         let (_, nr_arenas, offsets) = place(extent).expect("as in `layout`");
         // SAFETY: inside the memory, as `place` says.
-        let [homes, blocks] = offsets.map(|offset| unsafe { ground.memory().add(offset) });
+        let [homes, blocks, groups] = offsets.map(|offset| unsafe { ground.memory().add(offset) });
         let bytes = PageBlocks::nr_bytes(extent.pages() as usize);
         // SAFETY: zeroed, nobody else's, and valid for as long as the value is used (debt 1).
         let blocks = unsafe { PageBlocks::from_zeroed(blocks, bytes, extent.bias()) };
+        let nr = Groups::nr(extent.areas());
+        // SAFETY: as above.
+        let groups = unsafe { Groups::from_zeroed(groups.cast(), nr) };
         let arenas = ground.memory().cast::<Arena>();
         for i in 0..nr_arenas {
-            let arena = Arena::new(Buddy::new(extent.bias(), blocks));
+            let arena = Arena::new(Buddy::new(extent.bias(), blocks, groups));
             // SAFETY: inside the array.
             let place = unsafe { arenas.add(i) };
             // SAFETY: nobody else's memory (debt 1), laid out for it.
@@ -390,6 +389,7 @@ unsafe impl Lower for Buddies {
             nr_arenas,
             homes: homes.cast(),
             blocks,
+            groups,
         }
     }
 
@@ -455,28 +455,7 @@ unsafe impl Lower for Buddies {
     }
 
     unsafe fn give(&self, _slot: Option<Slot>, runs: &Runs, attempt: Attempt) {
-        let leave = |held: &mut Option<(usize, SpinGuard<'_, Free>)>| {
-            if let Some((home, free)) = held.take() {
-                self.arenas()[home].leave(free);
-            }
-        };
-        let mut held = None;
-        for &run in runs {
-            for (area, part) in self.extent.by_area(run) {
-                let home = self.home_of(area);
-                let arena = &self.arenas()[home];
-                if held.as_ref().is_none_or(|&(at, _)| at != home) {
-                    // Before the next lock is waited for (I3).
-                    leave(&mut held);
-                    held = self.lock_at(arena, attempt).map(|free| (home, free));
-                }
-                match &mut held {
-                    Some((_, free)) => free.buddy.put_run(self.metas, part),
-                    None => self.stash(arena, part),
-                }
-            }
-        }
-        leave(&mut held);
+        self.give_runs(runs, attempt);
     }
 
     unsafe fn take_within(&self, range: Run, from: u32, runs: &mut Runs) -> u32 {
@@ -515,16 +494,7 @@ unsafe impl Lower for Buddies {
     }
 
     fn changes(&self) -> Changes {
-        self.fold(Changes::default(), |mut sum, arena| {
-            let (splits, merges) = arena.lock().buddy.changes();
-            for order in 0..ORDERS {
-                sum.splits[order] += splits[order];
-                sum.merges[order] += merges[order];
-            }
-            // ORDERING: Relaxed: a counter.
-            sum.waits += arena.waits.load(Ordering::Relaxed);
-            sum
-        })
+        self.sum_of_changes()
     }
 
     fn free_pages(&self) -> usize {
@@ -534,7 +504,13 @@ unsafe impl Lower for Buddies {
     }
 
     fn free_blocks(&self) -> [usize; ORDERS] {
-        self.count(Buddy::free_blocks)
+        self.count(None)
+    }
+
+    fn free_at(&self, page: u32) -> Option<Order> {
+        let at = page + self.extent.bias();
+        let groups = (page < self.extent.pages()).then_some(self.groups)?;
+        groups.get(at >> SMALL).block_at(at & 63)
     }
 
     fn mobility_of(&self, page: u32) -> Option<Mobility> {
@@ -542,7 +518,7 @@ unsafe impl Lower for Buddies {
     }
 
     fn free_blocks_of(&self, mobility: Mobility) -> [usize; ORDERS] {
-        self.count(|buddy| buddy.free_blocks_of(mobility))
+        self.count(Some(mobility))
     }
 
     fn set_fallback(&self, fallback: [Fallback; TYPES]) {

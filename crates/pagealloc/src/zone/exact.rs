@@ -38,7 +38,7 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     pub(super) fn alloc_aligned(&self, req: PageReq, who: Who) -> Result<NonNull<u8>, AllocError> {
         let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
         let (page, _) = self.take_front(whole, req.order.pages(), req)?;
-        self.shared().counters.allocated(req.order, 1);
+        self.count(|count| count.allocated(req.order, 1));
         Ok(self
             .frames
             .hand_out(page, req.order, req.mobility, req.zero, who))
@@ -57,7 +57,7 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
             align: 0,
             ..req
         })?;
-        self.shared().counters.freed(whole, 1);
+        self.count(|count| count.freed(whole, 1));
         let zero = self.frames.metas.at(first).state().is_zero();
         let rest = Run {
             first: first + pages as u32,
@@ -121,9 +121,10 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         if into < order {
             self.unguard(self.frames.page(block), order);
         }
-        let counters = &self.shared().counters;
-        counters.freed(order, 1);
-        counters.allocated(into, order.pages() / into.pages());
+        self.count(|count| {
+            count.freed(order, 1);
+            count.allocated(into, order.pages() / into.pages());
+        });
         Ok(())
     }
 
@@ -151,9 +152,10 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         if !self.frames.merge(block, order, into, who) {
             return Err(SplitError::Misaligned);
         }
-        let counters = &self.shared().counters;
-        counters.freed(order, into.pages() / order.pages());
-        counters.allocated(into, 1);
+        self.count(|count| {
+            count.freed(order, into.pages() / order.pages());
+            count.allocated(into, 1);
+        });
         Ok(())
     }
 }
@@ -192,9 +194,8 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Zone<C, S, B> {
         let whole = req.aligned_order().ok_or(AllocError::Invalid)?;
         let (first, is_zero) = self.take_front(whole, pages, req)?;
         let end = first + pages as u32;
-        self.frames
-            .run_orders(first, end)
-            .for_each(|order| self.shared().counters.allocated(order, 1));
+        let orders = self.frames.run_orders(first, end);
+        self.count(|count| orders.for_each(|order| count.allocated(order, 1)));
         let who = Who::now(&self.cpus, req.attempt);
         Ok(self
             .frames
@@ -227,9 +228,8 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Zone<C, S, B> {
         let (first, end) = self
             .frames
             .take_back_run(run, pages, Who::now(&self.cpus, attempt));
-        self.frames
-            .run_orders(first, end)
-            .for_each(|order| self.shared().counters.freed(order, 1));
+        let orders = self.frames.run_orders(first, end);
+        self.count(|count| orders.for_each(|order| count.freed(order, 1)));
         let run = Run {
             first,
             end,

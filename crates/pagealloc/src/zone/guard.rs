@@ -157,11 +157,12 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
             return;
         };
         let mobility = self.frames.metas.at(page).state().mobility();
-        let counters = &self.shared().counters;
-        counters.freed(outer, 1);
-        counters.allocated(inner, 1);
+        self.count(|count| {
+            count.freed(outer, 1);
+            count.allocated(inner, 1);
+        });
         for (part, order) in guards.parts(page, inner) {
-            counters.allocated(order, 1);
+            self.count(|count| count.allocated(order, 1));
             if self.protect((part, order), true).is_ok() {
                 let listed = State::listed(order, false).with(mobility);
                 self.frames.metas.at(part).set_state(listed);

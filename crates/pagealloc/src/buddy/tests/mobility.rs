@@ -24,9 +24,9 @@ fn allocate(buddy: &mut Buddy, metas: Metas, order: Order, mobility: Mobility) -
 
 #[test]
 fn p4_types_stay_apart_while_there_are_whole_pageblocks() {
-    let (mut memory, mut bytes, pages) = (Vec::new(), Vec::new(), 8192);
+    let (mut memory, pages) = (Vec::new(), 8192);
     let metas = metas(&mut memory, pages);
-    let mut buddy = Buddy::new(0, types(&mut bytes, pages, 0));
+    let mut buddy = build(pages, 0);
     buddy.put_run(metas, run(0, pages as u32));
     for i in 0..3000 {
         let mobility = Mobility::ALL[i % 3];
@@ -45,9 +45,9 @@ fn p4_the_largest_block_of_the_most_suitable_type_is_claimed_first() {
         (Movable, Reclaimable, Unmovable),
         (Reclaimable, Unmovable, Movable),
     ] {
-        let (mut memory, mut bytes, pages) = (Vec::new(), Vec::new(), 4096);
+        let (mut memory, pages) = (Vec::new(), 4096);
         let metas = metas(&mut memory, pages);
-        let mut buddy = Buddy::new(0, types(&mut bytes, pages, 0));
+        let mut buddy = build(pages, 0);
         buddy.blocks.set(0, 1024, second);
         buddy.blocks.set(1024, 512, first);
         buddy.blocks.set(2048, 512, second);
@@ -96,9 +96,9 @@ fn half_used(buddy: &mut Buddy, metas: Metas, used: usize, mobility: Mobility) -
 fn p4_a_pageblock_is_claimed_if_half_of_it_is_compatible() {
     for (used, claimed) in [(0, true), (256, true), (272, false), (496, false)] {
         for mobility in [Movable, Unmovable, Reclaimable] {
-            let (mut memory, mut bytes) = (Vec::new(), Vec::new());
+            let mut memory = Vec::new();
             let metas = metas(&mut memory, 512);
-            let mut buddy = Buddy::new(0, types(&mut bytes, 512, 0));
+            let mut buddy = build(512, 0);
             let old = if mobility == Movable {
                 Unmovable
             } else {
@@ -125,9 +125,9 @@ fn p4_a_pageblock_is_claimed_if_half_of_it_is_compatible() {
 
 #[test]
 fn p4_pages_out_for_the_same_type_count_as_compatible() {
-    let (mut memory, mut bytes) = (Vec::new(), Vec::new());
+    let mut memory = Vec::new();
     let metas = metas(&mut memory, 512);
-    let mut buddy = Buddy::new(0, types(&mut bytes, 512, 0));
+    let mut buddy = build(512, 0);
     let kept = half_used(&mut buddy, metas, 496, Movable);
     // Most of what is out was stolen by unmovable requests before.
     for &page in &kept[..300] {
@@ -142,14 +142,14 @@ fn p4_pages_out_for_the_same_type_count_as_compatible() {
 #[test]
 fn p4_a_block_is_stolen_from_the_largest_or_the_smallest_as_the_policy_says() {
     for (mobility, from) in [(Unmovable, 40), (Reclaimable, 40), (Movable, 4)] {
-        let (mut memory, mut bytes) = (Vec::new(), Vec::new());
+        let mut memory = Vec::new();
         let metas = metas(&mut memory, 512);
         let old = if mobility == Movable {
             Unmovable
         } else {
             Movable
         };
-        let mut buddy = Buddy::new(0, types(&mut bytes, 512, 0));
+        let mut buddy = build(512, 0);
         buddy.blocks.set(0, 512, old);
         buddy.put(metas, 4, Order::at(1), false);
         buddy.put(metas, 40, Order::at(3), false);
@@ -166,9 +166,9 @@ fn p4_a_block_is_stolen_from_the_largest_or_the_smallest_as_the_policy_says() {
 
 #[test]
 fn p4_the_policy_can_be_replaced() {
-    let (mut memory, mut bytes) = (Vec::new(), Vec::new());
+    let mut memory = Vec::new();
     let metas = metas(&mut memory, 1024);
-    let mut buddy = Buddy::new(0, types(&mut bytes, 1024, 0));
+    let mut buddy = build(1024, 0);
     buddy.put_run(metas, run(0, 1024));
     buddy.set_fallback([Fallback::never(); TYPES]);
     for mobility in [Movable, Reclaimable] {
@@ -191,9 +191,9 @@ fn p4_the_policy_can_be_replaced() {
 #[test]
 fn t32_pageblocks_of_two_types_merge_and_are_accounted_once() {
     for (last, other) in [(0, 512), (512, 0)] {
-        let (mut memory, mut bytes) = (Vec::new(), Vec::new());
+        let mut memory = Vec::new();
         let metas = metas(&mut memory, 1024);
-        let mut buddy = Buddy::new(0, types(&mut bytes, 1024, 0));
+        let mut buddy = build(1024, 0);
         buddy.blocks.set(0, 512, Movable);
         buddy.blocks.set(512, 512, Reclaimable);
         buddy.put(metas, other, Order::at(9), true);
@@ -205,9 +205,9 @@ fn t32_pageblocks_of_two_types_merge_and_are_accounted_once() {
         assert_eq!([0, 512].map(|page| buddy.blocks.of(page)), [mobility; 2]);
     }
     // And where it comes back at once, as neighbours joined to one run.
-    let (mut memory, mut bytes) = (Vec::new(), Vec::new());
+    let mut memory = Vec::new();
     let metas = metas(&mut memory, 1024);
-    let mut buddy = Buddy::new(0, types(&mut bytes, 1024, 0));
+    let mut buddy = build(1024, 0);
     buddy.blocks.set(512, 512, Reclaimable);
     buddy.put_run(metas, run(0, 1024));
     check(&buddy, metas);
@@ -217,9 +217,9 @@ fn t32_pageblocks_of_two_types_merge_and_are_accounted_once() {
 /// The whole of a larger block's tail comes back, page by page, while its head is still out.
 #[test]
 fn t33_a_tail_may_come_back_while_the_head_is_out() {
-    let (mut memory, mut bytes) = (Vec::new(), Vec::new());
+    let mut memory = Vec::new();
     let metas = metas(&mut memory, 64);
-    let mut buddy = Buddy::new(0, types(&mut bytes, 64, 0));
+    let mut buddy = build(64, 0);
     buddy.put_run(metas, run(0, 64));
     let page = allocate(&mut buddy, metas, Order::at(4), Unmovable).unwrap();
     // Split by its owner into single pages.
@@ -241,9 +241,9 @@ fn t33_a_tail_may_come_back_while_the_head_is_out() {
 fn p4_pages_are_conserved_across_types_and_merge_fully() {
     for bias in [0, 300, 512, 1023] {
         let mut state = 0x2545_f491_4f6c_dd1d + u64::from(bias);
-        let (mut memory, mut bytes, pages) = (Vec::new(), Vec::new(), 6000);
+        let (mut memory, pages) = (Vec::new(), 6000);
         let metas = metas(&mut memory, pages);
-        let mut buddy = Buddy::new(bias, types(&mut bytes, pages, bias));
+        let mut buddy = build(pages, bias);
         buddy.put_run(metas, run(2, pages as u32));
         let whole = buddy.free_blocks();
         let mut out: Out = Vec::new();
