@@ -63,6 +63,14 @@ impl Shared {
         (heads, self.bytes.swap(0, Ordering::Relaxed))
     }
 
+    /// Forgets what was on its way from a thread that is gone: in the child of a fork, once all was taken.
+    pub(crate) fn reset_after_fork(&self) {
+        // ORDERING: Relaxed: there is one thread.
+        self.bytes.store(0, Ordering::Relaxed);
+        // ORDERING: Relaxed: as above.
+        self.objects.store(0, Ordering::Relaxed);
+    }
+
     /// Bytes that are about to be taken.
     pub(crate) fn bytes(&self) -> usize {
         // ORDERING: Relaxed: a number for reports.

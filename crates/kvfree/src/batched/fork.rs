@@ -50,10 +50,11 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             }
             slot.note_nonempty(false);
         }
+        // What another thread was about to push is counted, and never comes.
+        inner.take_shared(&mut orphans);
+        inner.shared.reset_after_fork();
         // What was charged for the forgotten is nobody's.
-        inner
-            .budget
-            .recharge(orphans.charged() + inner.shared.bytes());
+        inner.budget.recharge(orphans.charged());
         inner.passes.reset_after_fork();
         mem::drop(orphans);
     }
