@@ -51,13 +51,23 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
                 return Ok(object);
             }
         }
-        self.inner().alloc_slow(attempt)
+        let (object, error) = self.inner().alloc_slow_in_registers(attempt);
+        object.ok_or(error)
     }
 }
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
+    /// [`Self::alloc_slow`] for the fast path: a pair comes back in registers, where a `Result` goes through memory, for
+    /// which the fast path would have to store its own result too. The error means nothing beside an object.
     #[cold]
     #[inline(never)]
+    fn alloc_slow_in_registers(&self, attempt: Attempt) -> (Option<NonNull<u8>>, AllocError) {
+        match self.alloc_slow(attempt) {
+            Ok(object) => (Some(object), AllocError::Exhausted),
+            Err(error) => (None, error),
+        }
+    }
+
     pub(super) fn alloc_slow(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
         let Some(local) = self.local() else {
             return self.alloc_shared(attempt);
