@@ -14,6 +14,11 @@
 //! - I1. Objects in `full` and `left` are free to hand out; objects in `orphans` are not before their sheaf's cookie is done.
 //! - I2. The limits are soft (T18): `left` is taken in whatever its length.
 //!
+//! # How much is kept
+//! A barn starts small, so that an idle cache holds little, and learns: an allocation that finds no full sheaf, though some were turned
+//! away since the last one that did, raises the limit by as many, at most to twice what it was and to [`Limits::most`]. Had they
+//! been kept, it would have found one. [`Stock::forget`] starts anew.
+//!
 //! # Contexts
 //! The lock is taken inside a slot's local lock, and the slabs' lock inside this one. No page is asked for or given
 //! back under it.
@@ -25,12 +30,19 @@ use pagealloc::Attempt;
 use rcu_core::cpu::{SpinGuard, SpinMutex};
 use rcu_core::{Cookie, GracePeriod};
 
-/// Sheaves with objects that a cache keeps.
-#[doc(alias = "MAX_FULL_SHEAVES")]
-const MAX_FULL: usize = 10;
-/// Sheaves without objects that a cache keeps.
+/// Sheaves without objects that a cache keeps at least.
 #[doc(alias = "MAX_EMPTY_SHEAVES")]
 const MAX_EMPTY: usize = 10;
+
+/// How many sheaves with objects a cache keeps.
+#[derive(Clone, Copy, Debug)]
+#[doc(alias = "MAX_FULL_SHEAVES")]
+pub(crate) struct Limits {
+    /// At first.
+    pub(crate) first: u32,
+    /// However often they are missed.
+    pub(crate) most: u32,
+}
 
 /// What the lock guards.
 #[derive(Debug)]
@@ -38,12 +50,41 @@ pub(crate) struct Stock {
     full: SheafList,
     empty: SheafList,
     pub(crate) orphans: SheafList,
+    limits: Limits,
+    /// Sheaves in `full` that are not too many.
+    limit: u32,
+    /// Sheaves turned away or taken as surplus since `full` was last found empty.
+    turned_away: u32,
 }
 
 impl Stock {
     /// Takes a sheaf with objects.
     pub(crate) fn take_full(&mut self) -> Option<Sheaf> {
-        self.full.pop_front()
+        let full = self.full.pop_front();
+        if full.is_none() && self.turned_away > 0 {
+            let missing = self.turned_away.min(self.limit);
+            self.limit = (self.limit + missing).min(self.limits.most);
+            self.turned_away = 0;
+        }
+        full
+    }
+
+    /// Keeps no more than at first.
+    pub(crate) fn forget(&mut self) {
+        self.limit = self.limits.first;
+        self.turned_away = 0;
+    }
+
+    fn has_room(&mut self) -> bool {
+        let has_room = self.full.sheaves() < self.limit as usize;
+        self.turned_away += u32::from(!has_room);
+        has_room
+    }
+
+    /// Keeps a sheaf with objects, unless there are enough, and gives one without for it if there is one.
+    pub(crate) fn exchange(&mut self, full: Sheaf) -> Result<Option<Sheaf>, Sheaf> {
+        self.put_full(full)?;
+        Ok(self.take_empty())
     }
 
     /// Takes the eldest orphan if its cookie is done.
@@ -61,7 +102,9 @@ impl Stock {
     pub(crate) fn put_empty(&mut self, sheaf: Sheaf) -> Result<(), Sheaf> {
         // T16: a sheaf that still has objects would lose them here.
         debug_assert!(sheaf.is_empty(), "T16: objects in an empty sheaf");
-        if self.empty.sheaves() >= MAX_EMPTY {
+        // As many as would hold what may be kept.
+        let enough = (self.limit as usize).saturating_sub(self.full.sheaves());
+        if self.empty.sheaves() >= MAX_EMPTY.max(enough) {
             return Err(sheaf);
         }
         self.empty.push_front(sheaf);
@@ -71,7 +114,7 @@ impl Stock {
     /// Keeps a sheaf with objects, unless there are enough.
     pub(crate) fn put_full(&mut self, sheaf: Sheaf) -> Result<(), Sheaf> {
         debug_assert!(!sheaf.is_empty(), "I1: no objects in a full sheaf");
-        if self.full.sheaves() >= MAX_FULL {
+        if !self.has_room() {
             return Err(sheaf);
         }
         self.full.push_front(sheaf);
@@ -86,7 +129,8 @@ impl Stock {
 
     /// Takes a sheaf with objects if there are more than enough.
     pub(crate) fn take_surplus(&mut self) -> Option<Sheaf> {
-        if self.full.sheaves() > MAX_FULL {
+        if self.full.sheaves() > self.limit as usize {
+            self.turned_away += 1;
             self.full.pop_front()
         } else {
             None
@@ -153,12 +197,15 @@ pub(crate) struct Barn {
 
 impl Barn {
     /// An empty barn.
-    pub(crate) const fn new() -> Self {
+    pub(crate) const fn new(limits: Limits) -> Self {
         Self {
             stock: SpinMutex::new(Stock {
                 full: SheafList::new(),
                 empty: SheafList::new(),
                 orphans: SheafList::new(),
+                limits,
+                limit: limits.first,
+                turned_away: 0,
             }),
             left: Inbox::new(),
         }
@@ -200,6 +247,40 @@ mod tests {
     use crate::pool::Pool;
     use core::ptr::NonNull;
 
+    const LIMITS: Limits = Limits { first: 2, most: 5 };
+
+    #[test]
+    fn what_was_turned_away_and_missed_is_kept_the_next_time() {
+        let (pages, mut pool) = (Pages::new(), Pool::new(64));
+        let full = || {
+            let block = pool.get(&pages, Attempt::MayGrow).unwrap();
+            // SAFETY: the block has room for the header and five pointers.
+            let mut sheaf = unsafe { Sheaf::init(block, 5) };
+            assert!(sheaf.push(NonNull::dangling()));
+            sheaf
+        };
+        // SAFETY: blocks of the pool.
+        let drop_sheaf = |sheaf: Sheaf| unsafe { pool.put(sheaf.into_block()) };
+        let barn = Barn::new(LIMITS);
+        for kept in [2, 4, 5, 5] {
+            let mut stock = barn.enter();
+            for n in 0..7 {
+                let put = stock.put_full(full());
+                assert_eq!(put.is_ok(), n < kept, "{n} of {kept}");
+                let _ = put.map_err(drop_sheaf);
+            }
+            // Not missed yet, so not more the next time.
+            assert!(stock.put_full(full()).map_err(drop_sheaf).is_err());
+            (0..kept).for_each(|_| drop_sheaf(stock.take_full().unwrap()));
+            assert!(stock.take_full().is_none());
+            assert!(stock.take_full().is_none(), "counted once");
+        }
+        barn.enter().forget();
+        assert_eq!(barn.enter().limit, 2);
+        pool.release(&pages);
+        assert_eq!(pages.outstanding(), 0);
+    }
+
     #[test]
     fn a_sheaf_left_at_the_door_is_taken_in() {
         let (pages, mut pool) = (Pages::new(), Pool::new(64));
@@ -207,7 +288,7 @@ mod tests {
         // SAFETY: the block has room for the header and five pointers.
         let mut sheaf = unsafe { Sheaf::init(block, 5) };
         assert!(sheaf.push(NonNull::dangling()));
-        let barn = Barn::new();
+        let barn = Barn::new(LIMITS);
         let held = barn.enter();
         assert!(barn.lock(Attempt::TryLock).is_none());
         barn.leave(sheaf);

@@ -1,5 +1,6 @@
 //! What a cache is to be like, and the arithmetic that follows from it.
 
+use crate::barn::Limits;
 use crate::checks::Checks;
 use crate::error::CreateError;
 use crate::sheaf::HEADER_BYTES;
@@ -22,6 +23,9 @@ const WASTE_PART: usize = 8;
 /// Objects in one sheaf together, unless the smallest sheaf holds more.
 const SHEAF_BUDGET_BYTES: usize = 32 << 10;
 const MIN_SHEAF_BYTES: usize = 64;
+/// Objects that the barn keeps at first, as far as that is between 2 and 10 sheaves, and at most, as far as that is between 10 and 64.
+const BARN_FIRST_BYTES: usize = 64 << 10;
+const BARN_MOST_BYTES: usize = 2 << 20;
 /// A grace period is asked for when this many objects, or bytes, wait in one slot.
 const ASK_OBJECTS: usize = 8192;
 const ASK_BYTES: usize = 512 << 10;
@@ -171,6 +175,11 @@ impl CacheConfig {
             None => sheaf_cap(size),
         };
         let sheaf_bytes = (HEADER_BYTES + sheaf_cap * size_of::<usize>()).next_power_of_two();
+        let sheaves = |bytes: usize| bytes / (sheaf_cap * size);
+        let barn = Limits {
+            first: sheaves(BARN_FIRST_BYTES).clamp(2, 10) as u32,
+            most: sheaves(BARN_MOST_BYTES).clamp(10, 64) as u32,
+        };
         let ask = ASK_OBJECTS.min(ASK_BYTES / size).max(sheaf_cap);
         Ok(Shape {
             name: self.name,
@@ -181,6 +190,7 @@ impl CacheConfig {
             order,
             sheaf_cap: sheaf_cap as u32,
             sheaf_bytes,
+            barn,
             ask_objects: self.ask_objects.unwrap_or(ask),
             min_partial: self.min_partial,
             tag: TAG_MARK | self.number as u32,
@@ -210,6 +220,7 @@ pub(crate) struct Shape {
     pub(crate) order: Order,
     pub(crate) sheaf_cap: u32,
     pub(crate) sheaf_bytes: usize,
+    pub(crate) barn: Limits,
     pub(crate) ask_objects: usize,
     pub(crate) min_partial: usize,
     /// The number in the tag of this cache's pages.

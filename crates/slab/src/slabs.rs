@@ -8,7 +8,7 @@
 //! | word | meaning | who writes |
 //! |---|---|---|
 //! | `Slab.cache`, `base` | whose it is, where its objects are | at birth only |
-//! | `Slab.free`, `inuse`, `list`, links | which objects are out; which list it is on | under the cache's slabs lock |
+//! | `Slab.free`, `inuse`, `list`, `stay`, links | which objects are out; which list it is on, and how long for | under the cache's slabs lock |
 //!
 //! # Life
 //! Page block and descriptor are got without a lock; the slab is born `EMPTY`, moves between the lists as its
@@ -17,7 +17,8 @@
 //!
 //! # Invariants
 //! - I1. `inuse` is the number of zero bits among the first `nr_objects` of `free`; the other bits are zero.
-//! - I2. A slab is on the list that `list_of(inuse)` names, or among the dying.
+//! - I2. A slab is on the list that `list_of(inuse)` names, or among the dying; it stays on its list for as long as `inuse` is in
+//!   `stay`.
 //! - I3. The tag of a slab's pages holds its descriptor and the cache's number.
 //!
 //! # Contexts
@@ -25,6 +26,7 @@
 
 use crate::config::{MAX_OBJECTS, Shape};
 use crate::fault::{Fault, broken};
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{PageAlloc, PageTag};
 use static_assertions::const_assert_eq;
@@ -38,19 +40,21 @@ const FULLEST: u8 = 4;
 const FULL: u8 = 5;
 const LISTS: usize = 6;
 
-/// A slab's descriptor.
+/// A slab's descriptor. What giving out and taking back need comes first: one cache line for slabs of up to 320 objects.
 #[repr(C, align(128))]
 #[derive(Debug)]
 pub(crate) struct Slab {
     /// The address of the cache's inner structure, to tell caches apart; never followed.
     cache: *const (),
     pub(crate) base: NonNull<u8>,
-    next: Option<NonNull<Slab>>,
-    prev: Option<NonNull<Slab>>,
+    inuse: u16,
+    /// The least `inuse` of the list, and how many follow it there.
+    stay: (u16, u16),
+    list: u8,
     /// Bit set: the object is free.
     free: [u64; WORDS],
-    inuse: u16,
-    list: u8,
+    next: Option<NonNull<Slab>>,
+    prev: Option<NonNull<Slab>>,
 }
 const_assert_eq!(size_of::<Slab>(), 128);
 
@@ -65,12 +69,55 @@ impl Slab {
         Self {
             cache,
             base,
+            inuse: 0,
+            stay: (0, 1),
+            list: EMPTY,
+            free,
             next: None,
             prev: None,
-            free,
-            inuse: 0,
-            list: EMPTY,
         }
+    }
+}
+
+impl Slab {
+    /// Fills `out` from the front with free objects, and says how many. The highest addresses come first: what is popped off a
+    /// sheaf then goes up.
+    fn take(&mut self, size: usize, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        let mut places = out.iter_mut();
+        let room = places.len();
+        'full: for (i, word) in self.free.iter_mut().enumerate().rev() {
+            while *word != 0 {
+                let Some(place) = places.next() else {
+                    break 'full;
+                };
+                let bit = 63 - word.leading_zeros() as usize;
+                *word ^= 1 << bit;
+                // SAFETY: bits are set for the slab's objects only (I1), which are inside the block.
+                place.write(unsafe { self.base.add((i * 64 + bit) * size) });
+            }
+        }
+        let got = room - places.len();
+        self.inuse += got as u16;
+        got
+    }
+
+    /// Notes that `object`, which lies `offset` bytes into the slab, is free. `inuse` is left to the caller.
+    #[inline(always)]
+    fn take_back(&mut self, object: NonNull<u8>, offset: usize, shape: &Shape) {
+        let Some(index) = shape.index_of(offset) else {
+            self.refuse(Fault::Misaligned, object, shape);
+        };
+        let (word, bit) = (&mut self.free[index / 64], 1 << (index % 64));
+        if *word & bit != 0 {
+            self.refuse(Fault::DoubleFree, object, shape);
+        }
+        *word |= bit;
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, fault: Fault, object: NonNull<u8>, shape: &Shape) -> ! {
+        broken(fault, shape.name, object.as_ptr(), self.base.as_ptr())
     }
 }
 
@@ -81,6 +128,17 @@ fn list_of(inuse: usize, shape: &Shape) -> u8 {
         n if n == shape.nr_objects => FULL,
         n => 1 + (n * 4 / shape.nr_objects) as u8,
     }
+}
+
+/// For which `inuse` a slab is on `list`: the least, and how many.
+fn stay_of(list: u8, shape: &Shape) -> (u16, u16) {
+    let quarter = |n: usize| (n * shape.nr_objects).div_ceil(4).max(1);
+    let (from, to) = match list {
+        EMPTY => (0, 1),
+        FULL => (shape.nr_objects, shape.nr_objects + 1),
+        n => (quarter(usize::from(n) - 1), quarter(usize::from(n))),
+    };
+    (from as u16, (to - from) as u16)
 }
 
 /// Slabs to be buried, linked by `next`.
@@ -142,10 +200,11 @@ impl Slabs {
         unsafe { &mut *slab.as_ptr() }
     }
 
-    fn link(&mut self, slab: NonNull<Slab>, list: u8) {
+    fn link(&mut self, slab: NonNull<Slab>, list: u8, shape: &Shape) {
         let first = self.lists[usize::from(list)].replace(slab);
         let this = self.slab(slab);
         this.list = list;
+        this.stay = stay_of(list, shape);
         this.prev = None;
         this.next = first;
         if let Some(first) = first {
@@ -168,19 +227,24 @@ impl Slabs {
     }
 
     /// Puts the slab on the list that its `inuse` asks for (I2), or among the dying.
+    #[inline(always)]
     fn settle(&mut self, slab: NonNull<Slab>, shape: &Shape, dying: &mut Dying) {
         let this = self.slab(slab);
-        let (from, inuse) = (this.list, usize::from(this.inuse));
-        let to = list_of(inuse, shape);
-        if from == to {
-            return;
+        let (from, span) = this.stay;
+        if this.inuse.wrapping_sub(from) >= span {
+            self.resettle(slab, shape, dying);
         }
+    }
+
+    #[inline(never)]
+    fn resettle(&mut self, slab: NonNull<Slab>, shape: &Shape, dying: &mut Dying) {
+        let to = list_of(usize::from(self.slab(slab).inuse), shape);
         self.unlink(slab);
         if to == EMPTY && self.nr_empty >= shape.min_partial {
             self.nr_slabs -= 1;
             dying.push(slab);
         } else {
-            self.link(slab, to);
+            self.link(slab, to, shape);
         }
     }
 
@@ -188,51 +252,25 @@ impl Slabs {
     ///
     /// # Safety
     /// 1. `slab` is an initialised descriptor ([`Slab::new`]) of a block tagged with it, and is the list's from now on.
-    pub(crate) unsafe fn add(&mut self, slab: NonNull<Slab>) {
+    pub(crate) unsafe fn add(&mut self, slab: NonNull<Slab>, shape: &Shape) {
         self.nr_slabs += 1;
-        self.link(slab, EMPTY);
+        self.link(slab, EMPTY, shape);
     }
 
-    /// Hands at most `want` free objects to `take`, from the fullest slabs first.
-    pub(crate) fn refill(
-        &mut self,
-        shape: &Shape,
-        mut want: usize,
-        mut take: impl FnMut(NonNull<u8>),
-    ) {
+    /// Fills `out` from the front with free objects, from the fullest slabs first, and says how many.
+    pub(crate) fn refill(&mut self, shape: &Shape, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        let mut got = 0;
         // Partial slabs from the fullest down, then empty ones.
         for list in (EMPTY..=FULLEST).rev() {
-            while want > 0
+            while got < out.len()
                 && let Some(slab) = self.lists[usize::from(list)]
             {
-                let got = self.take_from(slab, shape, want, &mut take);
-                want -= got;
-                self.inuse += got;
+                got += self.slab(slab).take(shape.size, &mut out[got..]);
                 // No slab dies of giving objects out.
                 self.settle(slab, shape, &mut Dying::default());
             }
         }
-    }
-
-    fn take_from(
-        &mut self,
-        slab: NonNull<Slab>,
-        shape: &Shape,
-        want: usize,
-        take: &mut impl FnMut(NonNull<u8>),
-    ) -> usize {
-        let this = self.slab(slab);
-        let mut got = 0;
-        for (i, word) in this.free.iter_mut().enumerate() {
-            while *word != 0 && got < want {
-                let index = i * 64 + word.trailing_zeros() as usize;
-                *word &= *word - 1;
-                // SAFETY: bits are set for the slab's objects only (I1), which are inside the block.
-                take(unsafe { this.base.add(index * shape.size) });
-                got += 1;
-            }
-        }
-        this.inuse += got as u16;
+        self.inuse += got;
         got
     }
 
@@ -245,48 +283,26 @@ impl Slabs {
         objects: &[NonNull<u8>],
         dying: &mut Dying,
     ) {
-        let mut current: Option<NonNull<Slab>> = None;
-        let mut base = 0;
-        for &object in objects {
-            let mut offset = object.addr().get().wrapping_sub(base);
-            // Neighbours in a sheaf are often neighbours in a slab: one look at the tag for all.
-            let slab = match current {
-                Some(slab) if offset < shape.order.bytes() => slab,
-                _ => {
-                    if let Some(done) = current {
-                        self.settle(done, shape, dying);
-                    }
-                    let slab = find(cache, shape, pages, object);
-                    base = self.slab(slab).base.addr().get();
-                    offset = object.addr().get().wrapping_sub(base);
-                    current = Some(slab);
-                    slab
-                }
-            };
+        let slab_bytes = shape.order.bytes();
+        let mut rest = objects;
+        while let Some(&first) = rest.first() {
+            let slab = find(cache, shape, pages, first);
             let this = self.slab(slab);
-            let Some(index) = shape.index_of(offset) else {
-                broken(
-                    Fault::Misaligned,
-                    shape.name,
-                    object.as_ptr(),
-                    this.base.as_ptr(),
-                );
-            };
-            let (word, bit) = (&mut this.free[index / 64], 1 << (index % 64));
-            if *word & bit != 0 {
-                broken(
-                    Fault::DoubleFree,
-                    shape.name,
-                    object.as_ptr(),
-                    this.base.as_ptr(),
-                );
+            let base = this.base.addr().get();
+            // Neighbours in a sheaf are often neighbours in a slab: one look at the tag for all.
+            let mut taken = 0;
+            for &object in rest {
+                let offset = object.addr().get().wrapping_sub(base);
+                if offset >= slab_bytes {
+                    break;
+                }
+                this.take_back(object, offset, shape);
+                taken += 1;
             }
-            *word |= bit;
-            this.inuse -= 1;
-            self.inuse -= 1;
-        }
-        if let Some(done) = current {
-            self.settle(done, shape, dying);
+            this.inuse -= taken as u16;
+            self.inuse -= taken;
+            self.settle(slab, shape, dying);
+            rest = &rest[taken..];
         }
     }
 
@@ -363,5 +379,24 @@ mod tests {
         assert_eq!(shape.nr_objects, 64);
         let lists = [0, 1, 15, 16, 31, 32, 47, 48, 63, 64].map(|n| list_of(n, &shape));
         assert_eq!(lists, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]);
+    }
+
+    #[test]
+    fn a_slab_stays_exactly_where_its_list_is() {
+        for size in [8, 24, 64, 1000, 4096, 8192, 32768] {
+            let layout = Layout::from_size_align(size, 8).unwrap();
+            let shape = CacheConfig::new("test", layout).shape().unwrap();
+            for inuse in 0..=shape.nr_objects {
+                for list in EMPTY..=FULL {
+                    let (from, span) = stay_of(list, &shape);
+                    let stays = (inuse as u16).wrapping_sub(from) < span;
+                    assert_eq!(
+                        stays,
+                        list == list_of(inuse, &shape),
+                        "{size}: {inuse}, {list}"
+                    );
+                }
+            }
+        }
     }
 }

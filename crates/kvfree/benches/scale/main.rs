@@ -40,7 +40,10 @@ fn main() {
         "mimalloc" => run(&immediate::Immediate::new(&mimalloc::MiMalloc), &args),
         "rusty_alloc" => run(&immediate::Immediate::new(&immediate::Rusty), &args),
         #[cfg(bench_jemalloc)]
-        "jemalloc" => run(&immediate::Immediate::new(&tikv_jemallocator::Jemalloc), &args),
+        "jemalloc" => run(
+            &immediate::Immediate::new(&tikv_jemallocator::Jemalloc),
+            &args,
+        ),
         other => Err(format!("no engine is called {other}")),
     };
     if let Err(message) = done {

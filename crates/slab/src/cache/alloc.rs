@@ -14,13 +14,15 @@
 
 use super::slot::SlotState;
 use super::{Inner, RawCache};
+use crate::barn::Stock;
 use crate::pool::lock;
 use crate::sheaf::Sheaf;
 use crate::slabs::{Dying, Slab};
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{AllocError, Attempt, PageAlloc, PageReq, PageTag};
 use rcu_core::GracePeriod;
-use rcu_core::cpu::Cpus;
+use rcu_core::cpu::{Cpus, SpinGuard};
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// Allocates an object; its contents are unspecified. May make system calls for more pages.
@@ -82,14 +84,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 return Ok(object);
             }
             slot.counts.alloc_misses = slot.counts.alloc_misses.wrapping_add(1);
-            if let Some(sheaf) = self.next_sheaf(&mut slot, attempt) {
-                let emptied = slot.renew_main(sheaf);
-                let object = slot.main.pop();
-                drop(slot);
-                if let Some(emptied) = emptied {
-                    self.stow(emptied, attempt, &mut Dying::default());
-                }
-                if let Some(object) = object {
+            if self.renew_main(&mut slot, attempt) {
+                if let Some(object) = slot.main.pop() {
                     return Ok(object);
                 }
                 continue;
@@ -111,23 +107,51 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
     }
 
-    /// A sheaf with objects that are free to hand out, without asking the slabs.
-    fn next_sheaf(&self, slot: &mut SlotState, attempt: Attempt) -> Option<Sheaf> {
+    /// Installs a sheaf with objects that are free to hand out, if there is one without asking the slabs. An emptied one that is not
+    /// wanted as spare goes to the barn, under the same hold of its lock.
+    fn renew_main(&self, slot: &mut SlotState, attempt: Attempt) -> bool {
         if let Some(spare) = slot.take_spare_full() {
-            return Some(spare);
+            // The emptied sheaf finds the spare's place free.
+            let emptied = slot.renew_main(spare);
+            debug_assert!(emptied.is_none(), "T16: a sheaf without a place");
+            return true;
         }
         if let Some(ripe) = slot.take_ripe(&self.gp) {
             slot.counts.recycled = slot.counts.recycled.wrapping_add(1);
             self.count_let_go(ripe.len());
-            return Some(ripe);
+            if let Some(emptied) = slot.renew_main(ripe) {
+                self.stow_empty(emptied, self.barn.0.lock(attempt));
+            }
+            return true;
         }
-        let mut stock = self.barn.0.lock(attempt)?;
-        if let Some(full) = stock.take_full() {
-            return Some(full);
+        let Some(mut stock) = self.barn.0.lock(attempt) else {
+            return false;
+        };
+        let sheaf = match stock.take_full() {
+            Some(full) => full,
+            None => match stock.take_ripe(&self.gp) {
+                Some(orphan) => {
+                    self.count_let_go(orphan.len());
+                    orphan
+                }
+                None => return false,
+            },
+        };
+        if let Some(emptied) = slot.renew_main(sheaf) {
+            self.stow_empty(emptied, Some(stock));
         }
-        let orphan = stock.take_ripe(&self.gp)?;
-        self.count_let_go(orphan.len());
-        Some(orphan)
+        true
+    }
+
+    /// Puts a sheaf without objects away.
+    fn stow_empty(&self, sheaf: Sheaf, stock: Option<SpinGuard<'_, Stock>>) {
+        let kept = match stock {
+            Some(mut stock) => stock.put_empty(sheaf),
+            None => Err(sheaf),
+        };
+        if let Err(sheaf) = kept {
+            self.drop_sheaf(sheaf);
+        }
     }
 
     /// Fills `vessel`, takes an object out of it, and installs it.
@@ -180,13 +204,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 };
                 if let Some(slab) = born.take() {
                     // SAFETY: the descriptor came from `new_slab`.
-                    unsafe { slabs.add(slab) };
+                    unsafe { slabs.add(slab, &self.shape) };
                 }
-                let want = vessel.cap() - vessel.len();
-                slabs.refill(&self.shape, want, |object| {
-                    let kept = vessel.push(object);
-                    debug_assert!(kept, "I1: an object found no place");
-                });
+                let got = slabs.refill(&self.shape, vessel.places());
+                // SAFETY: `refill` wrote that many.
+                unsafe { vessel.count_up(got) };
             }
             if vessel.len() >= enough {
                 return Ok(());
@@ -235,22 +257,24 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     fn alloc_shared(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
         let mut born: Option<NonNull<Slab>> = None;
         loop {
-            let mut object = None;
+            let mut object = [const { MaybeUninit::uninit() }];
+            let mut got = 0;
             match lock(&self.slabs.0, attempt) {
                 Some(mut slabs) => {
                     if let Some(slab) = born.take() {
                         // SAFETY: the descriptor came from `new_slab`.
-                        unsafe { slabs.add(slab) };
+                        unsafe { slabs.add(slab, &self.shape) };
                     }
-                    slabs.refill(&self.shape, 1, |found| object = Some(found));
+                    got += slabs.refill(&self.shape, &mut object);
                 }
                 None => {
                     self.unborn(born, attempt);
                     return self.alloc_last(attempt, AllocError::Contended);
                 }
             }
-            if let Some(object) = object {
-                return Ok(object);
+            if got > 0 {
+                // SAFETY: `refill` wrote it.
+                return Ok(unsafe { object[0].assume_init() });
             }
             if let Some(object) = self.take_from_barn(attempt) {
                 return Ok(object);

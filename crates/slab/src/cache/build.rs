@@ -103,7 +103,7 @@ where
             hook,
             nr_used: AtomicUsize::new(0),
             waiting: Line(AtomicUsize::new(0)),
-            barn: Line(Barn::new()),
+            barn: Line(Barn::new(shape.barn)),
             slabs: Line(SpinMutex::new(Slabs::new())),
             sheaves: Line(Pool::new(shape.sheaf_bytes)),
             descriptors: Line(Pool::new(size_of::<Slab>())),

@@ -166,6 +166,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             while let Some(sheaf) = stock.take_full() {
                 full.push_back(sheaf);
             }
+            stock.forget();
             while let Some(sheaf) = stock.take_empty() {
                 self.drop_sheaf(sheaf);
             }

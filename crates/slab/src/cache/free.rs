@@ -57,20 +57,38 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 debug_assert!(pushed, "a spare with room");
                 return;
             }
-            // The spare is full, or there is none. The full `main` becomes the spare.
-            let full = slot.main.uninstall();
-            let surplus = match full {
+            // The spare is full, or there is none. The full `main` becomes the spare, and the spare goes to the barn for an empty
+            // sheaf, all under one hold of its lock.
+            let surplus = match slot.main.uninstall() {
                 Some(full) => slot.spare.replace(full),
                 None => None,
             };
-            (self.barn.0.enter().take_empty(), surplus)
+            let mut stock = self.barn.0.enter();
+            let exchanged = match surplus {
+                Some(full) => stock.exchange(full),
+                None => Ok(stock.take_empty()),
+            };
+            drop(stock);
+            match exchanged {
+                Ok(Some(vessel)) => {
+                    let old = slot.main.install(vessel);
+                    debug_assert!(old.is_none(), "T16: a sheaf was overwritten");
+                    let pushed = slot.main.push(object);
+                    debug_assert!(pushed, "an empty sheaf has room");
+                    return;
+                }
+                Ok(None) => (None, None),
+                Err(full) => (None, Some(full)),
+            }
         };
         if let Some(full) = surplus {
             let mut dying = Dying::default();
-            self.stow(full, ATTEMPT, &mut dying);
+            // Enough in the barn: the objects go to their slabs, and what held them is wanted here.
+            match self.flush(full, ATTEMPT, &mut dying) {
+                Ok(emptied) => vessel = Some(emptied),
+                Err(full) => self.barn.0.leave(full),
+            }
             self.bury(dying, ATTEMPT);
-            // What was flushed left its memory in the barn.
-            vessel = vessel.or_else(|| self.barn.0.enter().take_empty());
         }
         let vessel = vessel.map_or_else(|| self.new_sheaf(ATTEMPT), Ok);
         let Ok(mut vessel) = vessel else {
