@@ -17,7 +17,8 @@
 //! # How much is kept
 //! A barn starts small, so that an idle cache holds little, and learns: an allocation that finds no full sheaf, though some were turned
 //! away since the last one that did, raises the limit by as many, at most to twice what it was and to [`Limits::most`]. Had they
-//! been kept, it would have found one. [`Stock::forget`] starts anew.
+//! been kept, it would have found one. [`Stock::forget`] starts anew. Sheaves of retired objects that are taken out again as surplus do
+//! not count: with more in the barn, allocations would not push their own slot's line on.
 //!
 //! # Contexts
 //! The lock is taken inside a slot's local lock, and the slabs' lock inside this one. No page is asked for or given
@@ -53,7 +54,7 @@ pub(crate) struct Stock {
     limits: Limits,
     /// Sheaves in `full` that are not too many.
     limit: u32,
-    /// Sheaves turned away or taken as surplus since `full` was last found empty.
+    /// Sheaves turned away since `full` was last found empty.
     turned_away: u32,
 }
 
@@ -130,7 +131,6 @@ impl Stock {
     /// Takes a sheaf with objects if there are more than enough.
     pub(crate) fn take_surplus(&mut self) -> Option<Sheaf> {
         if self.full.sheaves() > self.limit as usize {
-            self.turned_away += 1;
             self.full.pop_front()
         } else {
             None

@@ -24,7 +24,7 @@ const WASTE_PART: usize = 8;
 const SHEAF_BUDGET_BYTES: usize = 32 << 10;
 const MIN_SHEAF_BYTES: usize = 64;
 /// Objects that the barn keeps at first, as far as that is between 2 and 10 sheaves, and at most, as far as that is between 10 and 64.
-const BARN_FIRST_BYTES: usize = 64 << 10;
+const BARN_FIRST_BYTES: usize = 320 << 10;
 const BARN_MOST_BYTES: usize = 2 << 20;
 /// A grace period is asked for when this many objects, or bytes, wait in one slot.
 const ASK_OBJECTS: usize = 8192;
