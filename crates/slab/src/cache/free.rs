@@ -3,6 +3,9 @@
 //! # Order of the places
 //! `main`; the spare; a full sheaf goes to the barn for an empty one; a full sheaf is flushed to the
 //! slabs; with no sheaf to be had, the object goes to its slab singly (H4). It never fails.
+//!
+//! The first object that a slot frees which has no sheaf yet goes to its slab too: it came from another slot, whose objects beside it
+//! may share its cache line. Were it the first to be allocated here, and then again and again, both would write that line for ever.
 
 use super::{Inner, RawCache};
 use crate::slabs::Dying;
@@ -41,7 +44,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let Some(local) = self.local() else {
             return self.free_shared(slice::from_ref(&object));
         };
-        let (mut vessel, surplus) = {
+        let (mut vessel, surplus, is_first) = {
             // SAFETY: the slot is the caller's, from `current` just now.
             let Some(mut slot) = (unsafe { local.cell.try_enter() }) else {
                 return self.free_shared(slice::from_ref(&object));
@@ -57,6 +60,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 debug_assert!(pushed, "a spare with room");
                 return;
             }
+            let is_first = slot.main.is_vacant() && slot.spare.is_none();
             // The spare is full, or there is none. The full `main` becomes the spare, and the spare goes to the barn for an empty
             // sheaf, all under one hold of its lock.
             let surplus = match slot.main.uninstall() {
@@ -70,6 +74,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             };
             drop(stock);
             match exchanged {
+                Ok(Some(vessel)) if is_first => (Some(vessel), None, true),
                 Ok(Some(vessel)) => {
                     let old = slot.main.install(vessel);
                     debug_assert!(old.is_none(), "T16: a sheaf was overwritten");
@@ -77,8 +82,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                     debug_assert!(pushed, "an empty sheaf has room");
                     return;
                 }
-                Ok(None) => (None, None),
-                Err(full) => (None, Some(full)),
+                Ok(None) => (None, None, is_first),
+                Err(full) => (None, Some(full), false),
             }
         };
         if let Some(full) = surplus {
@@ -94,8 +99,12 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let Ok(mut vessel) = vessel else {
             return self.free_shared(slice::from_ref(&object));
         };
-        let pushed = vessel.push(object);
-        debug_assert!(pushed, "an empty sheaf has room");
+        if is_first {
+            self.free_shared(slice::from_ref(&object));
+        } else {
+            let pushed = vessel.push(object);
+            debug_assert!(pushed, "an empty sheaf has room");
+        }
         let mut rest = Some(vessel);
         if let Some(local) = self.local() {
             // SAFETY: the slot is the caller's, from `current` just now.
