@@ -20,6 +20,8 @@
 //! - I2. A slab is on the list that `list_of(inuse)` names, or among the dying; it stays on its list for as long as `inuse` is in
 //!   `stay`.
 //! - I3. The tag of a slab's pages holds its descriptor and the cache's number.
+//! - I4. Object `i` is `colour + i * size` bytes into the block; `colour` is at most what the objects leave of it, and a multiple of
+//!   their alignment.
 //!
 //! # Contexts
 //! Everything here runs under the slabs lock (`&mut Slabs`) and calls nothing but [`PageAlloc::tag`].
@@ -48,6 +50,8 @@ pub(crate) struct Slab {
     cache: *const (),
     pub(crate) base: NonNull<u8>,
     inuse: u16,
+    /// Bytes before the first object.
+    colour: u16,
     /// The least `inuse` of the list, and how many follow it there.
     stay: (u16, u16),
     list: u8,
@@ -60,6 +64,8 @@ const_assert_eq!(size_of::<Slab>(), 128);
 
 impl Slab {
     /// Makes the descriptor of a slab with all objects free, on no list.
+    ///
+    /// Its first object is at `base`; [`Slabs::add`] may move it on.
     pub(crate) fn new(cache: *const (), base: NonNull<u8>, shape: &Shape) -> Self {
         let mut free = [0; WORDS];
         for (i, word) in free.iter_mut().enumerate() {
@@ -70,6 +76,7 @@ impl Slab {
             cache,
             base,
             inuse: 0,
+            colour: 0,
             stay: (0, 1),
             list: EMPTY,
             free,
@@ -85,6 +92,8 @@ impl Slab {
     fn take(&mut self, size: usize, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
         let mut places = out.iter_mut();
         let room = places.len();
+        // SAFETY: what the objects leave of the block is before the first (I4).
+        let first = unsafe { self.base.add(self.colour.into()) };
         'full: for (i, word) in self.free.iter_mut().enumerate().rev() {
             while *word != 0 {
                 let Some(place) = places.next() else {
@@ -93,7 +102,7 @@ impl Slab {
                 let bit = 63 - word.leading_zeros() as usize;
                 *word ^= 1 << bit;
                 // SAFETY: bits are set for the slab's objects only (I1), which are inside the block.
-                place.write(unsafe { self.base.add((i * 64 + bit) * size) });
+                place.write(unsafe { first.add((i * 64 + bit) * size) });
             }
         }
         let got = room - places.len();
@@ -104,7 +113,8 @@ impl Slab {
     /// Notes that `object`, which lies `offset` bytes into the slab, is free. `inuse` is left to the caller.
     #[inline(always)]
     fn take_back(&mut self, object: NonNull<u8>, offset: usize, shape: &Shape) {
-        let Some(index) = shape.index_of(offset) else {
+        // Below the first object the difference wraps, and is the place of none.
+        let Some(index) = shape.index_of(offset.wrapping_sub(self.colour.into())) else {
             self.refuse(Fault::Misaligned, object, shape);
         };
         let (word, bit) = (&mut self.free[index / 64], 1 << (index % 64));
@@ -167,6 +177,8 @@ impl Dying {
 pub(crate) struct Slabs {
     lists: [Option<NonNull<Slab>>; LISTS],
     nr_slabs: usize,
+    /// The colour of the next new slab.
+    colour: usize,
     nr_empty: usize,
     /// Objects out of their slabs.
     inuse: usize,
@@ -180,6 +192,7 @@ impl Slabs {
         Self {
             lists: [None; LISTS],
             nr_slabs: 0,
+            colour: 0,
             nr_empty: 0,
             inuse: 0,
         }
@@ -254,6 +267,13 @@ impl Slabs {
     /// 1. `slab` is an initialised descriptor ([`Slab::new`]) of a block tagged with it, and is the list's from now on.
     pub(crate) unsafe fn add(&mut self, slab: NonNull<Slab>, shape: &Shape) {
         self.nr_slabs += 1;
+        let colour = self.colour * shape.colour_bytes;
+        self.slab(slab).colour = colour as u16;
+        self.colour = if self.colour + 1 < shape.colours {
+            self.colour + 1
+        } else {
+            0
+        };
         self.link(slab, EMPTY, shape);
     }
 
@@ -368,6 +388,30 @@ mod tests {
             let last = slab.free.iter().rposition(|&w| w != 0).unwrap();
             let top = 64 * last + 64 - slab.free[last].leading_zeros() as usize;
             assert_eq!(top, shape.nr_objects);
+        }
+    }
+
+    #[test]
+    fn colours_stay_inside_the_block_and_aligned() {
+        for (size, align) in [
+            (1280, 128),
+            (2560, 8),
+            (320, 64),
+            (24, 8),
+            (64, 64),
+            (9000, 8),
+        ] {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            let config = CacheConfig::new("test", layout);
+            assert_eq!(config.shape().unwrap().colours, 1);
+            let shape = config.colour(true).shape().unwrap();
+            let last = (shape.colours - 1) * shape.colour_bytes;
+            assert!(last + shape.nr_objects * shape.size <= shape.order.bytes());
+            assert_eq!(shape.colour_bytes % align, 0);
+            // An address before the first object is the place of none.
+            for offset in 0..last {
+                assert_eq!(shape.index_of(offset.wrapping_sub(last)), None);
+            }
         }
     }
 

@@ -82,6 +82,26 @@ fn a_slots_first_free_is_not_its_first_allocation() {
 }
 
 #[test]
+fn coloured_slabs_begin_at_different_lines() {
+    let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
+    let layout = Layout::from_size_align(1280, 64).unwrap();
+    for (colour, lines) in [(false, 16), (true, 64)] {
+        let config = CacheConfig::new("colours", layout).colour(colour);
+        // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
+        let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
+        cpus.go(Some(0));
+        let objects = alloc(&cache, 500);
+        let mut sets: Vec<_> = (objects.iter()).map(|o| o.addr().get() / 64 % 64).collect();
+        sets.sort_unstable();
+        sets.dedup();
+        assert_eq!(sets.len(), lines);
+        free(&cache, objects);
+        cache.destroy().expect("nothing is out");
+    }
+    assert_eq!(pages.outstanding(), 0);
+}
+
+#[test]
 fn bulk_calls_move_every_object_once() {
     with_cache(64, |cache, cpus, _| {
         cpus.go(Some(0));
