@@ -33,6 +33,8 @@ use heaps::{Heap, Raw, touch};
 const BATCH: usize = 4096;
 /// Objects of one bulk call.
 const BULK: usize = 64;
+/// Steps of a pattern at least, so that what goes before and after them does not count.
+const STEPS: u64 = 200_000;
 /// Objects that go from thread to thread together.
 const PARCEL: usize = 512;
 
@@ -319,7 +321,9 @@ impl Bench<'_, '_> {
     fn patterns(&mut self, who: &str, heap: impl Heap) {
         for threads in [1, 2] {
             self.row(&format!("larson-{who}"), threads, |n| {
-                on_threads(threads, n, 20_000, |t, n| patterns::larson(heap, t, n))
+                let all = n.next_multiple_of(STEPS);
+                let work = |t, n| patterns::larson(heap, t, n);
+                scaled(on_threads(threads, all, STEPS, work), n, STEPS as usize)
             });
             self.row(&format!("xmalloc-{who}"), threads, |n| {
                 patterns::xmalloc(heap, threads, n)
@@ -328,12 +332,12 @@ impl Bench<'_, '_> {
                 patterns::cache_scratch(heap, threads, n)
             });
             self.row(&format!("mstress-{who}"), threads, |n| {
+                let all = n.next_multiple_of(STEPS);
                 let transfer = patterns::Transfer::new();
-                let time = on_threads(threads, n, 20_000, |t, n| {
-                    patterns::mstress(heap, &transfer, t, n);
-                });
+                let work = |t, n| patterns::mstress(heap, &transfer, t, n);
+                let time = on_threads(threads, all, STEPS, work);
                 transfer.empty(heap);
-                time
+                scaled(time, n, STEPS as usize)
             });
         }
     }

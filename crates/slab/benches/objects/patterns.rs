@@ -40,7 +40,7 @@ pub(crate) fn larson(heap: impl Heap, thread: usize, steps: u64) {
     while left > 0 {
         let now = left.min(GENERATION);
         left -= now;
-        let mut live = move || {
+        let live = move || {
             let table = &mut table;
             let mut dice = Dice::new(thread + left as usize);
             for i in 0..now {
@@ -53,7 +53,7 @@ pub(crate) fn larson(heap: impl Heap, thread: usize, steps: u64) {
             }
             std::mem::replace(table, Table(Vec::new()))
         };
-        table = thread::scope(|scope| scope.spawn(move || live()).join().expect("no panic"));
+        table = thread::scope(|scope| scope.spawn(live).join().expect("no panic"));
     }
     for (object, size) in table.0 {
         // SAFETY: the table's own, for the last time.
