@@ -9,7 +9,8 @@
 //! | `lifo-SIZE`, `fifo-SIZE`, `random-SIZE` | a 4096th of: allocate as many, free them all in that order, by each thread |
 //! | `remote-SIZE` | an object allocated by one thread and freed by another: what both spent on it, the hand-over left out |
 //! | `alloc-bulk`, `free-bulk` | an object of 64 in one call; the other half of the pair, one by one, is not in the time |
-//! | `larson`, `xmalloc`, `cache-scratch`, `mstress` | a step of the pattern, see [`patterns`] |
+//! | `xmalloc`, `cache-scratch` | a step of the pattern, see [`patterns`] |
+//! | `larson`, `mstress` | a thousand steps, of long stretches that count as whole nanoseconds only |
 //!
 //! Names end in whose they are: `-typed` is a cache of that layout, `-kmalloc` the size classes, the others are peers. jemalloc is there
 //! when the bench is built with `--cfg bench_jemalloc`.
@@ -321,9 +322,10 @@ impl Bench<'_, '_> {
     fn patterns(&mut self, who: &str, heap: impl Heap) {
         for threads in [1, 2] {
             self.row(&format!("larson-{who}"), threads, |n| {
-                let all = n.next_multiple_of(STEPS);
+                let steps = 1000 * n;
+                let all = steps.next_multiple_of(STEPS);
                 let work = |t, n| patterns::larson(heap, t, n);
-                scaled(on_threads(threads, all, STEPS, work), n, STEPS as usize)
+                scaled(on_threads(threads, all, STEPS, work), steps, STEPS as usize)
             });
             self.row(&format!("xmalloc-{who}"), threads, |n| {
                 patterns::xmalloc(heap, threads, n)
@@ -332,12 +334,13 @@ impl Bench<'_, '_> {
                 patterns::cache_scratch(heap, threads, n)
             });
             self.row(&format!("mstress-{who}"), threads, |n| {
-                let all = n.next_multiple_of(STEPS);
+                let steps = 1000 * n;
+                let all = steps.next_multiple_of(STEPS);
                 let transfer = patterns::Transfer::new();
                 let work = |t, n| patterns::mstress(heap, &transfer, t, n);
                 let time = on_threads(threads, all, STEPS, work);
                 transfer.empty(heap);
-                scaled(time, n, STEPS as usize)
+                scaled(time, steps, STEPS as usize)
             });
         }
     }
