@@ -5,7 +5,7 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `full` | sheaves with objects, free to hand out | under the lock |
+//! | `full` | sheaves with objects, free to hand out, by who put them there | under the lock |
 //! | `empty` | sheaves without | under the lock |
 //! | `orphans` | sealed sheaves of slots that went offline, waiting for their cookies | under the lock |
 //! | `left` | sheaves with objects that were left here while the lock was taken | anyone, see [`Inbox`] |
@@ -31,6 +31,8 @@ use pagealloc::Attempt;
 use rcu_core::cpu::{SpinGuard, SpinMutex};
 use rcu_core::{Cookie, GracePeriod};
 
+/// Slots whose sheaves are kept apart: a slot finds its own again first, whose objects its CPU's caches still have.
+const STRIPES: usize = 8;
 /// Sheaves without objects that a cache keeps at least.
 #[doc(alias = "MAX_EMPTY_SHEAVES")]
 const MAX_EMPTY: usize = 10;
@@ -48,7 +50,7 @@ pub(crate) struct Limits {
 /// What the lock guards.
 #[derive(Debug)]
 pub(crate) struct Stock {
-    full: SheafList,
+    full: [SheafList; STRIPES],
     empty: SheafList,
     pub(crate) orphans: SheafList,
     limits: Limits,
@@ -59,9 +61,17 @@ pub(crate) struct Stock {
 }
 
 impl Stock {
-    /// Takes a sheaf with objects.
-    pub(crate) fn take_full(&mut self) -> Option<Sheaf> {
-        let full = self.full.pop_front();
+    fn nr_full(&self) -> usize {
+        self.full.iter().map(SheafList::sheaves).sum()
+    }
+
+    fn pop_full(&mut self, near: usize) -> Option<Sheaf> {
+        (0..STRIPES).find_map(|n| self.full[(near + n) % STRIPES].pop_front())
+    }
+
+    /// Takes a sheaf with objects, one that was put by the slot of the number `near` if there is one.
+    pub(crate) fn take_full(&mut self, near: usize) -> Option<Sheaf> {
+        let full = self.pop_full(near);
         if full.is_none() && self.turned_away > 0 {
             let missing = self.turned_away.min(self.limit);
             self.limit = (self.limit + missing).min(self.limits.most);
@@ -77,14 +87,14 @@ impl Stock {
     }
 
     fn has_room(&mut self) -> bool {
-        let has_room = self.full.sheaves() < self.limit as usize;
+        let has_room = self.nr_full() < self.limit as usize;
         self.turned_away += u32::from(!has_room);
         has_room
     }
 
     /// Keeps a sheaf with objects, unless there are enough, and gives one without for it if there is one.
-    pub(crate) fn exchange(&mut self, full: Sheaf) -> Result<Option<Sheaf>, Sheaf> {
-        self.put_full(full)?;
+    pub(crate) fn exchange(&mut self, full: Sheaf, near: usize) -> Result<Option<Sheaf>, Sheaf> {
+        self.put_full(full, near)?;
         Ok(self.take_empty())
     }
 
@@ -104,7 +114,7 @@ impl Stock {
         // T16: a sheaf that still has objects would lose them here.
         debug_assert!(sheaf.is_empty(), "T16: objects in an empty sheaf");
         // As many as would hold what may be kept.
-        let enough = (self.limit as usize).saturating_sub(self.full.sheaves());
+        let enough = (self.limit as usize).saturating_sub(self.nr_full());
         if self.empty.sheaves() >= MAX_EMPTY.max(enough) {
             return Err(sheaf);
         }
@@ -113,25 +123,25 @@ impl Stock {
     }
 
     /// Keeps a sheaf with objects, unless there are enough.
-    pub(crate) fn put_full(&mut self, sheaf: Sheaf) -> Result<(), Sheaf> {
+    pub(crate) fn put_full(&mut self, sheaf: Sheaf, near: usize) -> Result<(), Sheaf> {
         debug_assert!(!sheaf.is_empty(), "I1: no objects in a full sheaf");
         if !self.has_room() {
             return Err(sheaf);
         }
-        self.full.push_front(sheaf);
+        self.full[near % STRIPES].push_front(sheaf);
         Ok(())
     }
 
     /// Takes a sheaf with objects in whatever there is already; [`Self::take_surplus`] finds it later.
     pub(crate) fn add_full(&mut self, sheaf: Sheaf) {
         debug_assert!(!sheaf.is_empty(), "I1: no objects in a full sheaf");
-        self.full.push_front(sheaf);
+        self.full[0].push_front(sheaf);
     }
 
     /// Takes a sheaf with objects if there are more than enough.
     pub(crate) fn take_surplus(&mut self) -> Option<Sheaf> {
-        if self.full.sheaves() > self.limit as usize {
-            self.full.pop_front()
+        if self.nr_full() > self.limit as usize {
+            self.pop_full(0)
         } else {
             None
         }
@@ -147,7 +157,7 @@ impl Stock {
             };
             if gp.poll(sheaf.cookie()) {
                 objects += sheaf.len();
-                self.full.push_front(sheaf);
+                self.full[0].push_front(sheaf);
             } else {
                 self.orphans.push_back(sheaf);
             }
@@ -170,12 +180,12 @@ impl Stock {
 
     /// How many sheaves with, and without, objects there are.
     pub(crate) fn sheaves(&self) -> (usize, usize) {
-        (self.full.sheaves(), self.empty.sheaves())
+        (self.nr_full(), self.empty.sheaves())
     }
 
     /// Objects free to hand out.
     pub(crate) fn objects(&self) -> usize {
-        self.full.objects()
+        self.full.iter().map(SheafList::objects).sum()
     }
 }
 
@@ -200,7 +210,7 @@ impl Barn {
     pub(crate) const fn new(limits: Limits) -> Self {
         Self {
             stock: SpinMutex::new(Stock {
-                full: SheafList::new(),
+                full: [const { SheafList::new() }; STRIPES],
                 empty: SheafList::new(),
                 orphans: SheafList::new(),
                 limits,
@@ -228,7 +238,7 @@ impl Barn {
             // SAFETY: taken nodes are this call's and begin with a link.
             next = unsafe { link.as_ref() }.next;
             // SAFETY: the node came from `leave`, and is off the list.
-            stock.full.push_front(unsafe { Sheaf::from_link(link) });
+            stock.full[0].push_front(unsafe { Sheaf::from_link(link) });
         }
         stock
     }
@@ -265,15 +275,15 @@ mod tests {
         for kept in [2, 4, 5, 5] {
             let mut stock = barn.enter();
             for n in 0..7 {
-                let put = stock.put_full(full());
+                let put = stock.put_full(full(), 1);
                 assert_eq!(put.is_ok(), n < kept, "{n} of {kept}");
                 let _ = put.map_err(drop_sheaf);
             }
             // Not missed yet, so not more the next time.
-            assert!(stock.put_full(full()).map_err(drop_sheaf).is_err());
-            (0..kept).for_each(|_| drop_sheaf(stock.take_full().unwrap()));
-            assert!(stock.take_full().is_none());
-            assert!(stock.take_full().is_none(), "counted once");
+            assert!(stock.put_full(full(), 1).map_err(drop_sheaf).is_err());
+            (0..kept).for_each(|_| drop_sheaf(stock.take_full(0).unwrap()));
+            assert!(stock.take_full(0).is_none());
+            assert!(stock.take_full(0).is_none(), "counted once");
         }
         barn.enter().forget();
         assert_eq!(barn.enter().limit, 2);
@@ -295,7 +305,7 @@ mod tests {
         drop(held);
         let mut stock = barn.enter();
         assert_eq!((stock.sheaves(), stock.objects()), ((1, 0), 1));
-        let sheaf = stock.take_full().unwrap();
+        let sheaf = stock.take_full(0).unwrap();
         // SAFETY: the block came from the pool.
         unsafe { pool.put(sheaf.into_block()) };
         pool.release(&pages);

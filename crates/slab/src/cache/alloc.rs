@@ -85,7 +85,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 return Ok(object);
             }
             slot.counts.alloc_misses = slot.counts.alloc_misses.wrapping_add(1);
-            if self.renew_main(&mut slot, attempt) {
+            if self.renew_main(&mut slot, self.number_of(local), attempt) {
                 if let Some(object) = slot.main.pop() {
                     return Ok(object);
                 }
@@ -110,7 +110,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
 
     /// Installs a sheaf with objects that are free to hand out, if there is one without asking the slabs. An emptied one that is not
     /// wanted as spare goes to the barn, under the same hold of its lock.
-    fn renew_main(&self, slot: &mut SlotState, attempt: Attempt) -> bool {
+    fn renew_main(&self, slot: &mut SlotState, number: usize, attempt: Attempt) -> bool {
         if let Some(spare) = slot.take_spare_full() {
             // The emptied sheaf finds the spare's place free.
             let emptied = slot.renew_main(spare);
@@ -128,7 +128,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let Some(mut stock) = self.barn.0.lock(attempt) else {
             return false;
         };
-        let sheaf = match stock.take_full() {
+        let sheaf = match stock.take_full(number) {
             Some(full) => full,
             None => match stock.take_ripe(&self.gp) {
                 Some(orphan) => {
@@ -294,7 +294,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let mut dying = Dying::default();
         let mut sheaf = {
             let mut stock = self.barn.0.lock(attempt)?;
-            match stock.take_full() {
+            match stock.take_full(0) {
                 Some(sheaf) => sheaf,
                 None => {
                     let orphan = stock.take_ripe(&self.gp)?;

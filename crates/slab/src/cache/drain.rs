@@ -163,7 +163,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         {
             let mut stock = self.barn.0.enter();
             self.adopt_ripe(&mut stock);
-            while let Some(sheaf) = stock.take_full() {
+            while let Some(sheaf) = stock.take_full(0) {
                 full.push_back(sheaf);
             }
             stock.forget();

@@ -69,7 +69,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             };
             let mut stock = self.barn.0.enter();
             let exchanged = match surplus {
-                Some(full) => stock.exchange(full),
+                Some(full) => stock.exchange(full, self.number_of(local)),
                 None => Ok(stock.take_empty()),
             };
             drop(stock);

@@ -202,6 +202,12 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         Some(self.slot(slot))
     }
 
+    /// The number of the slot that has this cell.
+    fn number_of(&self, cell: &SlotCell<C::Lock>) -> usize {
+        let offset = core::ptr::from_ref(cell).addr() - self.slots.addr().get();
+        offset / size_of::<SlotCell<C::Lock>>()
+    }
+
     fn slot(&self, slot: Slot) -> &SlotCell<C::Lock> {
         debug_assert!(slot.index() < self.cpus.nr_slots());
         // SAFETY: slots are below `nr_slots` (guarantee 1 of `Cpus`), as many as the array has.
@@ -276,7 +282,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     fn put_in_barn(&self, sheaf: Sheaf, attempt: Attempt) -> Result<(), Sheaf> {
         match self.barn.0.lock(attempt) {
             Some(mut stock) if sheaf.is_empty() => stock.put_empty(sheaf),
-            Some(mut stock) => stock.put_full(sheaf),
+            Some(mut stock) => stock.put_full(sheaf, 0),
             None => Err(sheaf),
         }
     }
