@@ -9,6 +9,7 @@ mod report;
 mod rounds;
 mod table;
 mod targets;
+mod traces;
 
 use std::fs;
 use std::io::{self, Write};
@@ -32,7 +33,8 @@ const ROUNDS: u32 = 3;
     long_about = "Runs the criterion benches of a layer in rounds, ours and the peers in one process, and judges the \
                   median ratios by xtask/bench-targets.json. Prints a table and writes report.html under target/bench.",
     after_help = "Examples:\n  cargo xtask bench --layer rcu\n  cargo xtask bench --quick --json now.json\n  \
-                  cargo xtask bench --layer rcu --history before.json --check"
+                  cargo xtask bench --layer rcu --history before.json --check\n  \
+                  cargo xtask bench --layer slab --trace redis.trace.zst"
 )]
 pub(crate) struct Options {
     /// The layer to measure [default: all that have benches]
@@ -53,6 +55,9 @@ pub(crate) struct Options {
     /// Exit with status 1 if a target that was measured is missed
     #[arg(long)]
     check: bool,
+    /// Also replay this allocation trace, zstd or plain, on the slab layer's allocators; may be repeated
+    #[arg(long, value_name = "FILE")]
+    trace: Vec<PathBuf>,
     /// Write no report.html
     #[arg(long)]
     no_report: bool,
@@ -107,15 +112,22 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
     }
 
     let directory = workspace.target.join("bench");
+    if !options.trace.is_empty() && !targets.benches.iter().any(|b| b.layer == Layer::Slab) {
+        return Err(Failure::Usage("--trace is for the layer slab".to_owned()));
+    }
+    let replay = traces::prepare(&options.trace, &directory)?;
     let absent = rounds::absent_libraries(&targets);
     let executables = rounds::build(workspace, &targets, &absent, &directory.join("build"))?;
+    let replay = replay.build(workspace, &targets, &absent, &directory.join("build"))?;
     let nr_rounds = options
         .rounds
         .unwrap_or(if options.quick { 1 } else { ROUNDS });
     let mut rounds: Vec<Round> = Vec::new();
     for number in 1..=nr_rounds {
         let home = directory.join(format!("criterion/round-{number}"));
-        rounds.push(rounds::run(&executables, options.quick, &home)?);
+        let mut round = rounds::run(&executables, options.quick, &home)?;
+        replay.run(&mut round)?;
+        rounds.push(round);
     }
 
     let rows: Vec<Row> = targets.rows.iter().map(|t| Row::of(t, &rounds)).collect();
@@ -125,6 +137,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
             "not measured beside {}: it is not installed ({})\n",
             library.feature, library.install
         ));
+    }
+    if options.trace.is_empty() && rows.iter().any(Row::is_of_trace) {
+        say("no trace was replayed: --trace FILE does\n");
     }
     if let Some(path) = &options.json {
         save(path, &table::json(&rows))?;

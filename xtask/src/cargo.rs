@@ -115,13 +115,14 @@ fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
 }
 
-/// Builds the bench target `bench` of `package` as the peers in it want it, below `directory`, and returns its
-/// executable.
+/// Builds the bench target `bench` of `package` as the peers in it want it, with `cfgs` set, below `directory`, and
+/// returns its executable.
 pub(crate) fn build_bench(
     workspace: &Workspace,
     package: &str,
     bench: &str,
     features: &[&str],
+    cfgs: &[&str],
     directory: &Path,
 ) -> Result<PathBuf, Failure> {
     if !workspace.has_target(package, "bench", bench) {
@@ -136,9 +137,14 @@ pub(crate) fn build_bench(
         command.args(["--features", &features.join(",")]);
     }
     command.env("CARGO_TARGET_DIR", directory);
+    let mut flags: Vec<String> = cfgs.iter().map(|cfg| format!("--cfg={cfg}")).collect();
     if has_cmpxchg16b() {
         // kovan takes a lock in place of a double-word exchange unless it is told at build time; meet it at its best.
-        let (name, value) = with_rustflags(&["-Ctarget-feature=+cmpxchg16b"]);
+        flags.push("-Ctarget-feature=+cmpxchg16b".to_owned());
+    }
+    if !flags.is_empty() {
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let (name, value) = with_rustflags(&flags);
         command.env(name, value);
     }
     let output = command

@@ -7,9 +7,9 @@
 mod chart;
 mod options;
 mod report;
-mod runner;
+pub(crate) mod runner;
 mod table;
-mod trace;
+pub(crate) mod trace;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};

@@ -5,7 +5,7 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `full` | sheaves with objects, free to hand out | under the lock |
+//! | `full` | sheaves with objects, free to hand out, by who put them there | under the lock |
 //! | `empty` | sheaves without | under the lock |
 //! | `orphans` | sealed sheaves of slots that went offline, waiting for their cookies | under the lock |
 //! | `left` | sheaves with objects that were left here while the lock was taken | anyone, see [`Inbox`] |
@@ -13,6 +13,12 @@
 //! # Invariants
 //! - I1. Objects in `full` and `left` are free to hand out; objects in `orphans` are not before their sheaf's cookie is done.
 //! - I2. The limits are soft (T18): `left` is taken in whatever its length.
+//!
+//! # How much is kept
+//! A barn starts small, so that an idle cache holds little, and learns: an allocation that finds no full sheaf, though some were turned
+//! away since the last one that did, raises the limit by as many, at most to twice what it was and to [`Limits::most`]. Had they
+//! been kept, it would have found one. [`Stock::forget`] starts anew. Sheaves of retired objects that are taken out again as surplus do
+//! not count: with more in the barn, allocations would not push their own slot's line on.
 //!
 //! # Contexts
 //! The lock is taken inside a slot's local lock, and the slabs' lock inside this one. No page is asked for or given
@@ -25,25 +31,71 @@ use pagealloc::Attempt;
 use rcu_core::cpu::{SpinGuard, SpinMutex};
 use rcu_core::{Cookie, GracePeriod};
 
-/// Sheaves with objects that a cache keeps.
-#[doc(alias = "MAX_FULL_SHEAVES")]
-const MAX_FULL: usize = 10;
-/// Sheaves without objects that a cache keeps.
+/// Slots whose sheaves are kept apart: a slot finds its own again first, whose objects its CPU's caches still have.
+const STRIPES: usize = 8;
+/// Sheaves without objects that a cache keeps at least.
 #[doc(alias = "MAX_EMPTY_SHEAVES")]
 const MAX_EMPTY: usize = 10;
+
+/// How many sheaves with objects a cache keeps.
+#[derive(Clone, Copy, Debug)]
+#[doc(alias = "MAX_FULL_SHEAVES")]
+pub(crate) struct Limits {
+    /// At first.
+    pub(crate) first: u32,
+    /// However often they are missed.
+    pub(crate) most: u32,
+}
 
 /// What the lock guards.
 #[derive(Debug)]
 pub(crate) struct Stock {
-    full: SheafList,
+    full: [SheafList; STRIPES],
     empty: SheafList,
     pub(crate) orphans: SheafList,
+    limits: Limits,
+    /// Sheaves in `full` that are not too many.
+    limit: u32,
+    /// Sheaves turned away since `full` was last found empty.
+    turned_away: u32,
 }
 
 impl Stock {
-    /// Takes a sheaf with objects.
-    pub(crate) fn take_full(&mut self) -> Option<Sheaf> {
-        self.full.pop_front()
+    fn nr_full(&self) -> usize {
+        self.full.iter().map(SheafList::sheaves).sum()
+    }
+
+    fn pop_full(&mut self, near: usize) -> Option<Sheaf> {
+        (0..STRIPES).find_map(|n| self.full[(near + n) % STRIPES].pop_front())
+    }
+
+    /// Takes a sheaf with objects, one that was put by the slot of the number `near` if there is one.
+    pub(crate) fn take_full(&mut self, near: usize) -> Option<Sheaf> {
+        let full = self.pop_full(near);
+        if full.is_none() && self.turned_away > 0 {
+            let missing = self.turned_away.min(self.limit);
+            self.limit = (self.limit + missing).min(self.limits.most);
+            self.turned_away = 0;
+        }
+        full
+    }
+
+    /// Keeps no more than at first.
+    pub(crate) fn forget(&mut self) {
+        self.limit = self.limits.first;
+        self.turned_away = 0;
+    }
+
+    fn has_room(&mut self) -> bool {
+        let has_room = self.nr_full() < self.limit as usize;
+        self.turned_away += u32::from(!has_room);
+        has_room
+    }
+
+    /// Keeps a sheaf with objects, unless there are enough, and gives one without for it if there is one.
+    pub(crate) fn exchange(&mut self, full: Sheaf, near: usize) -> Result<Option<Sheaf>, Sheaf> {
+        self.put_full(full, near)?;
+        Ok(self.take_empty())
     }
 
     /// Takes the eldest orphan if its cookie is done.
@@ -61,7 +113,9 @@ impl Stock {
     pub(crate) fn put_empty(&mut self, sheaf: Sheaf) -> Result<(), Sheaf> {
         // T16: a sheaf that still has objects would lose them here.
         debug_assert!(sheaf.is_empty(), "T16: objects in an empty sheaf");
-        if self.empty.sheaves() >= MAX_EMPTY {
+        // As many as would hold what may be kept.
+        let enough = (self.limit as usize).saturating_sub(self.nr_full());
+        if self.empty.sheaves() >= MAX_EMPTY.max(enough) {
             return Err(sheaf);
         }
         self.empty.push_front(sheaf);
@@ -69,25 +123,25 @@ impl Stock {
     }
 
     /// Keeps a sheaf with objects, unless there are enough.
-    pub(crate) fn put_full(&mut self, sheaf: Sheaf) -> Result<(), Sheaf> {
+    pub(crate) fn put_full(&mut self, sheaf: Sheaf, near: usize) -> Result<(), Sheaf> {
         debug_assert!(!sheaf.is_empty(), "I1: no objects in a full sheaf");
-        if self.full.sheaves() >= MAX_FULL {
+        if !self.has_room() {
             return Err(sheaf);
         }
-        self.full.push_front(sheaf);
+        self.full[near % STRIPES].push_front(sheaf);
         Ok(())
     }
 
     /// Takes a sheaf with objects in whatever there is already; [`Self::take_surplus`] finds it later.
     pub(crate) fn add_full(&mut self, sheaf: Sheaf) {
         debug_assert!(!sheaf.is_empty(), "I1: no objects in a full sheaf");
-        self.full.push_front(sheaf);
+        self.full[0].push_front(sheaf);
     }
 
     /// Takes a sheaf with objects if there are more than enough.
     pub(crate) fn take_surplus(&mut self) -> Option<Sheaf> {
-        if self.full.sheaves() > MAX_FULL {
-            self.full.pop_front()
+        if self.nr_full() > self.limit as usize {
+            self.pop_full(0)
         } else {
             None
         }
@@ -103,7 +157,7 @@ impl Stock {
             };
             if gp.poll(sheaf.cookie()) {
                 objects += sheaf.len();
-                self.full.push_front(sheaf);
+                self.full[0].push_front(sheaf);
             } else {
                 self.orphans.push_back(sheaf);
             }
@@ -126,12 +180,12 @@ impl Stock {
 
     /// How many sheaves with, and without, objects there are.
     pub(crate) fn sheaves(&self) -> (usize, usize) {
-        (self.full.sheaves(), self.empty.sheaves())
+        (self.nr_full(), self.empty.sheaves())
     }
 
     /// Objects free to hand out.
     pub(crate) fn objects(&self) -> usize {
-        self.full.objects()
+        self.full.iter().map(SheafList::objects).sum()
     }
 }
 
@@ -154,12 +208,15 @@ pub(crate) struct Barn {
 impl Barn {
     rcu_core::const_fn! {
         /// An empty barn.
-        pub(crate) const fn new() -> Self {
+        pub(crate) const fn new(limits: Limits) -> Self {
             Self {
                 stock: SpinMutex::new(Stock {
-                    full: SheafList::new(),
+                    full: [const { SheafList::new() }; STRIPES],
                     empty: SheafList::new(),
                     orphans: SheafList::new(),
+                    limits,
+                    limit: limits.first,
+                    turned_away: 0,
                 }),
                 left: Inbox::new(),
             }
@@ -183,7 +240,7 @@ impl Barn {
             // SAFETY: taken nodes are this call's and begin with a link.
             next = unsafe { link.as_ref() }.next;
             // SAFETY: the node came from `leave`, and is off the list.
-            stock.full.push_front(unsafe { Sheaf::from_link(link) });
+            stock.full[0].push_front(unsafe { Sheaf::from_link(link) });
         }
         stock
     }
@@ -202,6 +259,40 @@ mod tests {
     use crate::pool::Pool;
     use core::ptr::NonNull;
 
+    const LIMITS: Limits = Limits { first: 2, most: 5 };
+
+    #[test]
+    fn what_was_turned_away_and_missed_is_kept_the_next_time() {
+        let (pages, mut pool) = (Pages::new(), Pool::new(64));
+        let full = || {
+            let block = pool.get(&pages, Attempt::MayGrow).unwrap();
+            // SAFETY: the block has room for the header and five pointers.
+            let mut sheaf = unsafe { Sheaf::init(block, 5) };
+            assert!(sheaf.push(NonNull::dangling()));
+            sheaf
+        };
+        // SAFETY: blocks of the pool.
+        let drop_sheaf = |sheaf: Sheaf| unsafe { pool.put(sheaf.into_block()) };
+        let barn = Barn::new(LIMITS);
+        for kept in [2, 4, 5, 5] {
+            let mut stock = barn.enter();
+            for n in 0..7 {
+                let put = stock.put_full(full(), 1);
+                assert_eq!(put.is_ok(), n < kept, "{n} of {kept}");
+                let _ = put.map_err(drop_sheaf);
+            }
+            // Not missed yet, so not more the next time.
+            assert!(stock.put_full(full(), 1).map_err(drop_sheaf).is_err());
+            (0..kept).for_each(|_| drop_sheaf(stock.take_full(0).unwrap()));
+            assert!(stock.take_full(0).is_none());
+            assert!(stock.take_full(0).is_none(), "counted once");
+        }
+        barn.enter().forget();
+        assert_eq!(barn.enter().limit, 2);
+        pool.release(&pages);
+        assert_eq!(pages.outstanding(), 0);
+    }
+
     #[test]
     fn a_sheaf_left_at_the_door_is_taken_in() {
         let (pages, mut pool) = (Pages::new(), Pool::new(64));
@@ -209,14 +300,14 @@ mod tests {
         // SAFETY: the block has room for the header and five pointers.
         let mut sheaf = unsafe { Sheaf::init(block, 5) };
         assert!(sheaf.push(NonNull::dangling()));
-        let barn = Barn::new();
+        let barn = Barn::new(LIMITS);
         let held = barn.enter();
         assert!(barn.lock(Attempt::TryLock).is_none());
         barn.leave(sheaf);
         drop(held);
         let mut stock = barn.enter();
         assert_eq!((stock.sheaves(), stock.objects()), ((1, 0), 1));
-        let sheaf = stock.take_full().unwrap();
+        let sheaf = stock.take_full(0).unwrap();
         // SAFETY: the block came from the pool.
         unsafe { pool.put(sheaf.into_block()) };
         pool.release(&pages);

@@ -1,5 +1,6 @@
 //! What a cache is to be like, and the arithmetic that follows from it.
 
+use crate::barn::Limits;
 use crate::checks::{Checks, Frame};
 use crate::error::CreateError;
 use crate::leaks::LeakReport;
@@ -20,9 +21,14 @@ pub(crate) const MAX_OBJECTS: usize = 512;
 const GOOD_OBJECTS: usize = 32;
 /// A slab may leave this part of its pages unused.
 const WASTE_PART: usize = 8;
+/// A cache line.
+const LINE_BYTES: usize = 64;
 /// Objects in one sheaf together, unless the smallest sheaf holds more.
 const SHEAF_BUDGET_BYTES: usize = 32 << 10;
 const MIN_SHEAF_BYTES: usize = 64;
+/// Objects that the barn keeps at first, as far as that is between 2 and 10 sheaves, and at most, as far as that is between 10 and 64.
+const BARN_FIRST_BYTES: usize = 320 << 10;
+const BARN_MOST_BYTES: usize = 2 << 20;
 /// A grace period is asked for when this many objects, or bytes, wait in one slot.
 const ASK_OBJECTS: usize = 8192;
 const ASK_BYTES: usize = 512 << 10;
@@ -60,6 +66,7 @@ pub struct CacheConfig {
     leaks: Option<fn(&LeakReport)>,
     constructor: Option<Constructor>,
     stability: Stability,
+    colour: bool,
 }
 
 /// Makes an object's first value in a new slab's memory.
@@ -102,6 +109,7 @@ impl CacheConfig {
             leaks: None,
             constructor: None,
             stability: Stability::None,
+            colour: false,
         }
     }
 
@@ -181,6 +189,16 @@ impl CacheConfig {
         !matches!(self.stability, Stability::None)
     }
 
+    /// Whether slabs begin their objects at different cache lines, as far as what a slab cannot use allows. By default not.
+    ///
+    /// Worth it where objects are looked at in their first lines mostly and their size is a multiple of 128 bytes: those lines would
+    /// else share a half, a quarter or less of a cache's sets. Powers of two leave nothing of a slab unused, and so get no colour.
+    #[doc(alias = "SLAB_HWCACHE_ALIGN")]
+    pub const fn colour(mut self, colour: bool) -> Self {
+        self.colour = colour;
+        self
+    }
+
     /// What is checked, and how an object lies in its frame for that.
     fn checked(&self) -> Result<(Checks, Frame), CreateError> {
         // Stale readers look at free objects of such caches.
@@ -225,6 +243,19 @@ impl CacheConfig {
             None => sheaf_cap(size),
         };
         let sheaf_bytes = (HEADER_BYTES + sheaf_cap * size_of::<usize>()).next_power_of_two();
+        // From one colour to the next: a line, and what keeps objects aligned.
+        let colour_bytes = self.layout.align().max(LINE_BYTES);
+        let unused = order.bytes() - nr_objects * size;
+        let colours = if self.colour {
+            1 + unused / colour_bytes
+        } else {
+            1
+        };
+        let sheaves = |bytes: usize| bytes / (sheaf_cap * size);
+        let barn = Limits {
+            first: sheaves(BARN_FIRST_BYTES).clamp(2, 10) as u32,
+            most: sheaves(BARN_MOST_BYTES).clamp(10, 64) as u32,
+        };
         let ask = ASK_OBJECTS.min(ASK_BYTES / size).max(sheaf_cap);
         Ok(Shape {
             name: self.name,
@@ -235,8 +266,11 @@ impl CacheConfig {
             reciprocal: (1_u64 << 32).div_ceil(size as u64),
             nr_objects,
             order,
+            colour_bytes,
+            colours,
             sheaf_cap: sheaf_cap as u32,
             sheaf_bytes,
+            barn,
             ask_objects: self.ask_objects.unwrap_or(ask),
             min_partial: self.min_partial,
             link_at: frame.link_at,
@@ -272,8 +306,12 @@ pub(crate) struct Shape {
     reciprocal: u64,
     pub(crate) nr_objects: usize,
     pub(crate) order: Order,
+    /// Bytes from one colour to the next, and how many there are.
+    pub(crate) colour_bytes: usize,
+    pub(crate) colours: usize,
     pub(crate) sheaf_cap: u32,
     pub(crate) sheaf_bytes: usize,
+    pub(crate) barn: Limits,
     pub(crate) ask_objects: usize,
     pub(crate) min_partial: usize,
     /// Where a free object has a word for a link (L12): bytes from its start.
@@ -314,10 +352,11 @@ impl Shape {
     /// Which object of its slab begins `offset` bytes into it, if one does.
     ///
     /// The product with the rounded-up reciprocal is exact: its error is below `offset * size`, and
-    /// offset < 2¹⁵, size ≤ 2¹⁵, so below 2³². (Tested for every offset and size.)
+    /// offset < 2¹⁵, size ≤ 2¹⁵, so below 2³². (Tested for every offset and size.) An offset that wrapped below zero
+    /// equals no product of an index below 2³².
     pub(crate) fn index_of(&self, offset: usize) -> Option<usize> {
-        let offset = offset.checked_sub(self.lead)?;
-        let index = ((offset as u64 * self.reciprocal) >> 32) as usize;
+        let offset = offset.wrapping_sub(self.lead);
+        let index = ((offset as u64).wrapping_mul(self.reciprocal) >> 32) as usize;
         (index * self.size == offset && index < self.nr_objects).then_some(index)
     }
 }

@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     RedZone,
     /// The object was written to while it was free.
     Poison,
+    /// Memory by size came back with a layout that another class serves.
+    Layout,
     /// The checks' own words beside the object were overwritten.
     Words,
 }
@@ -36,6 +38,7 @@ impl fmt::Display for Fault {
             Self::RetiredTwice => "object retired twice",
             Self::RedZone => "red zone overwritten",
             Self::Poison => "object written to after it was freed",
+            Self::Layout => "memory came back with a layout of another class",
             Self::Words => "words of the checks before the object overwritten",
         })
     }

@@ -19,6 +19,7 @@ mod api2;
 mod classes;
 mod huge;
 mod large;
+mod sized;
 
 pub(crate) use huge::HugeHeld;
 

@@ -10,6 +10,7 @@
 //!   *installed*, the installing [`Installed`] holds `len`, and the header's is out of date.
 
 use crate::inbox::Link;
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use rcu_core::Cookie;
 use rcu_core::cpu::ZeroInit;
@@ -143,6 +144,25 @@ impl Sheaf {
         true
     }
 
+    /// The places behind the objects.
+    pub(crate) fn places(&mut self) -> &mut [MaybeUninit<NonNull<u8>>] {
+        let (len, cap) = (self.len(), self.cap());
+        // SAFETY: `len <= cap`, so the place is inside the block or at its end (I2).
+        let first = unsafe { self.objects().add(len) };
+        // SAFETY: the block has room for `cap` pointers, and the handle, which is the only one, is borrowed exclusively.
+        unsafe { core::slice::from_raw_parts_mut(first.cast().as_ptr(), cap - len) }
+    }
+
+    /// Counts objects in that were written to the first of the [`places`](Self::places).
+    ///
+    /// # Safety
+    /// 1. `objects` places behind the objects are initialised, and no more than there are.
+    pub(crate) unsafe fn count_up(&mut self, objects: usize) {
+        debug_assert!(objects <= self.cap() - self.len(), "I2");
+        // INVARIANT: I2 (debt 1).
+        self.header_mut().len += objects as u32;
+    }
+
     /// Forgets the objects, which have gone elsewhere.
     pub(crate) fn clear(&mut self) {
         self.header_mut().len = 0;
@@ -225,23 +245,30 @@ impl Installed {
     }
 
     /// Takes as many objects as there are and `out` wants, and says how many.
-    pub(crate) fn pop_many(&mut self, out: &mut [core::mem::MaybeUninit<NonNull<u8>>]) -> usize {
-        for (n, place) in out.iter_mut().enumerate() {
-            match self.pop() {
-                Some(object) => place.write(object),
-                None => return n,
-            };
-        }
-        out.len()
+    pub(crate) fn pop_many(&mut self, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        let n = self.len().min(out.len());
+        let Some(sheaf) = &self.sheaf else {
+            return 0;
+        };
+        self.len -= n as u32;
+        // SAFETY: `n` was at most the old `len`, so the place is inside the block.
+        let from = unsafe { sheaf.objects().add(self.len as usize) };
+        // SAFETY: the `n` pointers from there on are initialised; `out`, which is borrowed exclusively, has room for them.
+        unsafe { from.copy_to_nonoverlapping(NonNull::from(out).cast(), n) };
+        n
     }
 
     /// Adds as many of `objects` as fit, and says how many.
     pub(crate) fn push_many(&mut self, objects: &[NonNull<u8>]) -> usize {
         let n = self.room().min(objects.len());
-        for &object in &objects[..n] {
-            let pushed = self.push(object);
-            debug_assert!(pushed);
-        }
+        let Some(sheaf) = &self.sheaf else {
+            return 0;
+        };
+        // SAFETY: `len <= cap`, so the place is inside the block or at its end.
+        let to = unsafe { sheaf.objects().add(self.len as usize) };
+        // SAFETY: there is room for `n` pointers, in a sheaf that this place, which is borrowed exclusively, owns.
+        unsafe { to.copy_from_nonoverlapping(NonNull::from(objects).cast(), n) };
+        self.len += n as u32;
         n
     }
 

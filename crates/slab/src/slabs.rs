@@ -7,8 +7,8 @@
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
-//! | `Slab.cache`, `base` | whose it is, where its objects are | at birth only |
-//! | `Slab.free`, `inuse`, `list`, links, `cookie` | which objects are out; which list it is on; when its readers are gone | under the cache's slabs lock |
+//! | `Slab.cache`, `base`, `colour` | whose it is, where its objects are | at birth only |
+//! | `Slab.free`, `inuse`, `list`, `stay`, links, `cookie` | which objects are out; which list it is on, and how long for; when its readers are gone | under the cache's slabs lock |
 //! | `Descriptor.holds` | how many references keep the pages of a type-stable cache's slab | whoever has one, or a pinned object |
 //!
 //! # Life
@@ -22,27 +22,37 @@
 //!
 //! # Invariants
 //! - I1. `inuse` is the number of zero bits among the first `nr_objects` of `free`; the other bits are zero.
-//! - I2. A slab is on the list that `list_of(inuse)` names, or among the dying.
+//! - I2. A slab is on the list that `list_of(inuse)` names, or among the dying; it stays on its list for as long as `inuse` is in
+//!   `stay`.
 //! - I3. The tag of a slab's pages holds its descriptor and the cache's number.
 //! - I4. On `WAITING` the youngest is first; the first `nr_unsealed` have no cookie, the cookies of the others do not go back in
 //!   time from the last to the first. Each cookie was taken after the slab's last object had come home. On `HELD` all
 //!   cookies are done.
 //! - I5. `holds` of a slab with nothing out goes up only by someone who has a hold of it already, or in a section in which an
 //!   object of it was found: so, once the cookie is done, never again from zero.
+//! - I6. Object `i` is `colour + Shape::offset_of(i)` bytes into the block, which [`Slab::object`] alone adds up; `colour` is at most what the objects leave of it, and a multiple of
+//!   their alignment.
 //!
 //! # Contexts
 //! Everything here runs under the slabs lock (`&mut Slabs`) and calls nothing but [`PageAlloc::tag`], and
 //! `snapshot` and `poll`, which never block.
 
 mod holds;
+mod look;
+mod random;
 mod waiting;
 
 pub(crate) use holds::{Descriptor, Holds};
+pub(crate) use look::expect_object;
+
+#[cfg(test)]
+mod tests;
 
 use crate::checks::Checks;
 use crate::config::{MAX_OBJECTS, Shape};
 use crate::fault::{Fault, broken};
 use arrayvec::ArrayVec;
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{PageAlloc, PageTag};
 use rcu_core::Cookie;
@@ -64,19 +74,24 @@ const WAITING: u8 = 6;
 const HELD: u8 = 7;
 const LISTS: usize = 8;
 
-/// What the holder of the slabs lock touches of a descriptor.
+/// What the holder of the slabs lock touches of a descriptor. What giving out and taking back need comes first: one cache line for
+/// slabs of up to 256 objects.
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Slab {
     /// The address of the cache's inner structure, to tell caches apart; never followed.
     cache: *const (),
     pub(crate) base: NonNull<u8>,
-    next: Option<NonNull<Slab>>,
-    prev: Option<NonNull<Slab>>,
+    inuse: u16,
+    /// Bytes before the first object.
+    colour: u16,
+    /// The least `inuse` of the list, and how many follow it there.
+    stay: (u16, u16),
+    list: u8,
     /// Bit set: the object is free.
     free: [u64; WORDS],
-    inuse: u16,
-    list: u8,
+    next: Option<NonNull<Slab>>,
+    prev: Option<NonNull<Slab>>,
     /// When its readers are gone, on the list `WAITING` and sealed.
     cookie: Cookie,
 }
@@ -84,7 +99,9 @@ const_assert!(size_of::<Slab>() <= 120);
 
 impl Slab {
     /// Makes the descriptor of a slab with all objects free, on no list.
-    pub(crate) fn new(cache: *const (), base: NonNull<u8>, shape: &Shape) -> Self {
+    ///
+    /// `nth` of the cache's, it has the colour that is next then.
+    pub(crate) fn new(cache: *const (), base: NonNull<u8>, shape: &Shape, nth: usize) -> Self {
         let mut free = [0; WORDS];
         for (i, word) in free.iter_mut().enumerate() {
             let bits = shape.nr_objects.saturating_sub(i * 64).min(64) as u32;
@@ -93,13 +110,76 @@ impl Slab {
         Self {
             cache,
             base,
+            inuse: 0,
+            colour: (nth % shape.colours * shape.colour_bytes) as u16,
+            stay: (0, 1),
+            list: EMPTY,
+            free,
             next: None,
             prev: None,
-            free,
-            inuse: 0,
-            list: EMPTY,
             cookie: Cookie::COMPLETED,
         }
+    }
+}
+
+impl Slab {
+    /// Where an object lies.
+    ///
+    /// # Safety
+    /// 1. `index` is below the slab's number of objects.
+    pub(crate) unsafe fn object(&self, shape: &Shape, index: usize) -> NonNull<u8> {
+        let offset = usize::from(self.colour) + shape.offset_of(index);
+        // SAFETY: inside the block (1, I6).
+        unsafe { self.base.add(offset) }
+    }
+
+    /// Which object lies `offset` bytes into the block, if one does.
+    #[inline(always)]
+    fn index_at(&self, shape: &Shape, offset: usize) -> Option<usize> {
+        // Below the first object the difference wraps, and is the place of none.
+        shape.index_of(offset.wrapping_sub(self.colour.into()))
+    }
+
+    /// Fills `out` from the front with free objects, and says how many. The highest addresses come first: what is popped off a
+    /// sheaf then goes up.
+    fn take(&mut self, shape: &Shape, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        let mut places = out.iter_mut();
+        let room = places.len();
+        // SAFETY: a slab has one object at least.
+        let first = unsafe { self.object(shape, 0) };
+        'full: for (i, word) in self.free.iter_mut().enumerate().rev() {
+            while *word != 0 {
+                let Some(place) = places.next() else {
+                    break 'full;
+                };
+                let bit = 63 - word.leading_zeros() as usize;
+                *word ^= 1 << bit;
+                // SAFETY: bits are set for the slab's objects only (I1), which are inside the block.
+                place.write(unsafe { first.add((i * 64 + bit) * shape.size) });
+            }
+        }
+        let got = room - places.len();
+        self.inuse += got as u16;
+        got
+    }
+
+    /// Notes that `object`, which lies `offset` bytes into the slab, is free. `inuse` is left to the caller.
+    #[inline(always)]
+    fn take_back(&mut self, object: NonNull<u8>, offset: usize, shape: &Shape) {
+        let Some(index) = self.index_at(shape, offset) else {
+            self.refuse(Fault::Misaligned, object, shape);
+        };
+        let (word, bit) = (&mut self.free[index / 64], 1 << (index % 64));
+        if *word & bit != 0 {
+            self.refuse(Fault::DoubleFree, object, shape);
+        }
+        *word |= bit;
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, fault: Fault, object: NonNull<u8>, shape: &Shape) -> ! {
+        broken(fault, shape.name, object.as_ptr(), self.base.as_ptr())
     }
 }
 
@@ -110,6 +190,19 @@ fn list_of(inuse: usize, shape: &Shape) -> u8 {
         n if n == shape.nr_objects => FULL,
         n => 1 + (n * 4 / shape.nr_objects) as u8,
     }
+}
+
+/// For which `inuse` a slab is on `list`: the least, and how many.
+fn stay_of(list: u8, shape: &Shape) -> (u16, u16) {
+    let quarter = |n: usize| (n * shape.nr_objects).div_ceil(4).max(1);
+    let (from, to) = match list {
+        EMPTY => (0, 1),
+        FULL => (shape.nr_objects, shape.nr_objects + 1),
+        // No object goes out of such a slab or comes home to it before it is revived.
+        WAITING | HELD => (0, 0),
+        n => (quarter(usize::from(n) - 1), quarter(usize::from(n))),
+    };
+    (from as u16, (to - from) as u16)
 }
 
 /// Slabs to be buried, linked by `next`.
@@ -197,10 +290,11 @@ impl Slabs {
         unsafe { &mut *slab.as_ptr() }
     }
 
-    fn link(&mut self, slab: NonNull<Slab>, list: u8) {
+    fn link(&mut self, slab: NonNull<Slab>, list: u8, shape: &Shape) {
         let first = self.lists[usize::from(list)].replace(slab);
         let this = self.slab(slab);
         this.list = list;
+        this.stay = stay_of(list, shape);
         this.prev = None;
         this.next = first;
         if let Some(first) = first {
@@ -241,18 +335,23 @@ impl Slabs {
     }
 
     /// Puts the slab on the list that its `inuse` asks for (I2), or among the dying.
+    #[inline(always)]
     fn settle(&mut self, slab: NonNull<Slab>, shape: &Shape, dying: &mut Dying) {
         let this = self.slab(slab);
-        let (from, inuse) = (this.list, usize::from(this.inuse));
-        let to = list_of(inuse, shape);
-        if from == to {
-            return;
+        let (from, span) = this.stay;
+        if this.inuse.wrapping_sub(from) >= span {
+            self.resettle(slab, shape, dying);
         }
+    }
+
+    #[inline(never)]
+    fn resettle(&mut self, slab: NonNull<Slab>, shape: &Shape, dying: &mut Dying) {
+        let to = list_of(usize::from(self.slab(slab).inuse), shape);
         self.unlink(slab);
         if to == EMPTY && self.nr_empty >= shape.min_partial {
             self.give_up(slab, shape, dying);
         } else {
-            self.link(slab, to);
+            self.link(slab, to, shape);
         }
     }
 
@@ -260,133 +359,47 @@ impl Slabs {
     ///
     /// # Safety
     /// 1. `slab` is an initialised descriptor ([`Slab::new`]) of a block tagged with it, and is the list's from now on.
-    pub(crate) unsafe fn add(&mut self, slab: NonNull<Slab>) {
+    pub(crate) unsafe fn add(&mut self, slab: NonNull<Slab>, shape: &Shape) {
         self.nr_slabs += 1;
         self.random ^= slab.addr().get() as u64;
-        self.link(slab, EMPTY);
+        self.link(slab, EMPTY, shape);
     }
 
-    /// The next of a row of numbers that looks random (splitmix64, Steele et al. 2014).
-    fn next_random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Hands at most `want` free objects to `take`, from the fullest slabs first, from those that were given up last.
-    pub(crate) fn refill(
-        &mut self,
-        shape: &Shape,
-        mut want: usize,
-        mut take: impl FnMut(NonNull<u8>),
-    ) {
+    /// Fills `out` from the front with free objects, from the fullest slabs first, then from those that were given up last, and says how many.
+    pub(crate) fn refill(&mut self, shape: &Shape, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
+        let mut got = 0;
         // Partial slabs from the fullest down, then empty ones.
         for list in (EMPTY..=FULLEST).rev() {
-            while want > 0
+            while got < out.len()
                 && let Some(slab) = self.lists[usize::from(list)]
             {
-                let got = self.take_from(slab, shape, want, &mut take);
-                want -= got;
-                self.inuse += got;
+                got += self.take_any(slab, shape, &mut out[got..]);
                 // No slab dies of giving objects out.
                 self.settle(slab, shape, &mut Dying::default());
             }
         }
         // No new pages for a type-stable cache while it has others to give back.
-        while want > 0
-            && let Some(slab) = self.revive()
+        while got < out.len()
+            && let Some(slab) = self.revive(shape)
         {
-            let got = self.take_from(slab, shape, want, &mut take);
-            want -= got;
-            self.inuse += got;
+            got += self.take_any(slab, shape, &mut out[got..]);
             self.settle(slab, shape, &mut Dying::default());
         }
+        self.inuse += got;
+        got
     }
 
-    fn take_from(
+    #[inline(always)]
+    fn take_any(
         &mut self,
         slab: NonNull<Slab>,
         shape: &Shape,
-        want: usize,
-        take: &mut impl FnMut(NonNull<u8>),
+        out: &mut [MaybeUninit<NonNull<u8>>],
     ) -> usize {
         if shape.checks.contains(Checks::RANDOM) {
-            return self.take_random(slab, shape, want, take);
-        }
-        let this = self.slab(slab);
-        let mut got = 0;
-        for (i, word) in this.free.iter_mut().enumerate() {
-            while *word != 0 && got < want {
-                let index = i * 64 + word.trailing_zeros() as usize;
-                *word &= *word - 1;
-                // SAFETY: bits are set for the slab's objects only (I1), which are inside the block.
-                take(unsafe { this.base.add(shape.offset_of(index)) });
-                got += 1;
-            }
-        }
-        this.inuse += got as u16;
-        got
-    }
-
-    /// As [`Self::take_from`], any free object as likely as any other.
-    fn take_random(
-        &mut self,
-        slab: NonNull<Slab>,
-        shape: &Shape,
-        want: usize,
-        take: &mut impl FnMut(NonNull<u8>),
-    ) -> usize {
-        let free = shape.nr_objects - usize::from(self.slab(slab).inuse);
-        let got = want.min(free);
-        for left in (free - got + 1..=free).rev() {
-            let nth = (self.next_random() % left as u64) as usize;
-            let this = self.slab(slab);
-            let index = nth_free(&this.free, nth);
-            this.free[index / 64] &= !(1 << (index % 64));
-            // SAFETY: bits are set for the slab's objects only (I1), which are inside the block.
-            take(unsafe { this.base.add(shape.offset_of(index)) });
-        }
-        self.slab(slab).inuse += got as u16;
-        got
-    }
-
-    /// The object at `object`, by a pointer that is good for its whole slab. Aborts if there is none of this cache's.
-    pub(crate) fn locate<P: PageAlloc>(
-        &mut self,
-        cache: *const (),
-        shape: &Shape,
-        pages: &P,
-        object: NonNull<u8>,
-    ) -> NonNull<u8> {
-        let base = self.slab(find(cache, shape, pages, object)).base;
-        let offset = object.addr().get() - base.addr().get();
-        if shape.index_of(offset).is_none() {
-            broken(
-                Fault::Misaligned,
-                shape.name,
-                object.as_ptr(),
-                base.as_ptr(),
-            );
-        }
-        // SAFETY: the offset is that of an object of the slab, so inside the block.
-        unsafe { base.add(offset) }
-    }
-
-    /// Shows every object that is out of its slab to `look`.
-    pub(crate) fn each_out(&mut self, shape: &Shape, mut look: impl FnMut(NonNull<u8>)) {
-        for list in EMPTY + 1..=FULL {
-            let mut next = self.lists[usize::from(list)];
-            while let Some(slab) = next {
-                let this = self.slab(slab);
-                for index in 0..shape.nr_objects {
-                    if this.free[index / 64] & (1 << (index % 64)) == 0 {
-                        // SAFETY: the offset is that of an object of the slab, so inside the block.
-                        look(unsafe { this.base.add(shape.offset_of(index)) });
-                    }
-                }
-                next = this.next;
-            }
+            self.take_random(slab, shape, out)
+        } else {
+            self.slab(slab).take(shape, out)
         }
     }
 
@@ -399,48 +412,26 @@ impl Slabs {
         objects: &[NonNull<u8>],
         dying: &mut Dying,
     ) {
-        let mut current: Option<NonNull<Slab>> = None;
-        let mut base = 0;
-        for &object in objects {
-            let mut offset = object.addr().get().wrapping_sub(base);
-            // Neighbours in a sheaf are often neighbours in a slab: one look at the tag for all.
-            let slab = match current {
-                Some(slab) if offset < shape.order.bytes() => slab,
-                _ => {
-                    if let Some(done) = current {
-                        self.settle(done, shape, dying);
-                    }
-                    let slab = find(cache, shape, pages, object);
-                    base = self.slab(slab).base.addr().get();
-                    offset = object.addr().get().wrapping_sub(base);
-                    current = Some(slab);
-                    slab
-                }
-            };
+        let slab_bytes = shape.order.bytes();
+        let mut rest = objects;
+        while let Some(&first) = rest.first() {
+            let slab = find(cache, shape, pages, first);
             let this = self.slab(slab);
-            let Some(index) = shape.index_of(offset) else {
-                broken(
-                    Fault::Misaligned,
-                    shape.name,
-                    object.as_ptr(),
-                    this.base.as_ptr(),
-                );
-            };
-            let (word, bit) = (&mut this.free[index / 64], 1 << (index % 64));
-            if *word & bit != 0 {
-                broken(
-                    Fault::DoubleFree,
-                    shape.name,
-                    object.as_ptr(),
-                    this.base.as_ptr(),
-                );
+            let base = this.base.addr().get();
+            // Neighbours in a sheaf are often neighbours in a slab: one look at the tag for all.
+            let mut taken = 0;
+            for &object in rest {
+                let offset = object.addr().get().wrapping_sub(base);
+                if offset >= slab_bytes {
+                    break;
+                }
+                this.take_back(object, offset, shape);
+                taken += 1;
             }
-            *word |= bit;
-            this.inuse -= 1;
-            self.inuse -= 1;
-        }
-        if let Some(done) = current {
-            self.settle(done, shape, dying);
+            this.inuse -= taken as u16;
+            self.inuse -= taken;
+            self.settle(slab, shape, dying);
+            rest = &rest[taken..];
         }
     }
 
@@ -460,25 +451,6 @@ impl Slabs {
         }
     }
 
-    /// Adds addresses of objects that are out, as far as there is room.
-    pub(crate) fn sample(&mut self, shape: &Shape, samples: &mut Samples) {
-        for list in EMPTY + 1..=FULL {
-            let mut at = self.lists[usize::from(list)];
-            while let Some(slab) = at {
-                let this = self.slab(slab);
-                at = this.next;
-                for index in 0..shape.nr_objects {
-                    if samples.is_full() {
-                        return;
-                    }
-                    if this.free[index / 64] & (1 << (index % 64)) == 0 {
-                        samples.push(this.base.addr().get() + shape.offset_of(index));
-                    }
-                }
-            }
-        }
-    }
-
     /// Takes all slabs with objects out of the lists: they are lost.
     pub(crate) fn take_used(&mut self, lost: &mut Dying) {
         for list in EMPTY + 1..=FULL {
@@ -488,35 +460,6 @@ impl Slabs {
                 lost.push(slab);
             }
         }
-    }
-}
-
-/// The index of the set bit that has `nth` set ones below it.
-fn nth_free(free: &[u64; WORDS], mut nth: usize) -> usize {
-    for (i, &word) in free.iter().enumerate() {
-        let ones = word.count_ones() as usize;
-        if nth < ones {
-            let rest = (0..nth).fold(word, |rest, _| rest & (rest - 1));
-            return i * 64 + rest.trailing_zeros() as usize;
-        }
-        nth -= ones;
-    }
-    unreachable!("fewer free objects than `inuse` says (I1)")
-}
-
-/// Aborts if there is no object of this cache's at `object`. Without the lock: of the slab, only what is written at birth is read.
-pub(crate) fn expect_object<P: PageAlloc>(
-    cache: *const (),
-    shape: &Shape,
-    pages: &P,
-    object: NonNull<u8>,
-) {
-    find(cache, shape, pages, object);
-    // Page blocks are aligned to their size.
-    let offset = object.addr().get() & (shape.order.bytes() - 1);
-    if shape.index_of(offset).is_none() {
-        let base = object.as_ptr().wrapping_sub(offset);
-        broken(Fault::Misaligned, shape.name, object.as_ptr(), base);
     }
 }
 
@@ -542,46 +485,4 @@ fn find<P: PageAlloc>(
         _ => {}
     }
     broken(Fault::Foreign, shape.name, object.as_ptr(), slab.cast())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::CacheConfig;
-    use core::alloc::Layout;
-
-    #[test]
-    fn a_new_slab_has_its_objects_free_and_no_more() {
-        for size in [8, 16, 24, 64, 1000, 4096, 32768] {
-            let layout = Layout::from_size_align(size, 8).unwrap();
-            let shape = CacheConfig::new("test", layout)
-                .checks(Checks::empty())
-                .shape()
-                .unwrap();
-            let slab = Slab::new(core::ptr::null(), NonNull::dangling(), &shape);
-            let free: u32 = slab.free.iter().map(|w| w.count_ones()).sum();
-            assert_eq!(free as usize, shape.nr_objects);
-            let last = slab.free.iter().rposition(|&w| w != 0).unwrap();
-            let top = 64 * last + 64 - slab.free[last].leading_zeros() as usize;
-            assert_eq!(top, shape.nr_objects);
-        }
-    }
-
-    #[test]
-    fn l15_the_nth_free_object_is_found() {
-        let free = [0b1011, 0, 1 << 63, 0, 0, 0, 1, 0];
-        let indices = [0, 1, 2, 3, 4].map(|n| nth_free(&free, n));
-        assert_eq!(indices, [0, 1, 3, 191, 384]);
-    }
-
-    #[test]
-    fn lists_go_by_quarters() {
-        let shape = CacheConfig::new("test", Layout::new::<[u64; 8]>())
-            .checks(Checks::empty())
-            .shape()
-            .unwrap();
-        assert_eq!(shape.nr_objects, 64);
-        let lists = [0, 1, 15, 16, 31, 32, 47, 48, 63, 64].map(|n| list_of(n, &shape));
-        assert_eq!(lists, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]);
-    }
 }

@@ -237,3 +237,46 @@ fn l15_freeing_twice_without_a_slot_is_found_at_once() {
         &["freed twice", "cache victim"],
     );
 }
+
+/// Without debug assertions the layout is believed.
+#[cfg(debug_assertions)]
+#[test]
+fn a_layout_of_another_class_is_found() {
+    use std::alloc::GlobalAlloc;
+    let deed = || {
+        let km = Kmalloc::new(Threads, pages(), NoReaders).unwrap();
+        let memory = km
+            .kmalloc(Layout::from_size_align(100, 8).unwrap())
+            .unwrap();
+        let wrong = Layout::from_size_align(60, 4).unwrap();
+        // SAFETY: none: the test breaks the contract on purpose.
+        unsafe { km.dealloc(memory.as_ptr(), wrong) };
+    };
+    let words = [
+        "layout of another class",
+        "cache kmalloc-112",
+        "60 bytes aligned to 4",
+        "kmalloc-64 serves",
+    ];
+    aborts("a_layout_of_another_class_is_found", deed, &words);
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn a_small_layout_of_large_memory_is_found() {
+    let deed = || {
+        let km = Kmalloc::new(Threads, pages(), NoReaders).unwrap();
+        let memory = km
+            .kmalloc(Layout::from_size_align(50_000, 8).unwrap())
+            .unwrap();
+        let wrong = Layout::from_size_align(8, 8).unwrap();
+        // SAFETY: none: the test breaks the contract on purpose.
+        unsafe { km.kfree_sized(memory, wrong) };
+    };
+    let words = [
+        "layout of another class",
+        "cache large memory",
+        "kmalloc-8 serves",
+    ];
+    aborts("a_small_layout_of_large_memory_is_found", deed, &words);
+}

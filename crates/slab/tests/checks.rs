@@ -1,4 +1,5 @@
 //! What the checks do while nothing is wrong, and what they report. What they find is in `faults.rs`.
+#![cfg(not(loom))]
 
 mod common;
 #[path = "common/victim.rs"]

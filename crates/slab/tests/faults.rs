@@ -1,4 +1,5 @@
 //! What each check finds: each case runs in a child process, which must end with the right message.
+#![cfg(not(loom))]
 
 #[path = "common/child.rs"]
 mod child;

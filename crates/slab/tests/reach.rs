@@ -1,4 +1,5 @@
 //! What a cache can be asked for beyond `alloc` and `free`, and where: contexts that may not wait, and little memory.
+#![cfg(not(loom))]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! L12: allocating, freeing and retiring in signal handlers, wherever they interrupt.
 
-#![cfg(all(feature = "std", target_os = "linux", not(miri)))]
+#![cfg(all(feature = "std", target_os = "linux", not(miri), not(loom)))]
 
 use pagealloc::{Attempt, Mmap, Zone};
 use rcu_core::NoReaders;

@@ -1,4 +1,5 @@
 //! The numbers, against the page source and against what was done.
+#![cfg(not(loom))]
 
 mod common;
 
@@ -136,8 +137,8 @@ fn h13_events_are_counted_where_they_happen() {
         assert_eq!(of(1, Event::BarnPutFail), of(1, Event::FlushMain));
         assert_eq!(of(0, Event::BarnPut), 0);
 
-        // The spare comes first, then the barn.
-        let again = alloc(cache, 3 * CAP);
+        // The spare comes first, then the barn. (The first object that a slot frees goes to its slab.)
+        let again = alloc(cache, 3 * CAP - 1);
         assert_eq!((of(1, Event::Swap), of(1, Event::BarnGet)), (1, 1));
 
         cpus.go(None);
@@ -148,7 +149,7 @@ fn h13_events_are_counted_where_they_happen() {
         free(cache, singles);
         let after = cache.stats().events;
         let grown = |event| after.of(event) - before.of(event);
-        assert_eq!(grown(Event::FreeSingle), 4 * CAP as u64 + 1);
+        assert_eq!(grown(Event::FreeSingle), 4 * CAP as u64);
         assert_eq!(grown(Event::AllocSingle), 1);
 
         // The whole is the sum of its slots, and of what had none.

@@ -57,7 +57,7 @@ pub(super) fn render(rows: &[Row], before: Option<&[Earlier]>, rounds: u32) -> S
 fn earlier<'e>(before: Option<&'e [Earlier]>, row: &Row) -> Option<&'e Earlier> {
     let target = &row.target;
     let same = |e: &&Earlier| {
-        e.id == target.id && e.threads == u64::from(target.threads) && e.peer == target.peer
+        e.id == target.id && e.threads == u64::from(target.threads) && e.peer == row.peer
     };
     before?.iter().find(same)
 }
@@ -67,7 +67,7 @@ fn bars(rows: &[&Row], before: Option<&[Earlier]>) -> String {
     let mut bars: Vec<(&str, Option<f64>, &str)> = vec![("ours", rows[0].ours_ns, "#0b4f8a")];
     bars.extend(
         rows.iter()
-            .map(|row| (row.target.peer.as_str(), row.peer_ns, "#d97b29")),
+            .map(|row| (row.peer.as_str(), row.peer_ns, "#d97b29")),
     );
     let most = bars.iter().filter_map(|bar| bar.1).fold(0.0, f64::max);
     let scale = if most > 0.0 { WIDTH / most } else { 0.0 };

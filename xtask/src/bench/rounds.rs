@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::targets::{Library, Targets};
+use super::targets::{Bench, Library, Targets};
 use crate::cargo::{Failure, Workspace, build_bench};
 
 /// What criterion is told in a quick round: enough to see that every bench runs.
@@ -33,7 +33,26 @@ pub(super) fn absent_libraries(targets: &Targets) -> Vec<Library> {
         benches.any(|bench| bench.libraries.contains(&library.feature))
     };
     let libraries = targets.libraries.iter().filter(wanted);
-    libraries.filter(|l| !links(&l.links)).cloned().collect()
+    let is_absent =
+        |l: &&Library| !links(&l.links) || l.program.as_deref().is_some_and(|p| !runs(p));
+    libraries.filter(is_absent).cloned().collect()
+}
+
+/// Whether there is such a program.
+fn runs(program: &str) -> bool {
+    let mut command = Command::new(program);
+    command.arg("--version").stdin(Stdio::null());
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok()
+}
+
+/// The cfgs of the libraries of `bench` that are there.
+pub(super) fn cfgs<'t>(targets: &'t Targets, bench: &'t Bench, absent: &[Library]) -> Vec<&'t str> {
+    let there = bench.libraries.iter().filter_map(|l| targets.library(l));
+    there
+        .filter(|l| !absent.contains(l))
+        .filter_map(|l| l.cfg.as_deref())
+        .collect()
 }
 
 /// Whether the C compiler, by which rustc links too, makes a program with these libraries.
@@ -63,13 +82,19 @@ pub(super) fn build(
     absent: &[Library],
     directory: &Path,
 ) -> Result<Vec<PathBuf>, Failure> {
-    let is_there = |feature: &&str| !absent.iter().any(|library| library.feature == **feature);
+    let is_there = |feature: &&str| {
+        !absent.iter().any(|library| library.feature == **feature)
+            && targets.library(feature).is_some_and(|l| l.cfg.is_none())
+    };
     let mut executables = Vec::new();
     for bench in &targets.benches {
         let features = bench.libraries.iter().map(String::as_str);
         let features: Vec<&str> = features.filter(is_there).collect();
         let (package, name) = (&bench.package, &bench.bench);
-        executables.push(build_bench(workspace, package, name, &features, directory)?);
+        let cfgs = cfgs(targets, bench, absent);
+        executables.push(build_bench(
+            workspace, package, name, &features, &cfgs, directory,
+        )?);
     }
     Ok(executables)
 }
@@ -178,6 +203,11 @@ mod tests {
             round.into_iter().collect::<Vec<_>>(),
             [("read/guard/1".to_owned(), 2.0)]
         );
+    }
+
+    #[test]
+    fn a_program_that_nobody_has_is_absent() {
+        assert!(!runs("no-such-program-anywhere") && runs("cargo"));
     }
 
     #[test]

@@ -11,7 +11,9 @@ pub(super) struct Row {
     pub(super) target: Target,
     /// The median round's, where ours was measured.
     pub(super) ours_ns: Option<f64>,
-    /// The same for the peer, which may be absent.
+    /// The peer: of several, the one that took least in the median.
+    pub(super) peer: String,
+    /// The median round's of that peer, which may be absent.
     pub(super) peer_ns: Option<f64>,
     pub(super) limit_ns: Option<f64>,
     /// The median of the rounds' ratios.
@@ -42,19 +44,32 @@ impl Row {
     pub(super) fn of(target: &Target, rounds: &[Round]) -> Self {
         let all = |id: &str| median(rounds.iter().filter_map(|r| r.get(id).copied()).collect());
         let ratio = |round: &Round| {
-            let (ours, theirs) = (round.get(&target.ours)?, round.get(&target.theirs)?);
+            let theirs = target.peers.iter().filter_map(|(_, id)| round.get(id));
+            let (ours, theirs) = (round.get(&target.ours)?, theirs.copied().reduce(f64::min)?);
             Some(match target.bound {
                 Bound::AtMost(_) => ours / theirs,
                 Bound::AtLeast(_) => f64::from(target.threads) * theirs / ours,
             })
         };
+        let measured = target.peers.iter();
+        let measured = measured.filter_map(|(name, id)| Some((name, all(id)?)));
+        let least = measured.min_by(|a, b| a.1.total_cmp(&b.1));
+        let names = || {
+            let names: Vec<&str> = target.peers.iter().map(|p| p.0.as_str()).collect();
+            names.join(", ")
+        };
         Self {
             ours_ns: all(&target.ours),
-            peer_ns: all(&target.theirs),
+            peer: least.map_or_else(names, |(name, _)| name.clone()),
+            peer_ns: least.map(|(_, ns)| ns),
             limit_ns: target.limit.as_deref().and_then(all),
             ratio: median(rounds.iter().filter_map(ratio).collect()),
             target: target.clone(),
         }
+    }
+
+    pub(super) fn is_of_trace(&self) -> bool {
+        self.target.ours.starts_with("trace")
     }
 
     /// `None` where nothing was measured.
@@ -82,9 +97,8 @@ impl Row {
 
     /// The row in words.
     pub(super) fn label(&self) -> String {
-        let Target {
-            id, threads, peer, ..
-        } = &self.target;
+        let Target { id, threads, .. } = &self.target;
+        let peer = &self.peer;
         match self.ratio {
             Some(ratio) => format!("{id}, {threads}, {ratio:.2} x {peer}"),
             None => format!("{id}, {threads}, {peer}"),
@@ -100,7 +114,7 @@ impl Row {
             self.target.id.clone(),
             self.target.threads.to_string(),
             number(self.ours_ns),
-            self.target.peer.clone(),
+            self.peer.clone(),
             number(self.peer_ns),
             number(self.ratio),
             format!("{sign} {:.2}", self.bound()),
@@ -166,7 +180,7 @@ fn row_json(row: &Row) -> Value {
         "id": row.target.id,
         "threads": row.target.threads,
         "ours_ns": row.ours_ns,
-        "peer": row.target.peer,
+        "peer": row.peer,
         "peer_ns": row.peer_ns,
         "ratio": row.ratio,
         "target": row.bound(),
@@ -233,6 +247,26 @@ pub(super) mod tests {
         assert_eq!((row.ours_ns, row.peer_ns), (Some(1.0), Some(4.0)));
         assert_eq!(median(vec![1.0, 3.0]), Some(2.0));
         assert_eq!(median(Vec::new()), None);
+    }
+
+    #[test]
+    fn of_several_peers_each_rounds_best_counts() {
+        let mut target = target("a", 1, Bound::AtMost(0.5));
+        target
+            .peers
+            .push(("other".to_owned(), "other/1".to_owned()));
+        target
+            .peers
+            .push(("absent".to_owned(), "absent/1".to_owned()));
+        let rounds = [
+            round(&[("a/1", 1.0), ("peer/1", 2.0), ("other/1", 5.0)]),
+            round(&[("a/1", 1.0), ("peer/1", 9.0), ("other/1", 4.0)]),
+            round(&[("a/1", 1.0), ("peer/1", 9.0), ("other/1", 8.0)]),
+        ];
+        let row = Row::of(&target, &rounds);
+        assert_eq!((row.ratio, row.peer_ns), (Some(0.25), Some(5.0)));
+        assert_eq!(row.peer, "other");
+        assert_eq!(Row::of(&target, &[]).peer, "peer, other, absent");
     }
 
     #[test]

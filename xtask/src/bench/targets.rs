@@ -1,10 +1,12 @@
 //! The reviewed file: which benches there are, which libraries some want, and which ratio is enough.
 //!
 //! JSON with three lists. A *bench* is `layer`, `package`, `bench`, and the `libraries` that it can do without. A
-//! *library* is the cargo `feature` that links it, what that `links`, and how to `install` it. A *row* is its `id`, the
+//! *library* is the cargo `feature` that links it, what that `links`, and how to `install` it; or, where the bench tells by
+//! a `cfg` and not by a feature that it is there, the name of that, and the `program` that builds it. A *row* is its `id`, the
 //! bench identifiers of `ours` and `theirs`, the `peer`'s name, one of `at_most` (ours over theirs) and `at_least` (how
 //! many times the work of one thread `threads` threads do), maybe the bench identifier of the physical `limit`, and the
-//! `reason` for the number.
+//! `reason` for the number. In place of `peer` a row may have a list of `peers`, and `{peer}` in `theirs`: it is then
+//! compared with the one that took least in the same round.
 
 use serde_json::Value;
 
@@ -34,6 +36,10 @@ pub(super) struct Library {
     pub(super) feature: String,
     pub(super) links: Vec<String>,
     pub(super) install: String,
+    /// Set in place of the feature.
+    pub(super) cfg: Option<String>,
+    /// What must be there to build it.
+    pub(super) program: Option<String>,
 }
 
 /// What a ratio is to be.
@@ -52,8 +58,8 @@ pub(super) struct Target {
     pub(super) layer: Layer,
     pub(super) threads: u32,
     pub(super) ours: String,
-    pub(super) peer: String,
-    pub(super) theirs: String,
+    /// Names, and bench identifiers. At least one.
+    pub(super) peers: Vec<(String, String)>,
     pub(super) limit: Option<String>,
     pub(super) bound: Bound,
     pub(super) reason: String,
@@ -150,6 +156,8 @@ fn library(value: &Value) -> Result<Library, String> {
         feature: word(value, "feature")?,
         links: words(value, "links")?,
         install: word(value, "install")?,
+        cfg: value["cfg"].as_str().map(str::to_owned),
+        program: value["program"].as_str().map(str::to_owned),
     })
 }
 
@@ -160,13 +168,25 @@ fn target(value: &Value) -> Result<Target, String> {
         _ => return Err("needs one of at_most and at_least".to_owned()),
     };
     let threads = value["threads"].as_u64().and_then(|n| n.try_into().ok());
+    let theirs = word(value, "theirs")?;
+    let names = match value["peer"].as_str() {
+        Some(_) => vec![word(value, "peer")?],
+        None => words(value, "peers")?,
+    };
+    let identifier = |name: String| {
+        let theirs = theirs.replace("{peer}", &name);
+        (name, theirs)
+    };
+    let peers: Vec<(String, String)> = names.into_iter().map(identifier).collect();
+    if peers.is_empty() || (peers.len() > 1 && !theirs.contains("{peer}")) {
+        return Err("peers need {peer} in theirs".to_owned());
+    }
     Ok(Target {
         id: word(value, "id")?,
         layer: layer(value)?,
         threads: threads.ok_or("no threads")?,
         ours: word(value, "ours")?,
-        peer: word(value, "peer")?,
-        theirs: word(value, "theirs")?,
+        peers,
         limit: value["limit"].as_str().map(str::to_owned),
         bound,
         reason: word(value, "reason")?,
@@ -183,8 +203,7 @@ pub(super) mod tests {
             layer: Layer::Rcu,
             threads,
             ours: format!("{id}/{threads}"),
-            peer: "peer".to_owned(),
-            theirs: format!("peer/{threads}"),
+            peers: vec![("peer".to_owned(), format!("peer/{threads}"))],
             limit: Some(format!("plain/{threads}")),
             bound,
             reason: "a <reason>".to_owned(),
@@ -211,6 +230,15 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_row_may_have_several_peers() {
+        let row = ROW.replace(r#""peer":"p""#, r#""peers":["p","q"]"#);
+        let row = row.replace("g/p/1", "g/{peer}/1");
+        let targets = Targets::parse(&file(&row)).unwrap();
+        let peers = [("p", "g/p/1"), ("q", "g/q/1")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(targets.rows[0].peers, peers);
+    }
+
+    #[test]
     fn what_is_missing_or_odd_is_named() {
         for (from, to, what) in [
             (r#""reason":"r""#, r#""reason":" ""#, "reason"),
@@ -221,6 +249,7 @@ pub(super) mod tests {
             ),
             (r#""at_most":0.5,"#, "", "at_most"),
             (r#""at_most""#, r#""at_least":1,"at_most""#, "at_least"),
+            (r#""peer":"p""#, r#""peers":["p","q"]"#, "{peer}"),
             (r#""threads":1"#, r#""threads":-1"#, "threads"),
             (r#""libraries":[]}"#, r#""libraries":["l"]}"#, "library l"),
             (r#""rows""#, r#""lines""#, "rows"),

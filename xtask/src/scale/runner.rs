@@ -17,6 +17,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::options::{Case, Options, Workload};
+use super::trace::Trace;
 use crate::cargo::{Failure, Workspace, build_bench};
 
 /// The share of a run's objects that goes before the clock starts.
@@ -39,7 +40,18 @@ pub(crate) struct Run {
 /// Builds the bench target `scale` of kvfree and returns its executable.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf, Failure> {
     let directory = workspace.target.join("scale/build");
-    build_bench(workspace, "kvfree", "scale", &[], &directory)
+    build_bench(workspace, "kvfree", "scale", &[], &[], &directory)
+}
+
+/// Replays `trace` once on the worker's engine of that name, outside of any case.
+pub(crate) fn replay(worker: &Path, engine: &str, trace: &Trace) -> Result<Run, Failure> {
+    /// Seconds without a sign of life.
+    const SILENCE: Duration = Duration::from_secs(120);
+    let mut command = Command::new(worker);
+    command.args(["--engine", engine, "--workload", "trace", "--trace"]);
+    command.arg(&trace.plain);
+    let run = converse(command, SILENCE, |_| {});
+    run.map_err(|what| Failure::Run(format!("{engine} on {}: {what}", trace.name)))
 }
 
 /// Asks the worker whether this machine has a working membarrier; `None` when it cannot say.

@@ -11,6 +11,7 @@ mod args;
 mod count;
 mod engines;
 mod flood;
+mod immediate;
 mod memory;
 mod report;
 mod trace;
@@ -35,6 +36,14 @@ fn main() {
         "malloc-free" => run(&engines::Malloc, &args),
         "crossbeam-epoch" => run(&engines::Crossbeam, &args),
         "kovan" => run(&engines::Kovan, &args),
+        "kmalloc" => run(&immediate::Immediate::new(kvfree::objects()), &args),
+        "mimalloc" => run(&immediate::Immediate::new(&mimalloc::MiMalloc), &args),
+        "rusty_alloc" => run(&immediate::Immediate::new(&immediate::Rusty), &args),
+        #[cfg(bench_jemalloc)]
+        "jemalloc" => run(
+            &immediate::Immediate::new(&tikv_jemallocator::Jemalloc),
+            &args,
+        ),
         other => Err(format!("no engine is called {other}")),
     };
     if let Err(message) = done {

@@ -64,11 +64,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 return Err(error);
             }
         };
-        let descriptor = Descriptor::new(self.identity(), base, &self.shape);
+        let colour = self.next_colour();
+        let descriptor = Descriptor::new(self.identity(), base, &self.shape, colour);
         // SAFETY: the block is this call's, and as large and aligned as a descriptor.
         unsafe { slab.cast::<Descriptor>().write(descriptor) };
-        self.birth(base);
-        self.construct(base);
+        // SAFETY: written above; nobody else has it.
+        let born = unsafe { slab.as_ref() };
+        self.birth(born);
+        self.construct(born);
         let tag = PageTag {
             owner: slab.as_ptr().cast(),
             tag: self.shape.tag,
@@ -80,14 +83,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     /// Builds each object of a slab that nobody knows yet.
-    fn construct(&self, base: NonNull<u8>) {
+    fn construct(&self, slab: &Slab) {
         let Some(constructor) = self.shape.constructor else {
             return;
         };
         let whole = NoUnwind(self.shape.name);
         for index in 0..self.shape.nr_objects {
-            // SAFETY: objects lie inside of the slab's block.
-            let object = unsafe { base.add(self.shape.offset_of(index)) };
+            // SAFETY: the slab has so many.
+            let object = unsafe { slab.object(&self.shape, index) };
             // SAFETY: memory of the layout that is this call's alone, as the configuration's author was promised.
             unsafe { constructor(object) };
         }
@@ -128,7 +131,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             return usize::from(is_round);
         };
         let sealed = slabs.seal(&self.gp);
-        let waiting = slabs.take_ripe(&self.gp, dying);
+        let waiting = slabs.take_ripe(&self.shape, &self.gp, dying);
         let threshold = if is_round {
             0
         } else {

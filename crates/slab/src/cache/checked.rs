@@ -26,6 +26,7 @@ use crate::leaks::LeakReport;
 use crate::pool::lock;
 use crate::slabs::{Dying, Slab, Slabs, expect_object};
 use crate::stats::Event;
+use core::mem::MaybeUninit;
 use core::panic::Location;
 use core::ptr::NonNull;
 use pagealloc::{AllocError, Attempt, PageAlloc};
@@ -65,13 +66,13 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     /// Makes the frames of a slab that is in no list yet.
-    pub(super) fn birth(&self, base: NonNull<u8>) {
+    pub(super) fn birth(&self, slab: &Slab) {
         if !self.shape.is_checked() {
             return;
         }
         for index in 0..self.shape.nr_objects {
-            // SAFETY: the offset is that of an object, so inside the block.
-            let object = unsafe { base.add(self.shape.offset_of(index)) };
+            // SAFETY: the slab has so many.
+            let object = unsafe { slab.object(&self.shape, index) };
             let checked = self.checked(object);
             // SAFETY: the slab is this call's alone.
             unsafe { checked.birth() };
@@ -91,19 +92,21 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         // Once: what cannot be brought home now, because the caller interrupted who holds the lock, cannot be later either.
         let mut may_go_home = true;
         loop {
-            let mut object = None;
-            {
+            let mut object = [MaybeUninit::uninit()];
+            let got = {
                 let Some(mut slabs) = lock(&self.slabs.0, attempt) else {
                     self.unborn(born, attempt);
                     return Err(AllocError::Contended);
                 };
                 if let Some(slab) = born.take() {
                     // SAFETY: the descriptor came from `new_slab`.
-                    unsafe { slabs.add(slab) };
+                    unsafe { slabs.add(slab, &self.shape) };
                 }
-                slabs.refill(&self.shape, 1, |found| object = Some(found));
-            }
-            if let Some(object) = object {
+                slabs.refill(&self.shape, &mut object)
+            };
+            if got > 0 {
+                // SAFETY: `refill` wrote it.
+                let object = unsafe { object[0].assume_init() };
                 self.checked(object).hand_out(by);
                 return Ok(object);
             }

@@ -222,6 +222,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             return freed;
         };
         self.adopt_ripe(&mut stock);
+        stock.forget();
         while let Some(sheaf) = stock.take_empty() {
             self.drop_sheaf(sheaf);
         }
@@ -246,7 +247,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let mut dying = Dying::default();
         {
             let mut stock = self.barn.0.lock(attempt)?;
-            let sheaf = stock.take_full()?;
+            let sheaf = stock.take_full(0)?;
             self.tally(Event::FlushOther);
             // Inside the barn's lock, as in `trim_barn` (T15).
             match self.flush(sheaf, attempt, &mut dying) {

@@ -11,6 +11,9 @@
 //!
 //! Why plain `free` does not do that always: threads that meet at a lock are through in the time that a deferred object costs, and a
 //! list that nobody waits at has no bound.
+//!
+//! The first object that a slot frees which has no sheaf yet goes to its slab too: it came from another slot, whose objects beside it
+//! may share its cache line. Were it the first to be allocated here, and then again and again, both would write that line for ever.
 
 use super::{Inner, RawCache};
 use crate::checks::Move;
@@ -84,7 +87,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let Some(local) = self.local() else {
             return self.free_shared(object, attempt);
         };
-        let (mut vessel, surplus) = {
+        let (mut vessel, surplus, is_first) = {
             // SAFETY: the slot is the caller's, from `current` just now.
             let Some(mut slot) = (unsafe { local.cell.try_enter() }) else {
                 return self.free_shared(object, attempt);
@@ -101,28 +104,59 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 debug_assert!(pushed, "a spare with room");
                 return;
             }
-            // The spare is full, or there is none. The full `main` becomes the spare.
-            let full = slot.main.uninstall();
-            let surplus = match full {
+            let is_first = slot.main.is_vacant() && slot.spare.is_none();
+            // The spare is full, or there is none. The full `main` becomes the spare, and the spare goes to the barn for an empty
+            // sheaf, all under one hold of its lock.
+            let surplus = match slot.main.uninstall() {
                 Some(full) => slot.spare.replace(full),
                 None => None,
             };
-            let empty = self.barn.0.lock(attempt).and_then(|mut s| s.take_empty());
-            (empty, surplus)
+            let is_surplus = surplus.is_some();
+            let exchanged = match (self.barn.0.lock(attempt), surplus) {
+                (Some(mut stock), Some(full)) => stock.exchange(full, self.number_of(local)),
+                (Some(mut stock), None) => Ok(stock.take_empty()),
+                (None, Some(full)) => Err(full),
+                (None, None) => Ok(None),
+            };
+            if is_surplus {
+                self.tally(match exchanged {
+                    Ok(_) => Event::BarnPut,
+                    Err(_) => Event::BarnPutFail,
+                });
+            }
+            match exchanged {
+                Ok(Some(vessel)) if is_first => (Some(vessel), None, true),
+                Ok(Some(vessel)) => {
+                    let old = slot.main.install(vessel);
+                    debug_assert!(old.is_none(), "T16: a sheaf was overwritten");
+                    let pushed = slot.main.push(object);
+                    debug_assert!(pushed, "an empty sheaf has room");
+                    return;
+                }
+                Ok(None) => (None, None, is_first),
+                Err(full) => (None, Some(full), false),
+            }
         };
         if let Some(full) = surplus {
             let mut dying = Dying::default();
-            self.stow(full, attempt, &mut dying);
+            self.tally(Event::FlushMain);
+            // Enough in the barn: the objects go to their slabs, and what held them is wanted here.
+            match self.flush(full, attempt, &mut dying) {
+                Ok(emptied) => vessel = Some(emptied),
+                Err(full) => self.barn.0.leave(full),
+            }
             self.bury(dying, attempt);
-            // What was flushed left its memory in the barn.
-            vessel = vessel.or_else(|| self.barn.0.lock(attempt)?.take_empty());
         }
         let vessel = vessel.map_or_else(|| self.new_sheaf(attempt), Ok);
         let Ok(mut vessel) = vessel else {
             return self.free_shared(object, attempt);
         };
-        let pushed = vessel.push(object);
-        debug_assert!(pushed, "an empty sheaf has room");
+        if is_first {
+            self.free_shared(object, attempt);
+        } else {
+            let pushed = vessel.push(object);
+            debug_assert!(pushed, "an empty sheaf has room");
+        }
         let mut rest = Some(vessel);
         if let Some(local) = self.local() {
             // SAFETY: the slot is the caller's, from `current` just now.

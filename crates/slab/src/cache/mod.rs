@@ -98,6 +98,8 @@ struct Inner<C: Cpus, P: PageAlloc, G: GracePeriod> {
     inner_order: Order,
     hook: OfflineHook,
     nr_used: AtomicUsize,
+    /// Slabs made so far, in caches with colours.
+    nr_coloured: AtomicUsize,
     /// Events of callers without a slot.
     tally: Tally,
     waiting: Line<AtomicUsize>,
@@ -235,6 +237,12 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         Some(self.slot(slot))
     }
 
+    /// The number of the slot that has this cell.
+    fn number_of(&self, cell: &SlotCell<C::Lock>) -> usize {
+        let offset = core::ptr::from_ref(cell).addr() - self.slots.addr().get();
+        offset / size_of::<SlotCell<C::Lock>>()
+    }
+
     fn slot(&self, slot: Slot) -> &SlotCell<C::Lock> {
         debug_assert!(slot.index() < self.cpus.nr_slots());
         // SAFETY: slots are below `nr_slots` (guarantee 1 of `Cpus`), as many as the array has.
@@ -261,6 +269,15 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     /// Every slot that may hold sheaves: all of them, whether they look empty or not (T15).
     fn used(&self) -> impl Iterator<Item = &SlotCell<C::Lock>> {
         (0..self.nr_used()).map(|i| self.slot(Slot::new(i as u32)))
+    }
+
+    /// The number of the next new slab, as far as its colour goes.
+    fn next_colour(&self) -> usize {
+        if self.shape.colours == 1 {
+            return 0;
+        }
+        // ORDERING: Relaxed: any order of colours will do.
+        self.nr_coloured.fetch_add(1, Ordering::Relaxed)
     }
 
     fn count_waiting(&self, objects: usize) {
@@ -316,7 +333,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let is_empty = sheaf.is_empty();
         let put = match self.barn.0.lock(attempt) {
             Some(mut stock) if is_empty => stock.put_empty(sheaf),
-            Some(mut stock) => stock.put_full(sheaf),
+            Some(mut stock) => stock.put_full(sheaf, 0),
             None => Err(sheaf),
         };
         if !is_empty {
@@ -352,7 +369,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let mut dying = Dying::default();
         while let Some(mut stock) = self.barn.0.lock(attempt) {
             let surplus = if self.shape.is_checked() {
-                stock.take_full()
+                stock.take_full(0)
             } else {
                 stock.take_surplus()
             };

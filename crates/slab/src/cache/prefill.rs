@@ -211,9 +211,13 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             // SAFETY: the slot is the caller's, from `current` just now.
             && let Some(mut slot) = unsafe { local.cell.try_enter() }
         {
-            return self.next_sheaf(&mut slot, attempt);
+            let own = self.own_sheaf(&mut slot);
+            return own.or_else(|| {
+                let mut stock = self.barn.0.lock(attempt)?;
+                self.barn_sheaf(&mut stock, self.number_of(local))
+            });
         }
-        self.barn.0.lock(attempt)?.take_full()
+        self.barn.0.lock(attempt)?.take_full(0)
     }
 
     /// A sheaf without objects, from the barn or the pool.

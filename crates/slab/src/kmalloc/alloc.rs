@@ -21,10 +21,10 @@ unsafe impl<C: Cpus, P: PageAlloc, G: GracePeriod> GlobalAlloc for Kmalloc<C, P,
     }
 
     #[inline]
-    unsafe fn dealloc(&self, memory: *mut u8, _layout: Layout) {
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         if let Some(memory) = NonNull::new(memory) {
-            // SAFETY: the caller's: it came from here and is not used any more; no reader is told of it.
-            unsafe { self.kfree(memory) };
+            // SAFETY: the caller's: it came from here for this layout and is not used any more; no reader is told of it.
+            unsafe { self.kfree_sized(memory, layout) };
         }
     }
 
@@ -33,12 +33,17 @@ unsafe impl<C: Cpus, P: PageAlloc, G: GracePeriod> GlobalAlloc for Kmalloc<C, P,
             .map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
+    /// Moves whatever gets a layout of another class, also where that is smaller: [`Self::dealloc`] is to find it there. Null, and nothing has
+    /// changed, if there is no memory for that.
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let Some(memory) = NonNull::new(memory) else {
             return ptr::null_mut();
         };
+        let Ok(new) = Layout::from_size_align(new_size, layout.align()) else {
+            return ptr::null_mut();
+        };
         // SAFETY: the caller's: it came from here for this layout, and the old address is not used any more if there is another.
-        let moved = unsafe { self.krealloc(memory, layout, new_size) };
+        let moved = unsafe { self.resize_sized(memory, layout, new) };
         moved.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 }

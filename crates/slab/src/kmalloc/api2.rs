@@ -19,10 +19,10 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// All that an allocation may use.
     ///
     /// # Safety
-    /// As for [`Self::ksize`].
-    unsafe fn whole(&self, memory: NonNull<u8>) -> NonNull<[u8]> {
+    /// As for [`Self::kfree_sized`]; it stays allocated.
+    unsafe fn whole(&self, memory: NonNull<u8>, layout: Layout) -> NonNull<[u8]> {
         // SAFETY: the caller's debt.
-        NonNull::slice_from_raw_parts(memory, unsafe { self.ksize(memory) })
+        NonNull::slice_from_raw_parts(memory, unsafe { self.sized_bytes(memory, layout) })
     }
 
     /// # Safety
@@ -41,22 +41,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
             unsafe { self.deallocate(memory, old) };
             return Ok(nothing(new));
         }
-        if memory.addr().get().is_multiple_of(new.align()) {
-            let from = Layout::from_size_align(old.size(), new.align());
-            let from = from.map_err(|_| AllocError)?;
-            // SAFETY: came from here and fits this size; only the caller uses it.
-            let moved = unsafe { self.krealloc(memory, from, new.size()) };
-            let moved = moved.map_err(|_| AllocError)?;
-            // SAFETY: out, and the caller's.
-            return Ok(unsafe { self.whole(moved) });
-        }
-        let moved = self.kmalloc(new).map_err(|_| AllocError)?;
-        // SAFETY: both are so large, and the new one is nobody else's.
-        unsafe { moved.copy_from_nonoverlapping(memory, old.size().min(new.size())) };
-        // SAFETY: came from here, and is not used any more.
-        unsafe { self.kfree(memory) };
+        // SAFETY: came from here and fits the old layout; only the caller uses it.
+        let moved = unsafe { self.resize_sized(memory, old, new) };
+        let moved = moved.map_err(|_| AllocError)?;
         // SAFETY: out, and the caller's.
-        Ok(unsafe { self.whole(moved) })
+        Ok(unsafe { self.whole(moved, new) })
     }
 }
 
@@ -68,7 +57,7 @@ unsafe impl<C: Cpus, P: PageAlloc, G: GracePeriod> Allocator for Kmalloc<C, P, G
         }
         let memory = self.kmalloc(layout).map_err(|_| AllocError)?;
         // SAFETY: out, and the caller's.
-        Ok(unsafe { self.whole(memory) })
+        Ok(unsafe { self.whole(memory, layout) })
     }
 
     fn allocate_zeroed(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
@@ -81,13 +70,13 @@ unsafe impl<C: Cpus, P: PageAlloc, G: GracePeriod> Allocator for Kmalloc<C, P, G
         let whole = Layout::from_size_align(size, layout.align()).map_err(|_| AllocError)?;
         let memory = self.kzalloc(whole).map_err(|_| AllocError)?;
         // SAFETY: out, and the caller's.
-        Ok(unsafe { self.whole(memory) })
+        Ok(unsafe { self.whole(memory, whole) })
     }
 
     unsafe fn deallocate(&self, memory: NonNull<u8>, layout: Layout) {
         if layout.size() > 0 {
-            // SAFETY: the caller's: it came from here, and is not used any more.
-            unsafe { self.kfree(memory) };
+            // SAFETY: the caller's: it came from here for a layout that this one fits, and is not used any more.
+            unsafe { self.kfree_sized(memory, layout) };
         }
     }
 

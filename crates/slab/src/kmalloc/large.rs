@@ -97,7 +97,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// Makes an allocation of `layout` one of `new_size` bytes with the same alignment: where it is, if that fits and uses half of it or more, else
     /// elsewhere; the contents come along as far as both sizes go. Huge blocks are moved by the system, without copying.
     ///
-    /// Making something smaller never fails: without memory for a smaller block, it stays where it is.
+    /// What it gives is freed by address, not by layout ([`Self::kfree_sized`]). Making something smaller never fails: without memory for a smaller block, it stays where it is.
     ///
     /// # Errors
     /// As for [`Self::kmalloc`]; nothing has changed then.
@@ -166,7 +166,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// # Safety
     /// As for [`Self::krealloc`], of memory that [`Self::is_large`].
     #[cold]
-    unsafe fn resize_large(&self, memory: NonNull<u8>, new: Layout) -> Result<NonNull<u8>, usize> {
+    pub(super) unsafe fn resize_large(
+        &self,
+        memory: NonNull<u8>,
+        new: Layout,
+    ) -> Result<NonNull<u8>, usize> {
         let usable = self.large_size(memory);
         let is_huge = self.pages.run_pages(memory.as_ptr()).is_none();
         // What is not huge any more had better be pages again, and what uses most of its last page stays.

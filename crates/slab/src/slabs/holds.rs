@@ -14,7 +14,7 @@ use static_assertions::const_assert_eq;
 /// More references than this to one slab are the work of somebody who forgets them: the program ends before the count wraps.
 const MAX_HOLDS: usize = isize::MAX as usize;
 
-/// A slab's descriptor, and beside it what others than the holder of the slabs lock touch.
+/// A slab's descriptor, two cache lines of which the first is hot, and beside it what others than the holder of the slabs lock touch.
 #[repr(C, align(128))]
 #[derive(Debug)]
 pub(crate) struct Descriptor {
@@ -27,10 +27,10 @@ const_assert_eq!(size_of::<Descriptor>(), 128);
 const_assert!(core::mem::offset_of!(Descriptor, slab) == 0);
 
 impl Descriptor {
-    /// Makes the descriptor of a slab with all objects free, on no list, held by nobody.
-    pub(crate) fn new(cache: *const (), base: NonNull<u8>, shape: &Shape) -> Self {
+    /// Makes the descriptor of a slab with all objects free, on no list, held by nobody. `nth` as for [`Slab::new`].
+    pub(crate) fn new(cache: *const (), base: NonNull<u8>, shape: &Shape, nth: usize) -> Self {
         Self {
-            slab: Slab::new(cache, base, shape),
+            slab: Slab::new(cache, base, shape, nth),
             holds: AtomicUsize::new(0),
         }
     }

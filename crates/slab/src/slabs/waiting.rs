@@ -9,7 +9,7 @@ impl Slabs {
     pub(super) fn give_up(&mut self, slab: NonNull<Slab>, shape: &Shape, dying: &mut Dying) {
         self.nr_slabs -= 1;
         if shape.is_stable() {
-            self.link(slab, WAITING);
+            self.link(slab, WAITING, shape);
             self.nr_unsealed += 1;
         } else {
             dying.push(slab);
@@ -17,7 +17,7 @@ impl Slabs {
     }
 
     /// Makes a slab that was given up, and has its pages still, one of the empty ones: the youngest, so that the eldest ripen.
-    pub(super) fn revive(&mut self) -> Option<NonNull<Slab>> {
+    pub(super) fn revive(&mut self, shape: &Shape) -> Option<NonNull<Slab>> {
         let slab = self.lists[usize::from(HELD)].or(self.lists[usize::from(WAITING)])?;
         if self.slab(slab).list == WAITING {
             // The unsealed ones come first (I4).
@@ -25,7 +25,7 @@ impl Slabs {
         }
         self.unlink(slab);
         self.nr_slabs += 1;
-        self.link(slab, EMPTY);
+        self.link(slab, EMPTY, shape);
         Some(slab)
     }
 
@@ -69,7 +69,12 @@ impl Slabs {
     }
 
     /// Puts the slabs whose readers are gone among the dying, or where they are held; and says how many wait still.
-    pub(crate) fn take_ripe<G: GracePeriod>(&mut self, gp: &G, dying: &mut Dying) -> usize {
+    pub(crate) fn take_ripe<G: GracePeriod>(
+        &mut self,
+        shape: &Shape,
+        gp: &G,
+        dying: &mut Dying,
+    ) -> usize {
         while self.nr_waiting > self.nr_unsealed
             && let Some(eldest) = self.eldest
         {
@@ -80,7 +85,7 @@ impl Slabs {
             self.unlink(eldest);
             // SAFETY: a slab of the lists is the first field of its descriptor.
             if unsafe { Holds::of(eldest) }.any() {
-                self.link(eldest, HELD);
+                self.link(eldest, HELD, shape);
             } else {
                 dying.push(eldest);
             }

@@ -1,0 +1,169 @@
+//! How sheaves turn over between slots and barn, counted and not timed.
+
+mod common;
+
+use common::{Hand, Pages};
+use pagealloc::Attempt;
+use rcu_core::manual::ManualGp;
+use slab::{CacheConfig, Checks, RawCache};
+use std::alloc::Layout;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+const CAP: usize = 5;
+
+type Raw<'a> = RawCache<&'a Hand, &'a Pages, &'a ManualGp>;
+
+/// Runs `test` on a cache of objects of so many bytes; afterwards every page must be back.
+fn with_cache(bytes: usize, test: impl FnOnce(&Raw<'_>, &Hand, &Pages)) {
+    let (pages, cpus, gp) = (Pages::new(), Hand::new(2), ManualGp::new());
+    let layout = Layout::from_size_align(bytes, 8).unwrap();
+    let config = CacheConfig::new("turnover", layout)
+        .sheaf_capacity(CAP)
+        .checks(Checks::empty());
+    // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
+    let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
+    test(&cache, &cpus, &pages);
+    cache.destroy().expect("nothing is out");
+    assert_eq!(pages.outstanding(), 0);
+}
+
+fn alloc(cache: &Raw<'_>, n: usize) -> Vec<NonNull<u8>> {
+    (0..n).map(|_| cache.alloc().unwrap()).collect()
+}
+
+fn free(cache: &Raw<'_>, objects: impl IntoIterator<Item = NonNull<u8>>) {
+    for object in objects {
+        // SAFETY: the test had the object.
+        unsafe { cache.free(object) };
+    }
+}
+
+#[test]
+fn what_one_slot_allocates_and_another_frees_comes_back_by_whole_sheaves() {
+    const SHEAVES: usize = 20;
+    with_cache(64, |cache, cpus, pages| {
+        let round = || {
+            cpus.go(Some(0));
+            let objects = alloc(cache, SHEAVES * CAP);
+            cpus.go(Some(1));
+            free(cache, objects);
+        };
+        // The barn learns how much it has to keep.
+        (0..5).for_each(|_| round());
+        let (before, calls) = (cache.stats(), pages.calls());
+        (0..10).for_each(|_| round());
+        let after = cache.stats();
+        assert_eq!(
+            after.alloc_misses - before.alloc_misses,
+            10 * SHEAVES as u64
+        );
+        assert_eq!(after.free_misses - before.free_misses, 10 * SHEAVES as u64);
+        assert_eq!(pages.calls(), calls, "no slab was touched");
+        assert_eq!(after.slabs, before.slabs);
+    });
+}
+
+#[test]
+fn a_slots_first_free_is_not_its_first_allocation() {
+    const LINE: usize = 64;
+    with_cache(8, |cache, cpus, _| {
+        cpus.go(Some(0));
+        let mut objects = alloc(cache, 2);
+        cpus.go(Some(1));
+        free(cache, objects.pop());
+        // Again and again: what a slot frees of its own it does allocate next.
+        for _ in 0..3 {
+            let mine = cache.alloc().unwrap();
+            let apart = mine.addr().get() / LINE != objects[0].addr().get() / LINE;
+            assert!(apart, "{mine:?} shares a line with {:?}", objects[0]);
+            free(cache, [mine]);
+        }
+        free(cache, objects);
+    });
+}
+
+#[test]
+fn coloured_slabs_begin_at_different_lines() {
+    let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
+    let layout = Layout::from_size_align(1280, 64).unwrap();
+    for (colour, lines) in [(false, 16), (true, 64)] {
+        let config = CacheConfig::new("colours", layout)
+            .colour(colour)
+            .checks(Checks::empty());
+        // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
+        let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
+        cpus.go(Some(0));
+        let objects = alloc(&cache, 500);
+        let mut sets: Vec<_> = (objects.iter()).map(|o| o.addr().get() / 64 % 64).collect();
+        sets.sort_unstable();
+        sets.dedup();
+        assert_eq!(sets.len(), lines);
+        free(&cache, objects);
+        cache.destroy().expect("nothing is out");
+    }
+    assert_eq!(pages.outstanding(), 0);
+}
+
+/// Frames begin at their slab's colour, and whoever looks for an object finds it there.
+#[test]
+fn coloured_objects_are_checked_where_they_lie() {
+    let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::auto());
+    for (size, align) in [(1280, 64), (24, 8), (100, 4), (2560, 128), (320, 64)] {
+        for checks in [Checks::RANDOM, Checks::POISON, Checks::all()] {
+            let layout = Layout::from_size_align(size, align).unwrap();
+            let config = CacheConfig::new("coloured", layout).colour(true);
+            let config = config.checks(checks);
+            // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
+            let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
+            cpus.go(Some(0));
+            for round in 0..3 {
+                let mut objects = alloc(&cache, 700);
+                objects.sort_unstable();
+                let apart = |w: &[NonNull<u8>]| w[1].addr().get() - w[0].addr().get() >= size;
+                assert!(objects.windows(2).all(apart), "{size} {checks:?}");
+                for object in &objects {
+                    assert!(object.addr().get().is_multiple_of(align));
+                    // SAFETY: the test has the object, which is so large.
+                    unsafe { object.write_bytes(0x77, size) };
+                }
+                assert_eq!(cache.leak_report().live(), 700);
+                let rest = objects.split_off(350 + round);
+                free(&cache, objects);
+                for object in rest {
+                    // SAFETY: the test had the object, and nobody looks for it.
+                    unsafe { cache.retire(object) }.unwrap();
+                }
+                cache.barrier();
+                assert_eq!(cache.stats().live, 0);
+            }
+            cache.destroy().expect("nothing is out");
+        }
+    }
+    assert_eq!(pages.outstanding(), 0);
+}
+
+#[test]
+fn bulk_calls_move_every_object_once() {
+    with_cache(64, |cache, cpus, _| {
+        cpus.go(Some(0));
+        for n in [1, CAP - 1, CAP, CAP + 1, 3 * CAP + 2, 40 * CAP] {
+            let mut out = vec![MaybeUninit::uninit(); n];
+            cache.alloc_bulk(&mut out, Attempt::MayGrow).unwrap();
+            // SAFETY: all or nothing, and it was all.
+            let take = |o: MaybeUninit<_>| unsafe { o.assume_init() };
+            let mut objects: Vec<NonNull<u8>> = out.into_iter().map(take).collect();
+            objects.sort_unstable();
+            objects.dedup();
+            assert_eq!(objects.len(), n, "an object was given out twice");
+            assert_eq!(cache.stats().live, n);
+            let (left, right) = objects.split_at_mut(n / 2);
+            // SAFETY: the test had the objects.
+            unsafe { cache.free_bulk(right) };
+            assert_eq!(cache.stats().live, n / 2);
+            // SAFETY: as above.
+            unsafe { cache.free_bulk(left) };
+            assert_eq!(cache.stats().live, 0);
+        }
+    });
+}
