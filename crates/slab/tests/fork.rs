@@ -1,6 +1,6 @@
 //! A child of a threaded process goes on allocating and freeing.
 
-#![cfg(all(feature = "std", target_os = "linux", not(miri), not(loom)))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom), not(miri)))]
 
 #[path = "../../rcu-core/tests/common/child.rs"]
 mod child;
