@@ -69,6 +69,27 @@ pub(crate) fn broken_with(
     ))
 }
 
+/// Ends the program if it is dropped: around what is the user's and must not unwind.
+pub(crate) struct NoUnwind {
+    deed: &'static str,
+    cache: &'static str,
+}
+
+impl NoUnwind {
+    pub(crate) const fn new(deed: &'static str, cache: &'static str) -> Self {
+        Self { deed, cache }
+    }
+}
+
+impl Drop for NoUnwind {
+    fn drop(&mut self) {
+        end(format_args!(
+            "slab: {} of cache {} panicked",
+            self.deed, self.cache
+        ));
+    }
+}
+
 /// Ends the program with a message.
 #[cfg(feature = "std")]
 pub(crate) fn end(message: fmt::Arguments<'_>) -> ! {

@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | `whole` | null, then the allocator, for ever | whoever made it |
 //! | `maker` | 0, or the process id of who is just making it | whoever makes it |
-//! | `MAKING` (thread-local) | this very thread is making it | its thread |
+//! | `MAKING` (thread-local) | this very thread is making it, or another such allocator | its thread |
 //!
 //! # Invariants
 //! - I1. Making allocates nothing through itself: the zone's structures are mapped, everything else lies in the zone, `whole` too. (A request from the
@@ -26,12 +26,13 @@
 //! # Progress and contexts
 //! As [`Kmalloc`]; waits while another thread makes it or forks. Not for signal handlers, as no `malloc` is.
 
+use crate::fault::NoUnwind;
 use crate::fork::KmallocFork;
 use crate::kmalloc::{Kmalloc, KmallocStats};
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
 use core::fmt;
-use core::mem::offset_of;
+use core::mem::{forget, offset_of};
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use pagealloc::{Buddies, Mmap, Order, PageAlloc, PageReq, Zone, ZoneFork};
@@ -177,12 +178,16 @@ impl<G: GracePeriod + Clone + Send + Sync + 'static> GlobalKmalloc<G> {
         }
         let made = self.made();
         if made.is_none() {
-            MAKING.set(true);
+            // Another allocator's making, perhaps, in the midst of which this thread is.
+            let was_making = MAKING.replace(true);
+            // A `G` may be cloned by the user's own code, and no allocation may unwind.
+            let guarded = NoUnwind::new("the making", "kmalloc");
             if let Some(whole) = Whole::build(self.gp.clone()) {
                 // ORDERING: P6 (the maker): what was made is seen by who uses it.
                 self.whole.store(whole.as_ptr(), Ordering::Release);
             }
-            MAKING.set(false);
+            forget(guarded);
+            MAKING.set(was_making);
         }
         // ORDERING: Release: the next to come finds what was made.
         self.maker.store(0, Ordering::Release);

@@ -156,6 +156,19 @@ impl<T: TypeStable> Object<T> {
 /// let names = slab::StableCache::<Named, _, _, _>::new("names", Threads, zone, NoReaders);
 /// ```
 ///
+/// What lives for ever in one may not be taken for what does not, nor the other way round:
+///
+/// ```compile_fail
+/// # use slab::StableCache;
+/// fn shorten<'a, 'c, C: rcu_core::cpu::Cpus, P: pagealloc::PageAlloc, G: rcu_core::Domain>(
+///     cache: &'c StableCache<&'static str, C, P, G>,
+/// ) -> &'c StableCache<&'a str, C, P, G> {
+///     cache
+/// }
+/// ```
+///
+/// Dropping it is dropping its [`RawCache`]: that waits for grace periods, so not in a read section.
+///
 /// A type-stable cache shares its slabs with no other cache, whatever its layout (no cache does), and its objects are never
 /// zeroed or filled; [`CacheConfig::checks`] says what cannot be asked of it. Slabs that were given up are counted by
 /// `CacheStats::slabs_waiting`; [`RawCache::reap`], [`RawCache::shrink`] and the cache's slow paths let them go.

@@ -7,7 +7,7 @@ use crate::leaks::LeakReport;
 use core::alloc::Layout;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::needs_drop;
+use core::mem::{forget, needs_drop};
 use core::ptr::NonNull;
 use pagealloc::{AllocError, Attempt, PageAlloc};
 use rcu_core::GracePeriod;
@@ -38,7 +38,21 @@ impl<T> fmt::Display for AllocFailed<T> {
 
 impl<T> core::error::Error for AllocFailed<T> {}
 
-/// A cache of `T`s: a typed face over [`RawCache`].
+/// An object whose value is just dropped. Frees it if that panics: it is nobody's any more.
+struct Unwound<'c, C: Cpus, P: PageAlloc, G: GracePeriod> {
+    raw: &'c RawCache<C, P, G>,
+    object: NonNull<u8>,
+    attempt: Attempt,
+}
+
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for Unwound<'_, C, P, G> {
+    fn drop(&mut self) {
+        // SAFETY: the debts of `Cache::free`; the value was dropped, as far as it goes.
+        unsafe { self.raw.free_attempt(self.object, self.attempt) };
+    }
+}
+
+/// A cache of `T`s: a typed face over [`RawCache`], and dropped as that is.
 pub struct Cache<T, C: Cpus, P: PageAlloc, G: GracePeriod> {
     raw: RawCache<C, P, G>,
     /// The cache takes and gives values of `T`, and stores none of its own.
@@ -164,7 +178,7 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
         })
     }
 
-    /// Drops the value and frees its object for reuse at once. Not from signal handlers and interrupts.
+    /// Drops the value and frees its object for reuse at once, also if the value's drop panics. Not from signal handlers and interrupts.
     ///
     /// # Safety
     /// 1. `object` came from [`Self::alloc`] of this cache, is not used any more, and was neither freed nor retired since.
@@ -177,8 +191,14 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
         if needs_drop::<T>() {
             self.raw.expect_live(object.cast(), Attempt::NoWait);
         }
+        let home = Unwound {
+            raw: &self.raw,
+            object: object.cast(),
+            attempt: Attempt::NoWait,
+        };
         // SAFETY: debt 1: initialised and not used any more. No lock of ours is held.
         unsafe { object.drop_in_place() };
+        forget(home);
         // SAFETY: debts 1 and 2.
         unsafe { self.raw.free(object.cast()) };
     }
@@ -196,8 +216,14 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
         if needs_drop::<T>() {
             self.raw.expect_live(object.cast(), attempt);
         }
+        let home = Unwound {
+            raw: &self.raw,
+            object: object.cast(),
+            attempt,
+        };
         // SAFETY: the caller's debts, as in `free`.
         unsafe { object.drop_in_place() };
+        forget(home);
         // SAFETY: the caller's debts.
         unsafe { self.raw.free_attempt(object.cast(), attempt) };
     }

@@ -221,10 +221,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
         unsafe { self.inner().cpus.remove_offline_hook(self.hook()) };
         // A thread may have handed its slot over between the two; now none does any more.
         let live = self.inner().quiesce();
+        let mut told = None;
         if live > 0 {
-            if let Some(tell) = self.inner().shape.leaks {
-                tell(&self.inner().leak_report());
-            }
+            told = (self.inner().shape.leaks).map(|tell| (tell, self.inner().leak_report()));
             self.inner().forget_used();
         }
         // SAFETY: the handle is the only one and ends here; no hook runs (removed above).
@@ -243,5 +242,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
         unsafe { inner.pages.free(slots.cast(), slots_order) };
         // SAFETY: the block came from `pages` with this order; the value was moved out.
         unsafe { inner.pages.free(self.inner.cast(), inner_order) };
+        // When all is done: should it panic, only what it tells of is lost.
+        if let Some((tell, report)) = told {
+            tell(&report);
+        }
     }
 }

@@ -17,6 +17,7 @@
 //! what waits is left to the next who comes by. The constructor is the user's: it may allocate, from this cache too.
 
 use super::{Inner, RawCache};
+use crate::fault::NoUnwind;
 use crate::slabs::{Descriptor, Dying, Holds, Slab};
 use crate::stats::Event;
 use core::ptr::NonNull;
@@ -26,18 +27,6 @@ use rcu_core::cpu::Cpus;
 
 /// A grace period is asked for when slabs of so many bytes were given up.
 const ASK_BYTES: usize = 512 << 10;
-
-/// Ends the program if a constructor unwinds: half a slab's objects are built, and nobody has them.
-struct NoUnwind(&'static str);
-
-impl Drop for NoUnwind {
-    fn drop(&mut self) {
-        crate::fault::end(format_args!(
-            "slab: the constructor of cache {} panicked",
-            self.0
-        ));
-    }
-}
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// Who keeps the slab that `object` lies in.
@@ -87,7 +76,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let Some(constructor) = self.shape.constructor else {
             return;
         };
-        let whole = NoUnwind(self.shape.name);
+        // Half a slab's objects would be built, and nobody would have them.
+        let whole = NoUnwind::new("the constructor", self.shape.name);
         for index in 0..self.shape.nr_objects {
             // SAFETY: the slab has so many.
             let object = unsafe { slab.object(&self.shape, index) };
@@ -95,6 +85,17 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             unsafe { constructor(object) };
         }
         core::mem::forget(whole);
+    }
+
+    /// Tells whoever wants to know that something waits from now on. Ends the program if that unwinds: whoever comes by here may be
+    /// on the way to retire an object, which has been taken, to give pages back, which nobody else has, or to allocate for somebody
+    /// who must not unwind (the pages are asked by an allocator, and tell the caches that they are short).
+    pub(super) fn tell_watch(&self) {
+        if let Some(watch) = self.shape.watch {
+            let whole = NoUnwind::new("the watch", self.shape.name);
+            watch();
+            core::mem::forget(whole);
+        }
     }
 
     /// Gives back a slab that never came into the lists: no reader has seen it.
@@ -142,11 +143,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             slabs.take_released(dying);
         }
         drop(slabs);
-        if sealed
-            && waiting > 0
-            && let Some(watch) = self.shape.watch
-        {
-            watch();
+        if sealed && waiting > 0 {
+            self.tell_watch();
         }
         if ask {
             self.gp.start();

@@ -31,7 +31,8 @@ struct Locks<'a> {
 }
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
-    /// Waits until nobody is inside the cache, and keeps everybody out until the value is dropped: for the one who forks. Others may be held
+    /// Waits until nobody is inside the cache, and keeps everybody out until the value is dropped, the caller too, who would wait for
+    /// itself (for ever, if the value is forgotten): for the one who forks. Others may be held
     /// as well, in an order that all who fork keep to; where the pages come from is held last. Not from a signal handler or a hook.
     pub fn before_fork(&self) -> CacheFork<'_, C, P, G> {
         let announced = self.announce();

@@ -117,7 +117,7 @@ struct Inner<C: Cpus, P: PageAlloc, G: GracePeriod> {
 /// A movable handle: the cache itself lies in pages of `P`. `C` says who runs where, `G` when retired objects may be reused; all
 /// three are held by value and are usually zero-sized handles or references.
 ///
-/// Dropping it waits for the grace periods of what was retired, then gives every page back, save those of slabs with objects that
+/// Dropping it waits for the grace periods of what was retired (so not in a read section), then gives every page back, save those of slabs with objects that
 /// are still out: they are lost (use [`Self::destroy`] to see that coming). Freeing an object of a dropped cache breaks the contract.
 #[doc(alias = "kmem_cache")]
 pub struct RawCache<C: Cpus, P: PageAlloc, G: GracePeriod> {

@@ -160,10 +160,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         } else {
             self.retire_with_new_sheaf(object, attempt)
         };
-        if result.is_ok()
-            && let Some(watch) = self.shape.watch
-        {
-            watch();
+        if result.is_ok() {
+            self.tell_watch();
         }
         if ask {
             local.set_asked(self.gp.start());
@@ -246,6 +244,6 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     /// Lets ripe sheaves go that this slot will not consume itself, to the barn whatever that has. Inside the local lock, so
     /// that the objects are never on the way from place to place while a barrier looks (I1).
     fn let_go(&self, slot: &mut SlotState) -> bool {
-        slot.line.objects() > 2 * self.shape.ask_objects && self.make_room(slot)
+        slot.line.objects() > self.shape.ask_objects.saturating_mul(2) && self.make_room(slot)
     }
 }

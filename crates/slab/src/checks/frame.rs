@@ -72,8 +72,10 @@ impl Frame {
         // Whole words, at least one, and whatever alignment is asked for beyond.
         let align = layout.align().max(size_of::<usize>());
         let size = layout.size().max(1);
-        if size > MAX_OBJECT_BYTES {
-            return Err(CreateError::TooLarge { bytes: size });
+        // Before any arithmetic: a size and an alignment may each be half of all there is.
+        if size.max(align) > MAX_OBJECT_BYTES {
+            let bytes = size.max(align);
+            return Err(CreateError::TooLarge { bytes });
         }
         // In the object or, where that stays as it is, behind it.
         let (link_at, end) = if is_kept {

@@ -13,6 +13,19 @@ use rcu_core::{Domain, GracePeriod};
 ///
 /// Many of them make a table of the user's own shape; chains are made of [`rcu_core::NullsHead`] and
 /// [`StableCache::found`].
+///
+/// A section of another RCU than the cache's is another type:
+///
+/// ```compile_fail,E0277
+/// # use rcu_core::{Domain, Guard, cpu::Cpus};
+/// # use slab::{StableCell, TypeStable};
+/// fn look<T: TypeStable, C: Cpus, P: pagealloc::PageAlloc, G: Domain, Other: Domain>(
+///     cell: &StableCell<'_, T, C, P, G>,
+///     guard: &Guard<Other>,
+/// ) -> bool {
+///     cell.load(guard).is_some()
+/// }
+/// ```
 pub struct StableCell<'c, T: TypeStable, C: Cpus, P: PageAlloc, G: GracePeriod> {
     cache: &'c StableCache<T, C, P, G>,
     /// An object of `cache` of which a reference is the cell's, or null.

@@ -14,6 +14,18 @@ use rcu_core::cpu::Cpus;
 ///
 /// Dropping the last frees the object for reuse at once. It may be sent to, and dropped on, any thread; not in signal handlers and
 /// interrupts. More than some millions of references to one object leak it.
+///
+/// The cache cannot be moved or destroyed under it:
+///
+/// ```compile_fail,E0505
+/// # use rcu_core::{Domain, cpu::Threads};
+/// # use slab::{StableCache, TypeStable};
+/// fn end<T: TypeStable, P: pagealloc::PageAlloc, G: Domain>(cache: StableCache<T, Threads, P, G>) {
+///     let pinned = cache.alloc(|_| ()).unwrap();
+///     let _ = cache.destroy();
+///     drop(pinned);
+/// }
+/// ```
 #[must_use = "dropping the last reference frees the object"]
 pub struct Pinned<'c, T: TypeStable, C: Cpus, P: PageAlloc, G: GracePeriod> {
     cache: &'c StableCache<T, C, P, G>,
