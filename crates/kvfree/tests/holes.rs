@@ -319,3 +319,58 @@ fn a_cache_dropped_inside_a_section_leaves_the_stack_whole() {
     let cache: TypedCache<u64, Held> = Held::stack().cache("next").unwrap();
     drop(cache);
 }
+
+/// Values of odd shapes whose destructors panic, in memory of an allocator that goes with them: each dropped once, all memory back, and the
+/// allocators with it.
+#[cfg(feature = "allocator-api2")]
+#[test]
+fn values_of_odd_shapes_with_an_allocator() {
+    use allocator_api2::alloc::{AllocError, Allocator, Global, Layout};
+    use std::ptr::NonNull;
+    use std::sync::Arc;
+
+    kvfree::stack! { struct Lent; }
+    #[derive(Clone, Default)]
+    struct Counts(Arc<AtomicUsize>);
+    // SAFETY: the global allocator, counted.
+    unsafe impl Allocator for Counts {
+        fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Global.allocate(layout)
+        }
+        unsafe fn deallocate(&self, memory: NonNull<u8>, layout: Layout) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+            // SAFETY: as the caller owes.
+            unsafe { Global.deallocate(memory, layout) };
+        }
+    }
+    static DROPPED: AtomicUsize = AtomicUsize::new(0);
+    #[repr(align(8192))]
+    struct Aligned;
+    struct Small;
+    macro_rules! panics {
+        ($($t:ident)*) => {$(impl Drop for $t {
+            fn drop(&mut self) {
+                assert!(core::ptr::from_ref(self).is_aligned());
+                DROPPED.fetch_add(1, Ordering::Relaxed);
+                std::panic::resume_unwind(Box::new(Bomb(1)));
+            }
+        })*};
+    }
+    panics! { Aligned Small }
+    let counts = Counts::default();
+    for _ in 0..10 {
+        drop(kvfree::AllocBox::<_, _, Lent>::new_in(
+            Aligned,
+            counts.clone(),
+        ));
+        drop(kvfree::AllocBox::<_, _, Lent>::new_in(
+            Small,
+            counts.clone(),
+        ));
+    }
+    Lent::stack().barrier();
+    assert_eq!(DROPPED.load(Ordering::Relaxed), 20);
+    assert_eq!(counts.0.load(Ordering::Relaxed), 0);
+    assert_eq!(Arc::strong_count(&counts.0), 1);
+}
