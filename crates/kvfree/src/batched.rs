@@ -114,7 +114,7 @@ struct Inner<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
 /// `kvfree_rcu`, batched: retires objects of `O` (and anything else, with a function that drops it), frees them after
 /// a grace period of `R`, in blocks from `P`.
 ///
-/// The process-wide one, ready made, is behind feature `std`: [`crate::stack`]. Two front ends share nothing.
+/// The process-wide one, ready made, is behind feature `std`: [`crate::stack`](mod@crate::stack). Two front ends share nothing.
 pub struct Kvfree<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
     inner: NonNull<Inner<C, P, R, O>>,
     order: Order,
