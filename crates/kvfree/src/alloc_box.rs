@@ -30,6 +30,21 @@ use rcu_core::{Callback, Head, RcuPointer, Section};
 /// cell.store(Some(AllocBox::new_in(String::from("new"), Global)));
 /// assert_eq!(seen, "old");
 /// ```
+///
+/// The allocator goes with the value to whatever thread frees them:
+///
+/// ```compile_fail,E0277
+/// use allocator_api2::alloc::{AllocError, Allocator, Layout};
+/// use core::ptr::NonNull;
+/// struct Mine(std::rc::Rc<()>);
+/// // SAFETY: it gives nothing.
+/// unsafe impl Allocator for Mine {
+///     fn allocate(&self, _: Layout) -> Result<NonNull<[u8]>, AllocError> { Err(AllocError) }
+///     unsafe fn deallocate(&self, _: NonNull<u8>, _: Layout) {}
+/// }
+/// type Boxed = kvfree::AllocBox<u8, Mine>;
+/// let boxed: Boxed = Boxed::new_in(1, Mine(std::rc::Rc::new(())));
+/// ```
 pub struct AllocBox<T, A, D = Global>
 where
     T: Send + Sync + 'static,

@@ -48,6 +48,7 @@ mod tick;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::doubles::Doubles;
+use crate::freeing::Freeing;
 use crate::objects::{DeferFree, Objects};
 use crate::passes::Passes;
 use crate::rounds::Rounds;
@@ -113,7 +114,7 @@ struct Inner<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
 /// `kvfree_rcu`, batched: retires objects of `O` (and anything else, with a function that drops it), frees them after
 /// a grace period of `R`, in blocks from `P`.
 ///
-/// The process-wide one, ready made, is behind feature `std`: [`crate::stack`]. Two front ends share nothing.
+/// The process-wide one, ready made, is behind feature `std`: [`crate::stack`](mod@crate::stack). Two front ends share nothing.
 pub struct Kvfree<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> {
     inner: NonNull<Inner<C, P, R, O>>,
     order: Order,
@@ -329,6 +330,10 @@ impl<L> KvSlot<L> {
 impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
     /// Waits until what was retired before, on any slot, is free; without what the allocator deferred by itself.
     fn barrier(&self) {
+        assert!(
+            !self.is_freeing(),
+            "a barrier inside a destructor of what was retired would wait for that destructor"
+        );
         let ticket = self.passes.enter();
         let backoff = Backoff::new();
         while !self.passes.is_over(ticket) {
@@ -370,6 +375,16 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
             self.free_blocks(empty);
         }
         pass.end();
+    }
+
+    /// What the front end is known by.
+    fn identity(&self) -> *const () {
+        core::ptr::from_ref(self).cast()
+    }
+
+    /// Whether the caller is a destructor of what was retired, or what that calls. Without `std`, does not notice.
+    fn is_freeing(&self) -> bool {
+        Freeing::is_on(self.identity())
     }
 
     /// The monitor's round.

@@ -123,7 +123,11 @@ impl Config {
         match self.double {
             Some(told) => told(double),
             #[cfg(feature = "std")]
-            None => std::eprintln!("kvfree: {double}"),
+            None => {
+                use std::io::Write;
+                // Not `eprintln`, which panics where there is no standard error.
+                let _ = writeln!(std::io::stderr(), "kvfree: {double}");
+            }
             #[cfg(not(feature = "std"))]
             None => {}
         }

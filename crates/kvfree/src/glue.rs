@@ -80,10 +80,19 @@ impl Glue {
     }
 }
 
-/// Runs `f`; 1 if it panicked and that was contained.
+/// Runs `f`; 1 if it panicked and that was contained. What it panicked with is dropped, or leaked if even that panics.
 pub(crate) fn contained(f: impl FnOnce()) -> usize {
     #[cfg(feature = "std")]
-    return usize::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err());
+    {
+        use std::panic::{AssertUnwindSafe, catch_unwind};
+        let Err(payload) = catch_unwind(AssertUnwindSafe(f)) else {
+            return 0;
+        };
+        if let Err(again) = catch_unwind(AssertUnwindSafe(move || drop(payload))) {
+            core::mem::forget(again);
+        }
+        1
+    }
     #[cfg(not(feature = "std"))]
     {
         f();

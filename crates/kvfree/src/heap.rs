@@ -40,6 +40,24 @@ impl<D, M> fmt::Debug for Heap<D, M> {
 }
 
 /// A box in the default stack. See [`rcu_core::RcuBox`].
+///
+/// Its value is dropped by the monitor's thread, so it must be `Send`, and whole, so that a head fits in front of it:
+///
+/// ```compile_fail,E0277
+/// kvfree::RcuBox::new(std::rc::Rc::new(1));
+/// ```
+///
+/// ```compile_fail,E0277
+/// kvfree::RcuBox::new(std::cell::Cell::new(1));
+/// ```
+///
+/// ```compile_fail,E0277
+/// fn of_unsized(_: kvfree::RcuBox<[u8]>) {}
+/// ```
+///
+/// ```compile_fail,E0277
+/// kvfree::RcuBox::new(kvfree::read_lock());
+/// ```
 pub type RcuBox<T> = rcu_core::RcuBox<T, Heap>;
 
 /// A place for a box in the default stack. See [`rcu_core::RcuCell`].
@@ -211,7 +229,9 @@ unsafe impl<D: StackDomain, M: Memory<D>> Reclaimer for Heap<D, M> {
     type Domain = D;
 
     /// At the limit of bytes that wait, frees what is ripe and then waits for grace periods until there is room, unless
-    /// [`Builder`](crate::Builder) said not to, or the caller is in a section or a callback.
+    /// [`Builder`](crate::Builder) said not to, or the caller is in a section, a callback, or a destructor of what was retired.
+    /// A section that has left its thread ([`SendGuard`](rcu_core::SendGuard)) is not noticed: who waits here while it alone can end one, waits
+    /// for itself.
     fn allocate<T: Send + Sync + 'static>(&self, value: T) -> Result<NonNull<T>, T> {
         let stack = D::stack();
         if stack.front().is_over_limit() {

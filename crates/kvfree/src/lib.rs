@@ -10,6 +10,7 @@ mod config;
 #[cfg(feature = "std")]
 pub mod conformance;
 mod doubles;
+mod freeing;
 mod glue;
 #[cfg(feature = "slab")]
 mod kmalloc;

@@ -26,6 +26,7 @@
 //! why a callback makes it. An object that has just been retired needs a grace period in any case.
 
 use crate::duty::{Called, Duty};
+use crate::glue::contained;
 use core::fmt;
 use core::mem::offset_of;
 use core::ptr::{self, NonNull};
@@ -33,7 +34,6 @@ use core::time::Duration;
 use rcu_core::cpu::SpinMutex;
 use rcu_core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use rcu_core::{Callback, Head, Rcu};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::Thread;
 
 /// How often the monitor looks while something waits, unless told otherwise.
@@ -243,7 +243,9 @@ impl<R: Rcu + Sync + 'static> Monitor<R> {
 
     /// One round. One that panics leaves something.
     fn look(&self) -> usize {
-        catch_unwind(AssertUnwindSafe(self.tick)).unwrap_or(1)
+        let mut left = 1;
+        contained(|| left = (self.tick)());
+        left
     }
 
     /// Gives the duty to look back to whoever retires next; false if the caller has it again.
@@ -316,11 +318,18 @@ mod tests {
     /// What a look calls may panic: the next look comes all the same.
     #[test]
     fn k8_a_look_that_panics_does_not_end_the_monitor() {
+        /// Panics when it is dropped, as what it panics with does.
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                std::panic::resume_unwind(Box::new(Self));
+            }
+        }
         static MONITOR: Monitor<Global> = Monitor::new(Global, || {
             let left = WORK.load(Ordering::Relaxed);
             if left > 0 {
                 WORK.fetch_sub(1, Ordering::Relaxed);
-                std::panic::resume_unwind(Box::new("on purpose"));
+                std::panic::resume_unwind(Box::new(Bomb));
             }
             left
         });

@@ -123,6 +123,12 @@ pub unsafe trait StackDomain: Domain {
 /// let cache: kvfree::TypedCache<u64> = Plugins::stack().cache::<u64>("mine").unwrap();
 /// ```
 ///
+/// Nor is there another stack of the domain:
+///
+/// ```compile_fail,E0133
+/// static SECOND: kvfree::Stack<kvfree::Global> = kvfree::Stack::new(kvfree::Global);
+/// ```
+///
 /// After the name there may be `callbacks = …` and `stall = …`, in this order: see [`rcu_tree::static_tree!`].
 #[macro_export]
 macro_rules! stack {
@@ -136,7 +142,8 @@ macro_rules! stack {
         }
 
         const _: () = {
-            static STACK: $crate::stack::Stack<$name> = $crate::stack::Stack::new($name);
+            // SAFETY: it is what `stack` returns just below.
+            static STACK: $crate::stack::Stack<$name> = unsafe { $crate::stack::Stack::new($name) };
 
             // SAFETY: 1: the tree is the domain's, and was given this function just above; 2: a static.
             unsafe impl $crate::stack::StackDomain for $name {
@@ -196,9 +203,12 @@ pub struct Stack<D: StackDomain> {
 
 impl<D: StackDomain> Stack<D> {
     /// A stack that is not used yet. For [`stack!`](crate::stack!): it is reached through its domain only.
+    ///
+    /// # Safety
+    /// 1. It is the static that [`StackDomain::stack`] of `D` returns: another one would free its objects there, and have no monitor.
     #[doc(hidden)]
     #[must_use]
-    pub const fn new(domain: D) -> Self {
+    pub const unsafe fn new(domain: D) -> Self {
         // SAFETY: the function does nothing, from wherever it is called.
         let hook = unsafe { OfflineHook::new(fork::offline, ptr::null()) };
         // SAFETY: the function may be called by the only thread of a child.
@@ -335,7 +345,8 @@ impl<D: StackDomain> Stack<D> {
     pub(crate) fn make_room(&'static self) {
         let front = self.front();
         while !front.relieve() {
-            if !self.settings().waits || !D::tree().may_wait() {
+            // A destructor would wait for those that come after it.
+            if !self.settings().waits || front.is_freeing() || !D::tree().may_wait() {
                 return;
             }
             self.domain.synchronize();
@@ -360,9 +371,13 @@ impl<D: StackDomain> Stack<D> {
     /// What was retired to a typed cache, too.
     ///
     /// # Panics
-    /// Inside a section, where it would wait for itself.
+    /// Inside a section, a callback, or a destructor of what was retired, where it would wait for itself.
     #[doc(alias = "kvfree_rcu_barrier")]
     pub fn barrier(&self) {
+        if !D::tree().may_wait() {
+            // Says why. Below, another's barrier may wait for the caller's section, and the caller for that barrier.
+            self.domain.barrier();
+        }
         if let Some(front) = self.front.get() {
             front.barrier();
         } else if let Some(objects) = self.objects.get() {

@@ -4,6 +4,7 @@ use super::{Inner, KvSlot};
 use crate::block::{Block, Kind, Line};
 use crate::budget::Budget;
 use crate::doubles::{DoubleRetire, WATCHED};
+use crate::freeing::Freeing;
 use crate::glue::contained;
 use crate::objects::Objects;
 use crate::waiting::{Batch, STOCK};
@@ -82,6 +83,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
     /// Frees a batch whose grace period is over, and gives its blocks back, empty. No lock of a slot is held.
     pub(super) fn free(&self, mut batch: Batch) -> Line {
         let mut empty = Line::new();
+        let _freeing = Freeing::begin(self.identity());
         let _discharge = Discharge(&self.budget, batch.charged);
         while let Some(mut block) = batch.blocks.pop() {
             // SAFETY: taken out, so ours.
@@ -95,7 +97,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
             let freed = unsafe { b.free_all(&self.objects) };
             self.counters.panicked(freed.panicked);
             if let Some(object) = freed.double {
-                self.found_double(object, freed.doubles, false);
+                // Who is told may panic; the rest of the batch is freed all the same.
+                contained(|| self.found_double(object, freed.doubles, false));
             }
             empty.push(block);
         }

@@ -85,6 +85,12 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         inner.budget.note_elsewhere(inner.objects.waiting_bytes());
     }
 
+    /// Whether the caller is a destructor of what was retired here: who must not wait for others of them.
+    #[cfg(feature = "std")]
+    pub(crate) fn is_freeing(&self) -> bool {
+        self.inner().is_freeing()
+    }
+
     /// Whether so much waits that no more should be made to.
     #[inline]
     pub fn is_over_limit(&self) -> bool {

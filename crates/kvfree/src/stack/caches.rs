@@ -275,6 +275,8 @@ impl<T, D: StackDomain> TypedCache<T, D> {
                 let again = unsafe { busy.cache.raw().share() };
                 // SAFETY: owned since `hide`; the value given back hides it again.
                 unsafe { entry.show(number, again) };
+                // What others retired by address meanwhile, the monitor has not seen.
+                D::stack().monitor.watch(false);
                 Err(Busy {
                     live: busy.live,
                     pending: busy.pending,

@@ -95,7 +95,7 @@ pub fn synchronize() {
 /// What was retired to a typed [`cache`], too.
 ///
 /// # Panics
-/// Inside a section, where it would wait for itself.
+/// Inside a section, a callback, or a destructor of what was retired, where it would wait for itself.
 #[doc(alias = "kvfree_rcu_barrier")]
 pub fn barrier() {
     stack().barrier();
