@@ -1,6 +1,6 @@
 //! The default stack before `main`, at exit, and under a library and its application: each in a process of its own.
 
-#![cfg(all(feature = "std", target_os = "linux", not(miri)))]
+#![cfg(all(feature = "std", target_os = "linux", not(miri), not(loom)))]
 
 use kvfree::{GlobalBox, RcuBox, RcuCell, read_lock};
 use std::process::Command;

@@ -9,11 +9,13 @@ mod common;
 use child::aborts;
 use common::Pages;
 use pagealloc::Attempt;
+use rcu_core::NoReaders;
 use rcu_core::cpu::Threads;
 use rcu_core::manual::ManualGp;
-use rcu_core::{Cookie, GracePeriod, NoReaders};
+#[cfg(all(feature = "std", target_os = "linux", not(miri)))]
+use rcu_core::{Cookie, GracePeriod};
 use slab::{
-    Cache, CacheConfig, Checks, CreateError, Kmalloc, RawCache, Stability, StableCache, StableCell,
+    Cache, CacheConfig, Checks, CreateError, RawCache, Stability, StableCache, StableCell,
     TypeStable,
 };
 use std::alloc::Layout;
@@ -72,7 +74,7 @@ fn layouts_that_cannot_be_are_refused_without_a_panic() {
 fn memory_that_cannot_be_is_refused_without_a_panic() {
     use pagealloc::{Mmap, Zone};
     let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
-    let km = Kmalloc::new(Threads, zone, NoReaders).unwrap();
+    let km = slab::Kmalloc::new(Threads, zone, NoReaders).unwrap();
     for layout in impossible() {
         // Nothing at an address that is a multiple of a quarter of all of them may even be had.
         if let Ok(memory) = km.kmalloc(layout) {
@@ -320,6 +322,7 @@ fn whoever_is_told_of_leaks_may_panic_and_use_the_same_pages() {
     assert_eq!(PAGES.outstanding(), 1, "the leaked object's slab");
 }
 
+#[cfg(all(feature = "std", target_os = "linux", not(miri)))]
 macro_rules! as_no_readers {
     ($name:ident) => {
         // SAFETY: nobody reads here, as with `NoReaders`.
@@ -352,9 +355,11 @@ macro_rules! as_no_readers {
 }
 
 /// Grace periods whose clones are the user's own code.
+#[cfg(all(feature = "std", target_os = "linux", not(miri)))]
 #[derive(Debug)]
 struct Panics;
 
+#[cfg(all(feature = "std", target_os = "linux", not(miri)))]
 impl Clone for Panics {
     #[allow(clippy::panic, reason = "the point")]
     fn clone(&self) -> Self {
@@ -362,6 +367,7 @@ impl Clone for Panics {
     }
 }
 
+#[cfg(all(feature = "std", target_os = "linux", not(miri)))]
 as_no_readers!(Panics);
 
 #[cfg(all(feature = "std", target_os = "linux", not(miri)))]

@@ -354,7 +354,7 @@ unsafe impl LocalLock for BiasedLock {
 
 /// The lock for a slot that is only a hint (the caller may migrate): a spin lock.
 ///
-/// Also the raw lock of [`SpinMutex`]. Under `std` a waiter yields after a few spins.
+/// Also the raw lock of [`SpinMutex`](super::SpinMutex). Under `std` a waiter yields after a few spins.
 pub struct SpinLock {
     held: AtomicU32,
 }
