@@ -387,7 +387,7 @@ impl<D: StackDomain> Stack<D> {
         self.domain.barrier();
     }
 
-    /// Retires an object with a head inside. Never blocks, never waits for memory. See [`retire`](crate::retire).
+    /// Retires an object with a head inside. Never blocks, never waits for memory. See [`retire`].
     ///
     /// # Safety
     /// 1. `object` came from [`Self::objects`], with the provenance of the whole object, and is given up.
@@ -413,7 +413,7 @@ impl<D: StackDomain> Stack<D> {
     }
 
     /// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made. May sleep; see
-    /// [`retire_box`](crate::retire_box).
+    /// [`retire_box`].
     ///
     /// # Safety
     /// 1. `object` came from [`Box::into_raw`], and is given up.

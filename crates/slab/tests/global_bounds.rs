@@ -1,5 +1,5 @@
 //! What a program's allocator gives back: one test, so that nothing else allocates meanwhile.
-#![cfg(all(feature = "std", target_os = "linux", not(miri)))]
+#![cfg(all(feature = "std", target_os = "linux", not(loom), not(miri)))]
 
 use slab::GlobalKmalloc;
 use std::sync::mpsc;

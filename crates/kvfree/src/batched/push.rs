@@ -36,7 +36,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// Retires an object without a head, if that needs no waiting and the limits allow it.
     ///
     /// # Errors
-    /// Gives the object back: there is no room now, or as much waits as may. Retry later, or use [`DeferFree::retire_mightsleep`].
+    /// Gives the object back: there is no room now, or as much waits as may. Retry later, or use [`retire_mightsleep`](crate::DeferFree::retire_mightsleep).
     ///
     /// # Safety
     /// 1. The object came from [`Self::objects`]; no new reader can find it; it is given up if `Ok` comes back.
