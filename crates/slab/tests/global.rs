@@ -1,5 +1,5 @@
 //! A program whose global allocator this is: the test harness, `std` and all tests below live on it.
-#![cfg(all(target_os = "linux", not(miri)))]
+#![cfg(all(feature = "std", target_os = "linux", not(miri)))]
 
 use slab::{GlobalKmalloc, MAX_CLASS_BYTES};
 use std::alloc::{GlobalAlloc, Layout};
