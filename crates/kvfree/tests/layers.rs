@@ -122,6 +122,8 @@ fn k12_pressure_takes_what_is_ripe() {
     // SAFETY: it stays until it is taken off, below; it is on no list.
     unsafe { zone.add_pressure_hook(hook) };
     let large = Layout::from_size_align(20_000, 8).unwrap();
+    // A page for the slot's list, where blocks come from.
+    drop(PageBlock::new(&zone, PageReq::new(Order::ZERO)).unwrap());
     // In a section, so that nobody frees them before it has ended.
     let guard = rcu_core::read_lock::<Layered>();
     for _ in 0..20 {
