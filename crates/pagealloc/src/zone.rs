@@ -308,8 +308,10 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         {
             let mut regions = self.shared().growing.lock();
             loop {
-                // First, for somebody else may have grown the zone while this one waited.
-                if let Ok(page) = take(Attempt::MayGrow) {
+                // First, for somebody else may have grown the zone while this one waited. No slot is asked for here: who forks
+                // holds the slots' table before `growing`.
+                let slot = self.cpus.current_if_online();
+                if let Ok(page) = self.shared().take_one(slot, req, Attempt::MayGrow) {
                     return Ok(page);
                 }
                 if self.grow(&mut regions, req.order.pages()).is_err() {
