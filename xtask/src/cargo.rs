@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -115,6 +116,9 @@ fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
 }
 
+/// How cargo is to tell what it built.
+const MESSAGES: &str = "--message-format=json-render-diagnostics";
+
 /// Builds the bench target `bench` of `package` as the peers in it want it, with `cfgs` set, below `directory`, and
 /// returns its executable.
 pub(crate) fn build_bench(
@@ -125,16 +129,77 @@ pub(crate) fn build_bench(
     cfgs: &[&str],
     directory: &Path,
 ) -> Result<PathBuf, Failure> {
+    let mut command = workspace.cargo();
+    command.args([
+        "bench", "--no-run", "-p", package, "--bench", bench, MESSAGES,
+    ]);
+    if !features.is_empty() {
+        command.args(["--features", &features.join(",")]);
+    }
+    finish_bench(workspace, command, package, bench, cfgs, directory)
+}
+
+/// Builds a bench target as [`build_bench`] does, and returns the texts of its assembly too, a file a crate that is linked.
+pub(crate) fn build_bench_with_assembly(
+    workspace: &Workspace,
+    package: &str,
+    bench: &str,
+    directory: &Path,
+) -> Result<(PathBuf, Vec<String>), Failure> {
+    let mut command = workspace.cargo();
+    command.args([
+        "rustc",
+        "--profile",
+        "bench",
+        "-p",
+        package,
+        "--bench",
+        bench,
+        MESSAGES,
+    ]);
+    command.args(["--", "--emit", "asm"]);
+    let program = finish_bench(workspace, command, package, bench, &[], directory)?;
+    let mut texts = Vec::new();
+    for file in assembly_of(&program) {
+        let text = fs::read_to_string(&file)
+            .map_err(|error| Failure::Run(format!("cannot read {}: {error}", file.display())))?;
+        texts.push(text);
+    }
+    Ok((program, texts))
+}
+
+/// The files of assembly of a program, which the compiler leaves beside it: one a crate, after its optimisation across crates.
+fn assembly_of(program: &Path) -> Vec<PathBuf> {
+    let stem = program
+        .file_stem()
+        .map(|n| format!("{}.", n.to_string_lossy()));
+    let is_its = |path: &PathBuf| {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+        name.zip(stem.as_deref())
+            .is_some_and(|(n, stem)| n.starts_with(stem) && n.ends_with(".s"))
+    };
+    let entries = program.parent().map(fs::read_dir).into_iter().flatten();
+    entries
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(is_its)
+        .collect()
+}
+
+/// Sets what every build of a bench needs, runs it, and finds the executable.
+fn finish_bench(
+    workspace: &Workspace,
+    mut command: Command,
+    package: &str,
+    bench: &str,
+    cfgs: &[&str],
+    directory: &Path,
+) -> Result<PathBuf, Failure> {
     if !workspace.has_target(package, "bench", bench) {
         return Err(Failure::Run(format!(
             "{package} has no bench target {bench}"
         )));
-    }
-    let mut command = workspace.cargo();
-    command.args(["bench", "--no-run", "-p", package, "--bench", bench]);
-    command.arg("--message-format=json-render-diagnostics");
-    if !features.is_empty() {
-        command.args(["--features", &features.join(",")]);
     }
     command.env("CARGO_TARGET_DIR", directory);
     let mut flags: Vec<String> = cfgs.iter().map(|cfg| format!("--cfg={cfg}")).collect();
@@ -188,17 +253,26 @@ pub(crate) fn with_rustflags(flags: &[&str]) -> (&'static str, OsString) {
     (name, value)
 }
 
+/// What this compiler calls itself.
+pub(crate) fn compiler_version() -> Result<String, Failure> {
+    let verbose = verbose_version()?;
+    Ok(verbose.lines().next().unwrap_or_default().to_owned())
+}
+
 /// The triple this compiler builds for unless told otherwise. With it passed as `--target`, `RUSTFLAGS` reach neither
 /// proc macros nor build scripts, which then are built once for all flags.
 pub(crate) fn host_triple() -> Result<String, Failure> {
+    let verbose = verbose_version()?;
+    let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned)
+        .ok_or_else(|| Failure::Run("rustc -vV names no host".to_owned()))
+}
+
+fn verbose_version() -> Result<String, Failure> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
     let output = Command::new(rustc)
         .arg("-vV")
         .output()
         .map_err(|error| Failure::Run(format!("rustc does not start: {error}")))?;
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .map(str::to_owned)
-        .ok_or_else(|| Failure::Run("rustc -vV names no host".to_owned()))
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -1,10 +1,11 @@
-//! The workspace's own commands: `scale` (the main job), `bench`, `simulate`, `test-all`, `loom` and `tidy`.
+//! The workspace's own commands: `scale` (the main job), `bench`, `icount`, `simulate`, `test-all`, `loom` and `tidy`.
 //!
 //! One file per verb. What they share is in [`cargo`]: where the workspace is, how cargo is called, and how a failure
 //! ends the program: one line on stderr, exit status 2 for a bad option or bad input, 1 for a failed run or test.
 
 mod bench;
 mod cargo;
+mod icount;
 mod loom;
 mod scale;
 mod simulate;
@@ -33,6 +34,7 @@ struct Cli {
 enum Verb {
     Scale(scale::Options),
     Bench(bench::Options),
+    Icount(icount::Options),
     Simulate(simulate::Options),
     TestAll(test_all::Options),
     Loom(loom::Options),
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
     let verdict = Workspace::locate().and_then(|workspace| match cli.verb {
         Verb::Scale(options) => scale::run(&workspace, &options),
         Verb::Bench(options) => bench::run(&workspace, &options),
+        Verb::Icount(options) => icount::run(&workspace, &options),
         Verb::Simulate(options) => simulate::run(&workspace, &options),
         Verb::TestAll(options) => test_all::run(&workspace, &options),
         Verb::Loom(options) => loom::run(&workspace, &options),

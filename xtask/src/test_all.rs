@@ -99,6 +99,8 @@ fn steps(workspace: &Workspace, options: &Options) -> Result<Vec<Step>, Failure>
         steps.push(step("doc --no-deps --workspace").with("RUSTDOCFLAGS", "-Dwarnings"));
         steps.push(Step::Loom);
         steps.push(step("xtask scale --quick --no-report"));
+        // Shares the build before.
+        steps.push(step("xtask icount"));
     }
     if options.long {
         for package in CRATES {
@@ -229,6 +231,7 @@ mod tests {
         );
         assert!(lines.contains(&"cargo xtask loom --mutants".to_owned()));
         assert!(lines.contains(&"cargo xtask scale --quick --no-report".to_owned()));
+        assert!(lines.contains(&"cargo xtask icount".to_owned()));
     }
 
     #[test]

@@ -1,0 +1,157 @@
+//! What callgrind counts: the events of each probe's calls, everything below them included.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::cargo::Failure;
+
+/// What one call of a probe executes, on the average.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Executed {
+    pub(super) instructions: u64,
+    pub(super) loads: u64,
+    pub(super) stores: u64,
+    pub(super) branches: u64,
+    pub(super) locked: u64,
+}
+
+/// callgrind's names of these events: instructions, data reads and writes, conditional branches, global bus events.
+const EVENTS: [&str; 5] = ["Ir", "Dr", "Dw", "Bc", "Ge"];
+
+/// Whether there is a valgrind.
+pub(super) fn is_there() -> bool {
+    let mut command = Command::new("valgrind");
+    command.arg("--version").stdin(Stdio::null());
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// Runs every probe of `program` and reads what was counted. `directory` takes the profile.
+pub(super) fn count(
+    program: &Path,
+    directory: &Path,
+) -> Result<BTreeMap<String, Executed>, Failure> {
+    let profile: PathBuf = directory.join("callgrind.out.probes");
+    let output = Command::new("valgrind")
+        .args([
+            "--tool=callgrind",
+            "--cache-sim=yes",
+            "--branch-sim=yes",
+            "--collect-bus=yes",
+        ])
+        .args(["--compress-strings=no", "--compress-pos=no"])
+        .arg(format!("--callgrind-out-file={}", profile.display()))
+        .arg(program)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| Failure::Run(format!("valgrind does not start: {error}")))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let last = text.lines().last().unwrap_or("no message");
+        return Err(Failure::Run(format!(
+            "callgrind failed ({}): {last}",
+            output.status
+        )));
+    }
+    let text = std::fs::read_to_string(&profile)
+        .map_err(|error| Failure::Run(format!("cannot read {}: {error}", profile.display())))?;
+    parse(&text).ok_or_else(|| Failure::Run(format!("{}: not callgrind's", profile.display())))
+}
+
+/// The inclusive costs of all calls of `probe_…`, by the name without that, divided by how many calls there were.
+fn parse(text: &str) -> Option<BTreeMap<String, Executed>> {
+    let events: Vec<&str> = text
+        .lines()
+        .find_map(|l| l.strip_prefix("events: "))?
+        .split(' ')
+        .collect();
+    let place = |name: &str| events.iter().position(|e| *e == name);
+    let places: Vec<usize> = EVENTS.iter().map(|e| place(e)).collect::<Option<_>>()?;
+    let mut sums: BTreeMap<String, (u64, [u64; 5])> = BTreeMap::new();
+    let mut callee: Option<&str> = None;
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if let Some(name) = line.strip_prefix("cfn=") {
+            callee = name.strip_prefix("probe_");
+        } else if let Some(calls) = line.strip_prefix("calls=") {
+            let costs = lines.next()?;
+            let Some(name) = callee.take() else { continue };
+            let calls: u64 = calls.split(' ').next()?.parse().ok()?;
+            // The first number is a line; costs that are zero at the end are left out.
+            let costs: Vec<u64> = costs
+                .split(' ')
+                .skip(1)
+                .map_while(|n| n.parse().ok())
+                .collect();
+            let sum = sums.entry(name.to_owned()).or_default();
+            sum.0 += calls;
+            for (sum, place) in sum.1.iter_mut().zip(&places) {
+                *sum += costs.get(*place).copied().unwrap_or(0);
+            }
+        }
+    }
+    let average = |(name, (calls, sums)): (String, (u64, [u64; 5]))| {
+        let [instructions, loads, stores, branches, locked] =
+            sums.map(|sum| sum.div_ceil(calls.max(1)));
+        (
+            name,
+            Executed {
+                instructions,
+                loads,
+                stores,
+                branches,
+                locked,
+            },
+        )
+    };
+    Some(sums.into_iter().map(average).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROFILE: &str = "\
+# callgrind format
+positions: line
+events: Ir Dr Dw I1mr Bc Bi Ge
+
+fn=main
+10 3 1
+cfn=probe_read
+calls=2 47
+79 56 22 10 2 8
+cfn=other
+calls=1 3
+80 1000 1000 1000 1000 1000 1000 1000
+cfn=probe_read
+calls=2 47
+79 56 22 10 0 8 0 4
+
+fn=probe_read
+47 28 11 5
+";
+
+    #[test]
+    fn calls_of_probes_are_added_up_and_divided() {
+        let counted = parse(PROFILE).unwrap();
+        let read = Executed {
+            instructions: 28,
+            loads: 11,
+            stores: 5,
+            branches: 4,
+            locked: 1,
+        };
+        assert_eq!(
+            counted.into_iter().collect::<Vec<_>>(),
+            [("read".to_owned(), read)]
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_profile_is_refused() {
+        assert_eq!(parse(""), None);
+        assert_eq!(parse("events: Ir Dr\n"), None);
+    }
+}
