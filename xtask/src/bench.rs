@@ -5,6 +5,7 @@
 //! within a round, and reports the median of the rounds. What is compared with what, and which ratio is enough, is
 //! `xtask/bench-targets.json`; every row of it gives its reason.
 
+mod chart;
 mod report;
 mod rounds;
 mod table;
@@ -20,7 +21,8 @@ use clap::{Args, ValueEnum};
 use self::rounds::Round;
 use self::table::Row;
 use self::targets::Targets;
-use crate::cargo::{Failure, Workspace};
+use crate::cargo::{Failure, Workspace, compiler_version};
+use crate::scale::BUNDLED_TRACE;
 
 /// The reviewed file, from the workspace root.
 const TARGETS: &str = "xtask/bench-targets.json";
@@ -55,7 +57,7 @@ pub(crate) struct Options {
     /// Exit with status 1 if a target that was measured is missed
     #[arg(long)]
     check: bool,
-    /// Also replay this allocation trace, zstd or plain, on the slab layer's allocators; may be repeated
+    /// Replay this allocation trace, zstd or plain, instead of the bundled one on the slab layer's allocators; may be repeated
     #[arg(long, value_name = "FILE")]
     trace: Vec<PathBuf>,
     /// Write no report.html
@@ -115,7 +117,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
     if !options.trace.is_empty() && !targets.benches.iter().any(|b| b.layer == Layer::Slab) {
         return Err(Failure::Usage("--trace is for the layer slab".to_owned()));
     }
-    let replay = traces::prepare(&options.trace, &directory)?;
+    let mut files = options.trace.clone();
+    if files.is_empty() && targets.benches.iter().any(|b| b.layer == Layer::Slab) {
+        files.push(workspace.root.join(BUNDLED_TRACE));
+    }
+    let replay = traces::prepare(&files, &directory)?;
     let absent = rounds::absent_libraries(&targets);
     let executables = rounds::build(workspace, &targets, &absent, &directory.join("build"))?;
     let replay = replay.build(workspace, &targets, &absent, &directory.join("build"))?;
@@ -138,15 +144,21 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
             library.feature, library.install
         ));
     }
-    if options.trace.is_empty() && rows.iter().any(Row::is_of_trace) {
-        say("no trace was replayed: --trace FILE does\n");
+    if rows
+        .iter()
+        .any(|row| row.is_of_trace() && row.ours_ns.is_none())
+    {
+        say("a trace that was not replayed has to be given: --trace FILE\n");
     }
     if let Some(path) = &options.json {
         save(path, &table::json(&rows))?;
     }
     if !options.no_report {
         let path = directory.join("report.html");
-        save(&path, &report::render(&rows, before.as_deref(), nr_rounds))?;
+        let words = where_and_how(options, nr_rounds)?;
+        let page = report::render(&rows, before.as_deref(), &words)
+            .map_err(|what| Failure::Run(format!("the report cannot be drawn: {what}")))?;
+        save(&path, &page)?;
         say(&format!("report: {}\n", path.display()));
     }
     let missed: Vec<String> = rows
@@ -161,6 +173,28 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
         )));
     }
     Ok(())
+}
+
+/// The command and the machine, for whoever finds the report.
+fn where_and_how(options: &Options, nr_rounds: u32) -> Result<String, Failure> {
+    let mut command = String::from("cargo xtask bench");
+    if let Some(layer) = options.layer {
+        command.push_str(&format!(" --layer {}", layer.name()));
+    }
+    if options.quick {
+        command.push_str(" --quick");
+    }
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = processors
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    let model = model.map_or("unknown", |text| text.trim_start_matches([' ', '\t', ':']));
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernel = crate::scale::kernel().unwrap_or_else(|| std::env::consts::OS.to_owned());
+    let compiler = compiler_version()?;
+    Ok(format!(
+        "{command}, {nr_rounds} round(s), on {cpus} CPU(s) of {model}, kernel {kernel}, {compiler}"
+    ))
 }
 
 fn read(path: &Path) -> Result<String, Failure> {

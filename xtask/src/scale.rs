@@ -4,7 +4,7 @@
 //! and repeat with repeats outermost (engines of one workload follow each other within seconds, so that a machine
 //! that drifts drifts for all of them), and what it found becomes a table, a report and JSON.
 
-mod chart;
+pub(crate) mod chart;
 mod options;
 mod report;
 pub(crate) mod runner;
@@ -27,7 +27,7 @@ use self::trace::Trace;
 use crate::cargo::{Failure, Workspace};
 
 /// Where the bundled trace lies, from the workspace root.
-const BUNDLED_TRACE: &str = "xtask/traces/sqlite.trace.zst";
+pub(crate) const BUNDLED_TRACE: &str = "xtask/traces/sqlite.trace.zst";
 
 /// Ticks of the progress bar for one run.
 const TICKS: u64 = 1000;
@@ -156,7 +156,7 @@ pub(crate) fn progress_bar(length: u64) -> ProgressBar {
     bar
 }
 
-fn kernel() -> Option<String> {
+pub(crate) fn kernel() -> Option<String> {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
     Some(text.trim().to_owned())
 }

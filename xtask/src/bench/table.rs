@@ -15,6 +15,8 @@ pub(super) struct Row {
     pub(super) peer: String,
     /// The median round's of that peer, which may be absent.
     pub(super) peer_ns: Option<f64>,
+    /// All peers of the row, as far as they were measured.
+    pub(super) peers: Vec<(String, Option<f64>)>,
     pub(super) limit_ns: Option<f64>,
     /// The median of the rounds' ratios.
     pub(super) ratio: Option<f64>,
@@ -62,6 +64,9 @@ impl Row {
             ours_ns: all(&target.ours),
             peer: least.map_or_else(names, |(name, _)| name.clone()),
             peer_ns: least.map(|(_, ns)| ns),
+            peers: (target.peers.iter())
+                .map(|(name, id)| (name.clone(), all(id)))
+                .collect(),
             limit_ns: target.limit.as_deref().and_then(all),
             ratio: median(rounds.iter().filter_map(ratio).collect()),
             target: target.clone(),
@@ -84,6 +89,22 @@ impl Row {
     pub(super) fn bound(&self) -> f64 {
         match self.target.bound {
             Bound::AtMost(bound) | Bound::AtLeast(bound) => bound,
+        }
+    }
+
+    /// The ratio as a share of what it may be: at most one where the target holds.
+    pub(super) fn share(&self) -> Option<f64> {
+        let ratio = self.ratio?;
+        Some(match self.target.bound {
+            Bound::AtMost(most) => ratio / most,
+            Bound::AtLeast(least) => least / ratio,
+        })
+    }
+
+    pub(super) fn bound_in_words(&self) -> String {
+        match self.target.bound {
+            Bound::AtMost(most) => format!("at most {most:.2}"),
+            Bound::AtLeast(least) => format!("at least {least:.2}"),
         }
     }
 
@@ -113,7 +134,10 @@ impl Row {
         [
             self.target.id.clone(),
             self.target.threads.to_string(),
-            number(self.ours_ns),
+            match (self.ours_ns, self.target.unit.as_str()) {
+                (None, _) | (_, "ns") => number(self.ours_ns),
+                (_, unit) => format!("{} {unit}", number(self.ours_ns)),
+            },
             self.peer.clone(),
             number(self.peer_ns),
             number(self.ratio),
@@ -123,22 +147,44 @@ impl Row {
     }
 }
 
-fn number(value: Option<f64>) -> String {
+pub(super) fn number(value: Option<f64>) -> String {
     match value {
         None => "-".to_owned(),
         Some(value) if value < 100.0 => format!("{value:.2}"),
-        Some(value) => format!("{value:.0}"),
+        Some(value) => grouped(value),
     }
 }
 
+/// A whole number with its thousands apart.
+fn grouped(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The row of an earlier run that is about the same.
+pub(super) fn earlier<'e>(before: &'e [Earlier], row: &Row) -> Option<&'e Earlier> {
+    let target = &row.target;
+    let same = |e: &&Earlier| {
+        e.id == target.id && e.threads == u64::from(target.threads) && e.peer == row.peer
+    };
+    before.iter().find(same)
+}
+
 pub(super) const COLUMNS: [&str; 8] = [
-    "id", "threads", "ours ns", "peer", "peer ns", "ratio", "target", "verdict",
+    "id", "threads", "ours", "peer", "peer's", "ratio", "target", "verdict",
 ];
 
 /// Columns of words; the others hold numbers and are set to the right.
 pub(super) const WORDS: [usize; 3] = [0, 3, 7];
 
-/// The table for a terminal.
+/// The table for a terminal; nanoseconds where nothing else is said.
 pub(super) fn render(rows: &[Row]) -> String {
     let header = COLUMNS.map(str::to_owned);
     let lines: Vec<[String; 8]> = [header]
@@ -301,6 +347,12 @@ pub(super) mod tests {
         for odd in ["", "{}", r#"{"rows":[{}]}"#] {
             assert!(from_json(odd).is_err(), "{odd}");
         }
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let words = [Some(0.666), Some(99.0), Some(100.4), Some(1234567.0), None].map(number);
+        assert_eq!(words, ["0.67", "99.00", "100", "1,234,567", "-"]);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! *library* is the cargo `feature` that links it, what that `links`, and how to `install` it; or, where the bench tells by
 //! a `cfg` and not by a feature that it is there, the name of that, and the `program` that builds it. A *row* is its `id`, the
 //! bench identifiers of `ours` and `theirs`, the `peer`'s name, one of `at_most` (ours over theirs) and `at_least` (how
-//! many times the work of one thread `threads` threads do), maybe the bench identifier of the physical `limit`, and the
-//! `reason` for the number. In place of `peer` a row may have a list of `peers`, and `{peer}` in `theirs`: it is then
+//! many times the work of one thread `threads` threads do), maybe the bench identifier of the physical `limit`, maybe the
+//! `unit` of what is measured if that is not nanoseconds, and the `reason` for the number. In place of `peer` a row may have a list of `peers`, and `{peer}` in `theirs`: it is then
 //! compared with the one that took least in the same round.
 
 use serde_json::Value;
@@ -62,6 +62,8 @@ pub(super) struct Target {
     pub(super) peers: Vec<(String, String)>,
     pub(super) limit: Option<String>,
     pub(super) bound: Bound,
+    /// Of what is measured.
+    pub(super) unit: String,
     pub(super) reason: String,
 }
 
@@ -189,6 +191,7 @@ fn target(value: &Value) -> Result<Target, String> {
         peers,
         limit: value["limit"].as_str().map(str::to_owned),
         bound,
+        unit: value["unit"].as_str().unwrap_or("ns").to_owned(),
         reason: word(value, "reason")?,
     })
 }
@@ -206,6 +209,7 @@ pub(super) mod tests {
             peers: vec![("peer".to_owned(), format!("peer/{threads}"))],
             limit: Some(format!("plain/{threads}")),
             bound,
+            unit: "ns".to_owned(),
             reason: "a <reason>".to_owned(),
         }
     }

@@ -18,16 +18,16 @@ use super::options::Engine;
 use super::table::Row;
 
 const WIDTH: u32 = 960;
-const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
-const FAINT: RGBColor = RGBColor(0x77, 0x77, 0x77);
-const GRID: RGBColor = RGBColor(0xe2, 0xe2, 0xe2);
+pub(crate) const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
+pub(crate) const FAINT: RGBColor = RGBColor(0x77, 0x77, 0x77);
+pub(crate) const GRID: RGBColor = RGBColor(0xe2, 0xe2, 0xe2);
 
 /// plotters writes a font at 1/1.24 of the size it is given; these come out as 13, 12 and 15 pixels.
-const TEXT: f64 = 13.0 * 1.24;
-const SMALL: f64 = 12.0 * 1.24;
+pub(crate) const TEXT: f64 = 13.0 * 1.24;
+pub(crate) const SMALL: f64 = 12.0 * 1.24;
 const HEADING: f64 = 15.0 * 1.24;
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Blue for batched kvfree, one hue for every other: the two lines of the memory picture must not be taken for each
 /// other.
@@ -42,7 +42,7 @@ fn color(engine: Engine) -> RGBColor {
     }
 }
 
-fn write_text(
+pub(crate) fn write_text(
     area: &Area<'_>,
     text: &str,
     at: (i32, i32),
@@ -57,7 +57,7 @@ fn write_text(
     area.draw_text(text, &style, at).map_err(in_words)
 }
 
-fn in_words(error: impl Display) -> String {
+pub(crate) fn in_words(error: impl Display) -> String {
     error.to_string()
 }
 
