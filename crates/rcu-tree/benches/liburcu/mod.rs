@@ -4,8 +4,35 @@
 #![allow(dead_code, reason = "each bench uses its part")]
 
 pub(crate) mod memb {
+    use core::cell::UnsafeCell;
+
+    /// `struct rcu_head`: a link and a function.
+    #[repr(C)]
+    pub(crate) struct Head(UnsafeCell<[usize; 2]>);
+
+    impl Head {
+        pub(crate) const fn new() -> Self {
+            Self(UnsafeCell::new([0; 2]))
+        }
+    }
+
+    extern "C" fn nothing(_head: *const Head) {}
+
+    /// Has a function that does nothing called later.
+    ///
+    /// # Safety
+    /// The head is not queued, and outlives the call.
+    pub(crate) unsafe fn call(head: &Head) {
+        // SAFETY: the caller's debts; the head is only written through its cell.
+        unsafe { call_rcu(head, nothing) };
+    }
+
     #[link(name = "urcu-memb")]
     unsafe extern "C" {
+        #[link_name = "urcu_memb_call_rcu"]
+        fn call_rcu(head: *const Head, func: extern "C" fn(*const Head));
+        #[link_name = "urcu_memb_barrier"]
+        pub(crate) safe fn barrier();
         #[link_name = "urcu_memb_register_thread"]
         safe fn register_thread();
         #[link_name = "urcu_memb_unregister_thread"]
