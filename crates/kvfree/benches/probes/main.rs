@@ -104,6 +104,13 @@ probe! {
 }
 
 probe! {
+    /// A grace period with nobody to wait for: no system call, but what orders it.
+    fn synchronize / probe_synchronize() {
+        kvfree::synchronize();
+    }
+}
+
+probe! {
     fn page_alloc / probe_page_alloc(pages: kvfree::stack::Pages) -> Option<NonNull<u8>> {
         pages.alloc(PageReq::new(Order::ZERO)).ok()
     }
@@ -239,7 +246,7 @@ fn object() -> NonNull<Object> {
 }
 
 /// Every probe: its name, and what runs it.
-const PROBES: [(&str, fn()); 22] = [
+const PROBES: [(&str, fn()); 23] = [
     ("read_guard", || {
         run(|| &*CELL, read_guard, probe_read_guard);
     }),
@@ -278,6 +285,10 @@ const PROBES: [(&str, fn()); 22] = [
             |b| cell_swap(&CELL, b),
             |b| probe_cell_swap(&CELL, b),
         );
+    }),
+    ("synchronize", || {
+        (0..WARM_UP).for_each(|_| synchronize());
+        (0..CALLS).for_each(|_| probe_synchronize());
     }),
     ("page_alloc", || {
         let pages = kvfree::pages();
