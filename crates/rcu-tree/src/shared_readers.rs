@@ -21,6 +21,10 @@
 //!   for the slot, in the bank which that grace period waits for, and otherwise in the current one: it began after the
 //!   start, or after the slot was credited. The first is sometimes stricter than needed, at most once a slot and grace
 //!   period, since the next scan finds the slot past its section: moves cannot starve a grace period.
+//! - I3. Sections of one thread that overlap are one, whichever ends last: a grace period that waits for one of them waits
+//!   for those that the thread enters meanwhile. Where all are counted at one place, so is the next, under the same lock
+//!   ([`SharedReaders::enter_at`]): a driver sees one of them. Else it is admitted, as in I2. A thread knows its sections by
+//!   its [marks](crate::marks).
 //!
 //! # Orderings
 //! - P2 (shared side): the reader runs a full fence between reading a lane's sequence and its section; the driver has run
@@ -48,7 +52,7 @@ use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 /// How many locks the readers are spread over: more than a few tasks enter or leave at the same moment.
 pub(crate) const NR_SHARDS: usize = 16;
 /// One for each pair of banks.
-const NR_COUNTS: usize = 1 << Lane::ALL.len();
+pub(crate) const NR_COUNTS: usize = 1 << Lane::ALL.len();
 
 /// The current bank of a sequence, 0 or 1. A grace period in progress waits for the other one.
 const fn current_bank(seq: Seq) -> usize {
@@ -86,7 +90,7 @@ impl Place {
         self.raw() / NR_COUNTS
     }
 
-    const fn count(self) -> usize {
+    pub(crate) const fn count(self) -> usize {
         self.raw() % NR_COUNTS
     }
 
@@ -158,15 +162,29 @@ impl SharedReaders {
         Place::new(shard, count)
     }
 
-    /// Counts a section that is inside already, on `slot`. `waited_for` says whether the grace period in progress of a
-    /// lane, if there is one, still waits for the slot (I2). The machines of both lanes are locked.
+    /// Enters once more where the calling thread is inside already (I3), behind the fence of its first section.
+    #[cold]
+    pub(crate) fn enter_at(&self, place: Place) {
+        let mut inside = self.shards[place.shard()].inside.lock();
+        debug_assert!(inside[place.count()] > 0, "I3: nobody is inside there");
+        add_one(&mut inside[place.count()]);
+    }
+
+    /// Whether the grace period in progress of `lane`, if there is one, waits for those at the index `count`.
+    pub(crate) fn waits_for_count(gp: &Sequences, lane: Lane, count: usize) -> bool {
+        let seq = gp.lane(lane).load();
+        seq.in_progress() && count >> lane.index() & 1 != current_bank(seq)
+    }
+
+    /// Counts a section that is inside already, on `slot` or of a thread that has none any more. `waited_for` says whether the
+    /// grace period in progress of a lane, if there is one, still waits for it (I2, I3). The machines of both lanes are locked.
     pub(crate) fn admit(
         &self,
         gp: &Sequences,
-        slot: Slot,
+        slot: Option<Slot>,
         waited_for: impl Fn(Lane) -> bool,
     ) -> Place {
-        let shard = slot.index() % NR_SHARDS;
+        let shard = slot.map_or(0, Slot::index) % NR_SHARDS;
         self.use_shard(shard);
         let count: usize = Lane::ALL
             .iter()

@@ -308,3 +308,116 @@ fn moves_over(tree: &'static Tree<'static, Few>) {
         assert!(tree.poll(cookie) && elements.iter().all(|e| e.ran() == 1));
     });
 }
+
+/// Runs `f` on a thread that gets no slot while the first barrier's threads live, and may get one after the second.
+fn without_a_slot(f: impl FnOnce(&'static Tree<'static, Few>, &Barrier) + Send) {
+    let (tree, _lock) = few();
+    let (full, done) = (Barrier::new(FEW + 1), Barrier::new(FEW + 1));
+    std::thread::scope(|s| {
+        for _ in 0..FEW {
+            s.spawn(|| {
+                assert!(Few.current().is_some());
+                full.wait();
+                done.wait();
+            });
+        }
+        full.wait();
+        s.spawn(|| {
+            assert_eq!(Few.current(), None);
+            f(tree, &done);
+        });
+    });
+}
+
+/// Guards that overlap are one section, whichever is dropped first; so a grace period that was asked for inside waits for all.
+#[test]
+fn r1_guards_without_a_slot_that_overlap_are_one_section() {
+    without_a_slot(|tree, done| {
+        let mut guard = tree.read_lock();
+        for _ in 0..8 {
+            let cookie = tree.start();
+            assert!(tree.drive(), "a section is in the way");
+            let next = tree.read_lock();
+            drop(guard);
+            assert!(
+                tree.drive() && !tree.poll(cookie),
+                "ended in the middle of a section"
+            );
+            drop(next);
+            assert!(!tree.drive() && tree.poll(cookie));
+            guard = tree.read_lock();
+        }
+        drop(guard);
+        done.wait();
+    });
+}
+
+/// As above, where a slot comes free in the middle.
+#[test]
+fn r1_a_slot_that_comes_inside_a_section_does_not_cut_it() {
+    without_a_slot(|tree, done| {
+        let first = tree.read_lock();
+        let cookie = tree.start();
+        assert!(tree.drive());
+        done.wait();
+        while Few.try_register().is_err() {
+            std::thread::yield_now();
+        }
+        let second = tree.read_lock();
+        drop(first);
+        assert!(
+            tree.drive() && !tree.poll(cookie),
+            "ended in the middle of a section"
+        );
+        let third = tree.read_lock();
+        drop(second);
+        assert!(tree.drive() && !tree.poll(cookie));
+        drop(third);
+        assert!(!tree.drive() && tree.poll(cookie));
+        // Outside, the slot is used.
+        let own = tree.read_lock();
+        assert_eq!(tree.stats().slots_online, 1);
+        drop(own);
+    });
+}
+
+/// As above, for a thread that ends inside a section, and enters others while it does.
+#[test]
+fn r1_t41_sections_at_a_threads_end_that_overlap_are_one() {
+    use rcu_core::Guard;
+    use std::cell::RefCell;
+    type Kept = Guard<&'static Tree<'static, Threads>>;
+    struct Late(Option<Kept>);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            assert_eq!(Threads.current(), None, "the slot's destructor came first");
+            let lingering = self.0.take().expect("kept");
+            let rcu = *lingering.rcu();
+            let cookie = rcu.start();
+            assert!(rcu.drive());
+            let late = rcu.read_lock();
+            drop(lingering);
+            assert!(
+                rcu.drive() && !rcu.poll(cookie),
+                "ended in the middle of a section"
+            );
+            let later = rcu.read_lock();
+            let another = rcu.start();
+            drop(late);
+            assert!(rcu.drive() && !rcu.poll(cookie) && !rcu.poll(another));
+            drop(later);
+            rcu.wait(another);
+        }
+    }
+    thread_local! {
+        static KEPT: RefCell<Option<Late>> = const { RefCell::new(None) };
+    }
+    let tree = tree_of(Threads, BiasedLock::new);
+    std::thread::spawn(move || {
+        // Registered for destruction before the slot is, so it is dropped after it.
+        KEPT.with_borrow_mut(|kept| *kept = Some(Late(Some(tree.read_lock()))));
+    })
+    .join()
+    .unwrap();
+    assert_eq!(tree.stats().slots_online, 0);
+}

@@ -1,12 +1,12 @@
 //! Readers, and how their slots come and go.
 
 use super::Tree;
-use crate::marks::{self, Doing};
+use crate::marks::{self, Counted, Doing, Nest};
 use crate::place;
 use crate::reader::{Entered, Outcome, ReaderWord};
-use crate::shared_readers::Place;
+use crate::shared_readers::{Place, SharedReaders};
 use crate::slot::TreeSlot;
-use crate::trace::Trace;
+use crate::trace::{Lane, Trace};
 use core::fmt;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
@@ -28,12 +28,16 @@ impl fmt::Debug for Token {
 }
 
 impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
-    /// The caller's slot in this tree, online.
+    /// The caller's slot in this tree, online. None while the caller is inside a section that the slot does not count, as of
+    /// a thread that got its slot meanwhile: what it enters by the slot then would be another section (I3 of `shared_readers`).
     pub(super) fn own_slot(&self) -> Option<&TreeSlot<C::Lock>> {
         let slot = self.cpus.current()?;
         // SAFETY: `Cpus` guarantees slots below `nr_slots`, which is the array's length.
         let own = unsafe { self.slots.get_unchecked(slot) };
         if !own.reader.is_online() {
+            if marks::nest(self.mark()).is_some() {
+                return None;
+            }
             self.bring_online(slot, own);
         }
         Some(own)
@@ -69,7 +73,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         }
         own.reader.set_lingering();
         // Not to be found by the slot any more, which its thread forgets.
-        marks::enter(tree.mark(), Doing::Section, own.place.get());
+        let by = Some(Counted::By(slot));
+        marks::enter(tree.mark(), Doing::Section, own.place.get(), by);
         false
     }
 
@@ -98,7 +103,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     pub(super) fn exit_slow(&self, token: Token) {
         if let Some(place) = self.place_of(token) {
             self.shared.exit(place);
-            marks::leave(self.mark(), Doing::Section);
+            marks::leave(self.mark(), Doing::Section, Some(Counted::At(place)));
         } else {
             self.end_lingering(token.word);
         }
@@ -119,10 +124,25 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
                 own.reader.set_lingering();
                 return;
             }
-            marks::leave(self.mark(), Doing::Section);
+            marks::leave(self.mark(), Doing::Section, Some(Counted::By(slot)));
             // SAFETY: the hook returned false for this slot, once, and the tree has let go of it.
             unsafe { self.cpus.release(slot) };
         }
+    }
+
+    /// Counts another section of a thread that is inside some which its own slot does not count (I3 of `shared_readers`).
+    fn enter_nest(&self, nest: &Nest) -> Place {
+        if let Some(place) = nest.place() {
+            self.shared.enter_at(place);
+            return place;
+        }
+        let _normal = self.machine(Lane::Normal).lock();
+        let _expedited = self.machine(Lane::Expedited).lock();
+        self.shared.admit(&self.gp, nest.slot(), |lane| {
+            let by_slot = |slot| self.nodes.is_waiting_for(lane, slot);
+            nest.slot().is_some_and(by_slot)
+                || nest.any(|count| SharedReaders::waits_for_count(&self.gp, lane, count))
+        })
     }
 
     #[cold]
@@ -139,10 +159,14 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             }
             debug_assert!(false, "I2: the slot was just brought online");
         }
-        let counted = self.shared.enter(&self.gp, None);
+        let counted = match marks::nest(self.mark()) {
+            None => self.shared.enter(&self.gp, None),
+            Some(nest) => self.enter_nest(&nest),
+        };
         self.shared_place.note(Location::caller());
         let place = Some(Location::caller()).filter(|_| place::KEPT);
-        marks::enter(self.mark(), Doing::Section, place);
+        let at = Some(Counted::At(counted));
+        marks::enter(self.mark(), Doing::Section, place, at);
         Token {
             word: self.shared.word(),
             entered: counted.noted(),

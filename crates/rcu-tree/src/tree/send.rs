@@ -20,7 +20,7 @@
 
 use super::Tree;
 use super::read::Token;
-use crate::marks::{self, Doing};
+use crate::marks::{self, Counted, Doing};
 use crate::reader::{Outcome, ReaderWord};
 use crate::shared_readers::Place;
 use crate::slot::TreeSlot;
@@ -77,15 +77,15 @@ unsafe impl<C: Cpus, T: Trace> RcuSend for Tree<'_, C, T> {
 
     unsafe fn move_off(&self, token: Token) -> SendToken {
         if let Some(place) = self.place_of(token) {
-            marks::leave(self.mark(), Doing::Section);
+            marks::leave(self.mark(), Doing::Section, Some(Counted::At(place)));
             return SendToken(place);
         }
         let slot = self.slot_of(token.word);
         let normal = self.machine(Lane::Normal).lock();
         let expedited = self.machine(Lane::Expedited).lock();
-        let place = self
-            .shared
-            .admit(&self.gp, slot, |lane| self.nodes.is_waiting_for(lane, slot));
+        let place = self.shared.admit(&self.gp, Some(slot), |lane| {
+            self.nodes.is_waiting_for(lane, slot)
+        });
         drop(expedited);
         drop(normal);
         self.shared_place.note(Location::caller());
