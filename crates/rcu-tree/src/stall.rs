@@ -291,7 +291,9 @@ impl Stalls {
         let lane = self.lane(lane);
         let mut timing = lane.timing.try_lock()?;
         // ORDERING: Relaxed: written under `timing`.
-        if lane.timed.load(Ordering::Relaxed) != seq.raw() {
+        let is_new = lane.timed.load(Ordering::Relaxed) != seq.raw();
+        // A clock that was set back starts the time anew: what it had to reach may never come.
+        if is_new || now < timing.since.max(timing.scanned_at) {
             timing.since = now;
             timing.next = now.saturating_add(timeout);
             (timing.scans, timing.scanned_at) = (scans, now);

@@ -1,32 +1,25 @@
-//! Takes `membarrier` away from this process, as a sandbox would.
+//! Takes system calls away from this process, as a sandbox would.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use rcu_core::fence::{self, Mode};
 
-/// Refuses `membarrier` to every thread of this process from now on. False where the system allows no such filter.
-pub(crate) fn deny_membarrier() -> bool {
+/// Refuses `calls` to every thread of this process from now on. False where the system allows no such filter.
+fn deny(calls: &[libc::c_long], errno: i32) -> bool {
     let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
         code: code as u16,
         jt,
         jf,
         k,
     };
-    let mut filter = [
-        // The system call's number is the first word of what a filter sees.
-        op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        op(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            0,
-            1,
-            libc::SYS_membarrier as u32,
-        ),
-        op(
-            libc::BPF_RET | libc::BPF_K,
-            0,
-            0,
-            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
-        ),
-        op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
+    let answer = |what: u32| op(libc::BPF_RET | libc::BPF_K, 0, 0, what);
+    // The system call's number is the first word of what a filter sees.
+    let mut filter = vec![op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
+    for &call in calls {
+        let is_it = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+        filter.push(op(is_it, 0, 1, call as u32));
+        filter.push(answer(libc::SECCOMP_RET_ERRNO | errno as u32));
+    }
+    filter.push(answer(libc::SECCOMP_RET_ALLOW));
     let program = libc::sock_fprog {
         len: filter.len() as u16,
         filter: filter.as_mut_ptr(),
@@ -42,7 +35,21 @@ pub(crate) fn deny_membarrier() -> bool {
             &raw const program,
         )
     };
-    privileged == 0 && denied == 0
+    let done = privileged == 0 && denied == 0;
+    if !done {
+        eprintln!("no seccomp filter to be had here");
+    }
+    done
+}
+
+/// Refuses `membarrier`.
+pub(crate) fn deny_membarrier() -> bool {
+    deny(&[libc::SYS_membarrier], libc::EPERM)
+}
+
+/// Refuses new threads.
+pub(crate) fn deny_threads() -> bool {
+    deny(&[libc::SYS_clone, libc::SYS_clone3], libc::EAGAIN)
 }
 
 /// Asserts that fences have noticed, if the filter could be installed.
@@ -51,9 +58,6 @@ pub(crate) fn assert_fenced(denied: bool) {
     if denied {
         assert_eq!(fence::probe(), Mode::Fenced);
     } else {
-        eprintln!(
-            "no seccomp filter to be had here: ran with {:?}",
-            fence::probe()
-        );
+        eprintln!("ran with {:?}", fence::probe());
     }
 }
