@@ -16,6 +16,7 @@ use crate::poison::{Poison, Written};
 use core::alloc::{Layout, LayoutError};
 use core::fmt::{self, Display};
 use core::ptr::NonNull;
+use rcu_core::sanitize;
 
 /// The metadata of a span's pages, by page number.
 #[derive(Clone, Copy, Debug)]
@@ -209,6 +210,7 @@ impl Frames {
     ) -> NonNull<u8> {
         let meta = self.metas.at(page);
         let block = self.address(page);
+        sanitize::reveal(block, order.bytes());
         // SAFETY: the block is the caller's, off every list.
         if let Err(written) = unsafe { self.extras.poison.check(page, block, order) } {
             self.written_after_free(page, written);
@@ -290,6 +292,17 @@ impl Frames {
         unsafe { self.extras.histories.freed(page, order, who) };
         // SAFETY: as above, and the block was the freer's, who gave it up.
         unsafe { self.extras.poison.fill(page, block, order) };
+        sanitize::hide(block, order.bytes());
+    }
+
+    /// For AddressSanitizer: these pages are free from now on, or not the zone's any more.
+    pub(crate) fn note_free(&self, first: usize, pages: usize, is_ours: bool) {
+        let (start, bytes) = (self.address(first as u32), pages << PAGE_SHIFT);
+        if is_ours {
+            sanitize::hide(start, bytes);
+        } else {
+            sanitize::reveal(start, bytes);
+        }
     }
 
     /// The number of the first page of an owner's block; aborts if it is none.

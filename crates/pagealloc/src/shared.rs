@@ -264,6 +264,7 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
             end: end as u32,
             zero: range.zeroed,
         };
+        self.frames.note_free(range.first, range.pages, true);
         // SAFETY: noted as the zone's just now, so the source gave them, once; inside the span, as its ranges and regions are checked.
         unsafe { self.lower.add(slot, run) };
         self.look();

@@ -582,6 +582,8 @@ impl<C: Cpus, S: Source, B: Lower> Drop for Zone<C, S, B> {
         // From here on no hook runs, and nobody else refers to the zone: the source may take the memory back.
         // SAFETY: the zone's hook, which is about to go.
         unsafe { self.cpus.remove_offline_hook(self.shared().hook()) };
+        self.frames
+            .note_free(0, self.shared().extent() as usize, false);
     }
 }
 

@@ -20,6 +20,7 @@ pub mod manual;
 mod nulls;
 mod refcount;
 mod retired;
+pub mod sanitize;
 mod section;
 mod seg_list;
 mod seq;

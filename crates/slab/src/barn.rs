@@ -27,6 +27,7 @@
 use crate::inbox::Inbox;
 use crate::pool::lock;
 use crate::sheaf::{Sheaf, SheafList};
+use core::ptr::NonNull;
 use pagealloc::Attempt;
 use rcu_core::cpu::{SpinGuard, SpinMutex};
 use rcu_core::{Cookie, GracePeriod};
@@ -148,7 +149,11 @@ impl Stock {
     }
 
     /// Takes in every orphan whose cookie is done, and says how many objects that were.
-    pub(crate) fn adopt_ripe<G: GracePeriod>(&mut self, gp: &G) -> usize {
+    pub(crate) fn adopt_ripe<G: GracePeriod>(
+        &mut self,
+        gp: &G,
+        freed: impl Fn(&[NonNull<u8>]),
+    ) -> usize {
         let mut objects = 0;
         // Orphans of several slots: their cookies are in no order, so all are looked at.
         for _ in 0..self.orphans.sheaves() {
@@ -156,6 +161,7 @@ impl Stock {
                 break;
             };
             if gp.poll(sheaf.cookie()) {
+                freed(sheaf.as_slice());
                 objects += sheaf.len();
                 self.full[0].push_front(sheaf);
             } else {

@@ -12,6 +12,7 @@ use crate::index;
 use crate::meta::State;
 use core::fmt::{self, Display};
 use core::ptr::NonNull;
+use rcu_core::sanitize;
 
 impl Frames {
     fn bias(&self) -> u32 {
@@ -31,6 +32,7 @@ impl Frames {
         who: Who,
     ) -> NonNull<u8> {
         let start = self.address(first);
+        sanitize::reveal(start, (end - first) as usize * PAGE_SIZE);
         for (block, state) in self.parts(first, end, mobility) {
             // SAFETY: the block is the caller's, off every list.
             let checked = unsafe {
@@ -109,6 +111,7 @@ impl Frames {
                     .fill(block, self.address(block), state.order());
             }
         }
+        sanitize::hide(start, pages * PAGE_SIZE);
         (first, end)
     }
 

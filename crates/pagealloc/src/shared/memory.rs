@@ -87,6 +87,7 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
         debug_assert_eq!(at, end, "all pages are kept");
         // Whoever has the memory from now on may write to it.
         self.frames.forget(first as usize, pages);
+        self.frames.note_free(first as usize, pages, false);
         Ok(())
     }
 

@@ -56,6 +56,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
             if let Some(mut slot) = unsafe { local.cell.try_enter() }
                 && let Some(object) = slot.main.pop()
             {
+                self.inner().reveal(object);
                 return Ok(object);
             }
         }
@@ -79,6 +80,16 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
 
     #[track_caller]
     pub(super) fn alloc_slow(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
+        let result = self.alloc_hidden(attempt);
+        if let Ok(object) = result {
+            self.reveal(object);
+        }
+        result
+    }
+
+    #[inline(always)]
+    #[track_caller]
+    fn alloc_hidden(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
         self.settle_deferred(attempt);
         if self.shape.is_checked() {
             return self.alloc_checked(attempt, Location::caller());
@@ -128,7 +139,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             self.tally(Event::Swap);
             return Some(spare);
         }
-        let ripe = slot.take_ripe(&self.gp)?;
+        let ripe = self.hide_ripe(slot.take_ripe(&self.gp)?);
         slot.counts.recycled = slot.counts.recycled.wrapping_add(1);
         self.count_let_go(ripe.len());
         Some(ripe)
@@ -141,7 +152,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             return Some(full);
         }
         self.tally(Event::BarnGetFail);
-        let orphan = stock.take_ripe(&self.gp)?;
+        let orphan = self.hide_ripe(stock.take_ripe(&self.gp)?);
         self.count_let_go(orphan.len());
         Some(orphan)
     }
@@ -317,7 +328,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             match stock.take_full(0) {
                 Some(sheaf) => sheaf,
                 None => {
-                    let orphan = stock.take_ripe(&self.gp)?;
+                    let orphan = self.hide_ripe(stock.take_ripe(&self.gp)?);
                     self.count_let_go(orphan.len());
                     orphan
                 }

@@ -50,7 +50,14 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         };
         // SAFETY: the slot is the caller's, from `current` just now.
         match unsafe { local.cell.try_enter() } {
-            Some(mut slot) => slot.main.pop_many(out),
+            Some(mut slot) => {
+                let got = slot.main.pop_many(out);
+                for place in &out[..got] {
+                    // SAFETY: `pop_many` wrote so many.
+                    self.inner().reveal(unsafe { place.assume_init() });
+                }
+                got
+            }
             None => 0,
         }
     }
@@ -63,6 +70,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     #[track_caller]
     #[doc(alias = "kmem_cache_free_bulk")]
     pub unsafe fn free_bulk(&self, objects: &mut [NonNull<u8>]) {
+        self.inner().hide_all(objects);
         let mut rest = &objects[..];
         while let Some((&next, after)) = rest.split_first() {
             let pushed = self.push_many(rest);

@@ -61,6 +61,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let born = unsafe { slab.as_ref() };
         self.birth(born);
         self.construct(born);
+        self.hide_slab(base, true);
         let tag = PageTag {
             owner: slab.as_ptr().cast(),
             tag: self.shape.tag,
@@ -182,6 +183,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         while let Some(slab) = dying.pop() {
             // SAFETY: a slab among the dying is on no list, so this call has its descriptor alone.
             let base = unsafe { slab.as_ref() }.base;
+            self.hide_slab(base, false);
             // SAFETY: the block came from `pages` with this order; no object of it is out, and nobody looks at one.
             unsafe { self.pages.free_at(base, self.shape.order, attempt) };
             // SAFETY: the descriptor came from this pool, and nothing leads to it any more.

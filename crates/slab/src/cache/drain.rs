@@ -58,6 +58,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         while gone < most
             && let Some(ripe) = slot.take_ripe(&self.gp)
         {
+            let ripe = self.hide_ripe(ripe);
             self.count_let_go(ripe.len());
             stock.add_full(ripe);
             gone += 1;
@@ -71,7 +72,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     pub(super) fn adopt_ripe(&self, stock: &mut Stock) {
-        let objects = stock.adopt_ripe(&self.gp);
+        let objects = stock.adopt_ripe(&self.gp, |objects| self.hide_all(objects));
         self.count_let_go(objects);
     }
 

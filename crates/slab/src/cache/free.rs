@@ -38,6 +38,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     #[track_caller]
     #[doc(alias = "kmem_cache_free")]
     pub unsafe fn free(&self, object: NonNull<u8>) {
+        self.inner().hide(object);
         if let Some(local) = self.local() {
             // SAFETY: the slot is the caller's, from `current` just now.
             if let Some(mut slot) = unsafe { local.cell.try_enter() }
@@ -60,6 +61,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     #[doc(alias = "kfree_nolock")]
     #[doc(alias = "defer_free")]
     pub unsafe fn free_attempt(&self, object: NonNull<u8>, attempt: Attempt) {
+        self.inner().hide(object);
         if let Some(local) = self.local() {
             // SAFETY: the slot is the caller's, from `current` just now.
             if let Some(mut slot) = unsafe { local.cell.try_enter() }
@@ -207,7 +209,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     pub(super) fn defer(&self, object: NonNull<u8>) {
         self.tally(Event::FreeDefer);
         // SAFETY: the word is inside the object's part of its slab (`Shape::link_at`).
-        let link = unsafe { object.byte_offset(self.shape.link_at) }.cast();
+        let link = unsafe { object.byte_offset(self.shape.link_at) };
+        self.reveal_link(link);
+        let link = link.cast();
         // SAFETY: the object is free, so the word is nobody's, and is left alone until it is taken off the list.
         unsafe { self.deferred.push(link) };
     }
@@ -228,6 +232,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 next = unsafe { link.as_ref() }.next;
                 // SAFETY: the link lies that far from the object's start.
                 let object = unsafe { link.byte_offset(-self.shape.link_at) }.cast();
+                self.hide(object);
                 self.give_back(object, &mut kept, &mut slabs, &mut dying);
             }
         }

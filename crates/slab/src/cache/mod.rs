@@ -57,6 +57,7 @@ mod prefill;
 mod pressure;
 mod report;
 mod retire;
+mod sanitize;
 mod slot;
 #[cfg(test)]
 mod tests;

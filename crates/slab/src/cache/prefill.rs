@@ -94,6 +94,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawPrefilled<'_, C, P, G> {
                 if inner.shape.is_checked() {
                     inner.hand_on(object, Location::caller());
                 }
+                inner.reveal(object);
                 return Some(object);
             }
             let next = self.rest.pop_front()?;
@@ -235,7 +236,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             }
             return self.stow(sheaf, ATTEMPT, &mut Dying::default());
         }
-        let mut rest = Some(sheaf);
+        let mut rest = Some(self.hide_ripe(sheaf));
         if let Some(local) = self.local()
             // SAFETY: the slot is the caller's, from `current` just now.
             && let Some(mut slot) = unsafe { local.cell.try_enter() }
