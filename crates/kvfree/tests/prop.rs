@@ -4,57 +4,26 @@
 #![cfg(not(loom))]
 
 mod common;
+#[path = "common/ops.rs"]
+mod ops;
 
-use common::{Defer, Failure, Hand, Item, Ledger, ManualRcu, Pages, Random};
-use kvfree::{Config, DeferFree, Kvfree};
+use arbitrary::{Arbitrary, Unstructured};
+use common::{Defer, Failure, Hand, Ledger, ManualRcu, Pages, Random};
+use kvfree::{Config, Kvfree};
+use ops::{BURST, Case, Front, Op, SLOTS, World, run};
 use pagealloc::Attempt;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use rcu_core::{GracePeriod, Rcu};
+use rcu_core::GracePeriod;
 use std::mem::ManuallyDrop;
 
 mod cfg {
     //! Sizes, in one place.
     pub(crate) const CASES: u32 = if cfg!(miri) { 4 } else { 300 };
     pub(crate) const OPS: usize = if cfg!(miri) { 30 } else { 120 };
-    /// Objects of a burst: more than a block holds.
-    pub(crate) const BURST: usize = if cfg!(miri) { 20 } else { 560 };
     /// Strings that are run once for each call to the pages.
     pub(crate) const SWEEPS: u64 = if cfg!(miri) { 1 } else { 12 };
     pub(crate) const SWEEP_OPS: usize = if cfg!(miri) { 20 } else { 70 };
-}
-
-const SLOTS: usize = 3;
-
-#[derive(Clone, Copy, Debug)]
-enum Op {
-    Alloc {
-        large: bool,
-    },
-    /// Two arguments.
-    Retire(usize),
-    RetireMightsleep(usize),
-    TryRetire(usize),
-    /// With a function that drops it.
-    RetireWith(usize),
-    /// By its head, with a function of its own.
-    RetireHead(usize),
-    /// Allocates so many and retires them with two arguments.
-    Burst {
-        objects: usize,
-        large: bool,
-    },
-    Tick,
-    /// Half a grace period.
-    Step,
-    Advance,
-    Enter,
-    Exit,
-    Barrier,
-    /// The thread of this slot ends.
-    Offline,
-    /// Goes on on another slot, or without one.
-    Go(Option<u32>),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -65,7 +34,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => any::<usize>().prop_map(Op::TryRetire),
         2 => any::<usize>().prop_map(Op::RetireWith),
         2 => any::<usize>().prop_map(Op::RetireHead),
-        1 => (1..=cfg::BURST, any::<bool>()).prop_map(|(objects, large)| Op::Burst { objects, large }),
+        1 => (1..=BURST, any::<bool>()).prop_map(|(objects, large)| Op::Burst { objects, large }),
         4 => Just(Op::Tick),
         4 => Just(Op::Step),
         2 => Just(Op::Advance),
@@ -92,7 +61,7 @@ fn string(seed: u64, len: usize) -> Vec<Op> {
             12 => Op::RetireWith(n),
             13 => Op::RetireHead(n),
             14 => Op::Burst {
-                objects: 1 + n % cfg::BURST,
+                objects: 1 + n % BURST,
                 large: n.is_multiple_of(4),
             },
             15..17 => Op::Tick,
@@ -106,174 +75,6 @@ fn string(seed: u64, len: usize) -> Vec<Op> {
         }
     };
     (0..len).map(|_| next()).collect()
-}
-
-type Front<'a> = Kvfree<&'a Hand, &'a Pages, &'a ManualRcu, &'a Ledger<&'a ManualRcu>>;
-
-struct World<'w, 'a> {
-    hand: &'a Hand,
-    rcu: &'a ManualRcu,
-    ledger: &'a Ledger<&'a ManualRcu>,
-    front: &'w Front<'a>,
-    items: Vec<Item>,
-    /// Retired inside the section that is on: nobody may touch them.
-    seen: Vec<Item>,
-    /// Whether the allocator defers some by itself.
-    defers: bool,
-}
-
-impl World<'_, '_> {
-    fn pick(&mut self, n: usize) -> Option<Item> {
-        if self.items.is_empty() {
-            return None;
-        }
-        let item = self.items.swap_remove(n % self.items.len());
-        self.ledger.retiring(item);
-        if self.rcu.is_in_section() {
-            self.seen.push(item);
-        }
-        Some(item)
-    }
-
-    fn retire(&self, item: Item) {
-        self.ledger.without_freeing(|| {
-            // SAFETY: the ledger's object, with its head, which the test gives up; readers only look.
-            unsafe { self.front.retire(item.head(), Item::OFFSET) };
-        });
-    }
-
-    fn run(&mut self, op: Op) {
-        let outside = !self.rcu.is_in_section();
-        match op {
-            Op::Alloc { large } => self.items.push(self.ledger.alloc(large)),
-            Op::Retire(n) => {
-                if let Some(item) = self.pick(n) {
-                    self.retire(item);
-                }
-            }
-            Op::Burst { objects, large } => {
-                for _ in 0..objects {
-                    let item = self.ledger.alloc(large);
-                    self.ledger.retiring(item);
-                    self.retire(item);
-                }
-            }
-            Op::TryRetire(n) => {
-                if let Some(item) = self.pick(n) {
-                    let result = self.ledger.without_freeing(|| {
-                        // SAFETY: as in `retire`.
-                        unsafe { self.front.try_retire(item.at) }
-                    });
-                    if let Err(object) = result {
-                        assert_eq!(object, item.at);
-                        self.ledger.refused(item);
-                        self.items.push(item);
-                        self.seen.retain(|&seen| seen != item);
-                    }
-                }
-            }
-            Op::RetireHead(n) => {
-                if let Some(item) = self.pick(n) {
-                    self.ledger.without_freeing(|| {
-                        // SAFETY: as in `retire`; the function is for objects of this ledger.
-                        unsafe {
-                            self.front
-                                .retire_head(item.head(), Ledger::<&ManualRcu>::CALLBACK, 64)
-                        };
-                    });
-                }
-            }
-            Op::RetireMightsleep(n) if outside => {
-                if let Some(item) = self.pick(n) {
-                    self.ledger.without_calling(|| {
-                        // SAFETY: as in `retire`.
-                        unsafe { self.front.retire_mightsleep(item.at) };
-                    });
-                }
-            }
-            Op::RetireWith(n) if outside => {
-                if let Some(item) = self.pick(n) {
-                    let drop = Ledger::<&ManualRcu>::DROP;
-                    // SAFETY: as in `retire`; the function is for objects of this ledger.
-                    unsafe { self.front.retire_with_mightsleep(item.at, drop, 100) };
-                }
-            }
-            Op::Barrier if outside => {
-                self.front.barrier();
-                assert_eq!(self.ledger.waiting(), 0, "lost, or late");
-                assert_eq!(self.front.stats().objects_waiting, 0);
-                assert_eq!(self.front.stats().bytes_waiting, 0);
-            }
-            Op::Tick if outside => {
-                let left = self.front.tick();
-                assert!(
-                    left > 0 || self.ledger.waiting() == 0,
-                    "the monitor would sleep"
-                );
-            }
-            Op::Step => self.rcu.step(),
-            Op::Advance => self.rcu.advance(),
-            Op::Enter => self.rcu.enter(),
-            Op::Exit if !outside => {
-                self.seen.iter().for_each(|&item| self.ledger.check(item));
-                // SAFETY: entered.
-                unsafe { self.rcu.exit(()) };
-                if !self.rcu.is_in_section() {
-                    self.seen.clear();
-                }
-            }
-            Op::Offline => self.hand.bounce(),
-            Op::Go(slot) => self.hand.go(slot),
-            _ => {}
-        }
-        self.ledger.assert_no_faults();
-        // T6: counts match what waits (the allocator counts its own).
-        if !self.defers && matches!(op, Op::Offline | Op::Advance | Op::Go(_)) {
-            assert_eq!(self.front.stats().objects_waiting, self.ledger.waiting());
-        }
-    }
-}
-
-/// Runs a string and says how often pages were asked for.
-fn run(ops: &[Op], failure: Failure, defer: Defer) -> usize {
-    let (hand, pages, rcu) = (Hand::new(SLOTS), Pages::new(), ManualRcu::new());
-    let ledger = Ledger::new(&rcu, defer);
-    let config = Config::new().ask_after_blocks(2).ask_after_bytes(1 << 20);
-    // SAFETY: the ledger waits for the grace periods of `rcu`; all of them outlive the front end.
-    let made = unsafe { Kvfree::new(&hand, &pages, &rcu, &ledger, config) };
-    // Not dropped by a panic, for a section may be on.
-    let front: ManuallyDrop<Front<'_>> = ManuallyDrop::new(made.unwrap());
-    pages.set_failure(failure);
-    let mut world = World {
-        hand: &hand,
-        rcu: &rcu,
-        ledger: &ledger,
-        front: &front,
-        items: Vec::new(),
-        seen: Vec::new(),
-        defers: defer != Defer::Never,
-    };
-    for &op in ops {
-        world.run(op);
-    }
-    while rcu.is_in_section() {
-        world.run(Op::Exit);
-    }
-    let live = std::mem::take(&mut world.items);
-    world.run(Op::Barrier);
-    assert_eq!(ledger.outstanding(), live.len());
-    for item in live {
-        ledger.check(item);
-        ledger.retiring(item);
-        // SAFETY: the ledger's object, given up.
-        unsafe { front.retire(item.head(), Item::OFFSET) };
-    }
-    let calls = pages.calls();
-    drop(ManuallyDrop::into_inner(front));
-    ledger.assert_no_faults();
-    assert_eq!(ledger.outstanding(), 0, "dropping waits for everything");
-    assert_eq!(pages.outstanding(), 0, "pages are lost");
-    calls
 }
 
 fn defer() -> impl Strategy<Value = Defer> {
@@ -398,4 +199,38 @@ fn pages_that_fail_at_each_call_there_is() {
             run(&ops, Failure::From(n), defer);
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: cfg::CASES / 4 + 1,
+        failure_persistence: None,
+        max_shrink_iters: 1000,
+        ..ProptestConfig::default()
+    })]
+
+    /// What the fuzzer does, from bytes.
+    #[test]
+    fn bytes_are_operations_too(bytes in vec(any::<u8>(), 0..3 * cfg::OPS)) {
+        if let Ok(case) = Case::arbitrary(&mut Unstructured::new(&bytes)) {
+            run(&case.ops, case.failure, case.defer);
+        }
+    }
+}
+
+/// What the fuzzer found worth keeping. Nothing is looked for where the crate is alone.
+#[test]
+fn the_fuzzers_corpus_passes() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/retire");
+    let Ok(files) = std::fs::read_dir(corpus) else {
+        return;
+    };
+    let mut played = 0;
+    for file in files {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        let case = Case::arbitrary(&mut Unstructured::new(&bytes)).unwrap();
+        run(&case.ops, case.failure, case.defer);
+        played += 1;
+    }
+    assert!(played > 0);
 }

@@ -5,33 +5,23 @@
 mod buffer;
 #[macro_use]
 mod each;
+mod ops;
 
+use arbitrary::{Arbitrary, Unstructured};
 use buffer::{fixed, written};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
+use ops::{Case, Op};
 use pagealloc::{
-    AllocError, Attempt, Failing, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag, Range, Source,
-    SourceError, Span, Zone,
+    Attempt, Failing, Order, PAGE_SIZE, PageAlloc, PageReq, Range, Source, SourceError, Span, Zone,
 };
 use proptest::prelude::*;
-use rcu_core::cpu::{OneCpu, Slot};
 use std::alloc::Layout;
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 
 over_each_lower! {
 
-#[derive(Clone, Debug)]
-enum Op {
-    Alloc { req: PageReq },
-    AllocBulk { req: PageReq, nr: usize },
-    Free { which: usize, attempt: Attempt },
-    FreeBulk { order: Order, nr: usize },
-    Tag { which: usize, tag: u32 },
-    DrainSlot,
-    DrainAll,
-    Trim,
-}
+type Run<S> = ops::Run<S, Lower>;
 
 fn order() -> impl Strategy<Value = Order> {
     prop_oneof![8 => 0..4_u8, 2 => 4..9_u8, 1 => 9..11_u8].prop_map(|o| Order::new(o).unwrap())
@@ -60,179 +50,6 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::DrainAll),
         1 => Just(Op::Trim),
     ]
-}
-
-/// A zone and what should be out of it.
-struct Run<S: Source + Send + Sync> {
-    zone: Zone<OneCpu, S>,
-    out: BTreeMap<usize, (NonNull<u8>, Order, u32)>,
-}
-
-impl<S: Source + Send + Sync> Run<S> {
-    fn new(source: S) -> Self {
-        // SAFETY: a run stays in one thread.
-        let cpu = unsafe { OneCpu::new() };
-        Self {
-            zone: Zone::new(cpu, source).unwrap(),
-            out: BTreeMap::new(),
-        }
-    }
-
-    fn pages_out(&self) -> usize {
-        self.out.values().map(|(_, order, _)| order.pages()).sum()
-    }
-
-    /// No overlap, alignment, zeroes; then a mark in the first and the last word.
-    fn came(&mut self, block: NonNull<u8>, req: PageReq) {
-        let (start, size) = (block.addr().get(), req.order.bytes());
-        assert_eq!(start % size, 0);
-        let span = self.zone.span();
-        let offset = start - span.base.addr().get();
-        assert!(offset + size <= span.pages * PAGE_SIZE);
-        if let Some((below, (_, order, _))) = self.out.range(..=start).next_back() {
-            assert!(below + order.bytes() <= start);
-        }
-        if let Some((above, _)) = self.out.range(start..).next() {
-            assert!(start + size <= *above);
-        }
-        if req.zero {
-            // SAFETY: the block is ours, `size` bytes, zeroed.
-            let bytes = unsafe { core::slice::from_raw_parts(block.as_ptr(), size) };
-            assert!(
-                bytes
-                    .iter()
-                    .step_by(509)
-                    .chain(bytes.last())
-                    .all(|&b| b == 0)
-            );
-        }
-        for word in Self::words(block, req.order) {
-            // SAFETY: inside the block.
-            unsafe { word.write(start) };
-        }
-        self.out.insert(start, (block, req.order, 0));
-    }
-
-    fn words(block: NonNull<u8>, order: Order) -> [*mut usize; 2] {
-        let block = block.as_ptr();
-        [0, order.bytes() - size_of::<usize>()].map(|at| block.wrapping_add(at).cast())
-    }
-
-    /// Takes a block out of the model, its mark unharmed.
-    fn going(&mut self, start: usize) -> (NonNull<u8>, Order) {
-        let (block, order, tag) = self.out.remove(&start).unwrap();
-        for word in Self::words(block, order) {
-            // SAFETY: inside the block, written when it came.
-            assert_eq!(unsafe { word.read() }, start);
-        }
-        assert_eq!(self.zone.order_of(block.as_ptr()), Some(order));
-        let last = block.as_ptr().wrapping_add(order.bytes() - 1);
-        assert_eq!(self.zone.tag(last).unwrap().tag, tag);
-        (block, order)
-    }
-
-    fn pick(&self, which: usize) -> Option<usize> {
-        let nr = self.out.len();
-        (nr > 0).then(|| *self.out.keys().nth(which % nr).unwrap())
-    }
-
-    fn free(&mut self, start: usize, attempt: Attempt) {
-        let (block, order) = self.going(start);
-        // SAFETY: the block came from the zone with this order.
-        unsafe { self.zone.free_at(block, order, attempt) };
-    }
-
-    fn step(&mut self, op: &Op) {
-        match *op {
-            Op::Alloc { req } => match self.zone.alloc(req) {
-                Ok(block) => self.came(block, req),
-                Err(error) => self.refused(req, error),
-            },
-            Op::AllocBulk { req, nr } => {
-                let mut places = vec![MaybeUninit::uninit(); nr];
-                let got = self.zone.alloc_bulk(req, &mut places);
-                assert!(got <= nr);
-                for place in &places[..got] {
-                    // SAFETY: filled from the front.
-                    self.came(unsafe { place.assume_init() }, req);
-                }
-            }
-            Op::Free { which, attempt } => {
-                if let Some(start) = self.pick(which) {
-                    self.free(start, attempt);
-                }
-            }
-            Op::FreeBulk { order, nr } => {
-                let starts: Vec<usize> = self
-                    .out
-                    .iter()
-                    .filter_map(|(&start, (_, o, _))| (*o == order).then_some(start))
-                    .take(nr)
-                    .collect();
-                let blocks: Vec<_> = starts.into_iter().map(|s| self.going(s).0).collect();
-                // SAFETY: the blocks came from the zone with this order.
-                unsafe { self.zone.free_bulk(&blocks, order) };
-            }
-            Op::Tag { which, tag } => {
-                if let Some(start) = self.pick(which) {
-                    let entry = self.out.get_mut(&start).unwrap();
-                    entry.2 = tag;
-                    let owner = core::ptr::without_provenance_mut(start);
-                    // SAFETY: the block is out.
-                    unsafe { self.zone.set_tag(entry.0, entry.1, PageTag { owner, tag }) };
-                }
-            }
-            Op::DrainSlot => {
-                self.zone.drain_slot(Slot::new(0));
-                assert_eq!(self.zone.stats().list_pages, 0);
-            }
-            Op::DrainAll => {
-                self.zone.drain_all();
-                let stats = self.zone.stats();
-                assert_eq!((stats.list_pages, stats.stash_pages), (0, 0));
-            }
-            Op::Trim => {
-                self.zone.trim();
-            }
-        }
-        // Conservation.
-        assert_eq!(self.zone.nr_allocated(), self.pages_out());
-    }
-
-    fn refused(&self, req: PageReq, error: AllocError) {
-        match (req.attempt, error) {
-            (Attempt::PcpOnly, AllocError::Empty) => {}
-            (Attempt::TryLock | Attempt::NoWait, AllocError::Exhausted) => {}
-            // Then there really is no page anywhere.
-            (Attempt::MayGrow, AllocError::OutOfMemory) if req.order == Order::ZERO => {
-                assert_eq!(self.zone.total_pages(), self.pages_out());
-            }
-            (Attempt::MayGrow, AllocError::OutOfMemory) => {}
-            _ => panic!("{error:?} for {req:?}"),
-        }
-    }
-
-    /// Frees everything, every other block from the back, and returns how the free pages lie.
-    fn finish(mut self, backwards: bool) -> [usize; 11] {
-        // Looked up once: to search the map for the n-th block each time took longer than the frees.
-        let mut starts: VecDeque<usize> = self.out.keys().copied().collect();
-        let last = |starts: &mut VecDeque<usize>| match backwards {
-            true => starts.pop_back(),
-            false => starts.pop_front(),
-        };
-        while let Some(start) = last(&mut starts) {
-            self.free(start, Attempt::NoWait);
-            if let Some(start) = starts.remove(starts.len() / 2) {
-                self.free(start, Attempt::PcpOnly);
-            }
-        }
-        assert!(self.out.is_empty());
-        self.zone.drain_all();
-        let stats = self.zone.stats();
-        assert_eq!(stats.nr_allocated(), 0);
-        assert_eq!(stats.free_pages, stats.total_pages);
-        stats.free_blocks
-    }
 }
 
 fn memory(pages: usize) -> Vec<MaybeUninit<u8>> {
@@ -401,6 +218,35 @@ proptest! {
         ops.iter().for_each(|op| run.step(op));
         prop_assert_eq!(run.finish(false), at_once);
     }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    /// What the fuzzer does, from bytes.
+    #[test]
+    fn bytes_are_operations_too(bytes in prop::collection::vec(any::<u8>(), 0..500)) {
+        if let Ok(case) = Case::arbitrary(&mut Unstructured::new(&bytes)) {
+            case.play::<Lower>(&mut memory(case.pages));
+        }
+    }
+}
+
+/// What the fuzzer found worth keeping. Nothing is looked for where the crate is alone.
+#[test]
+fn the_fuzzers_corpus_passes() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/pages");
+    let Ok(files) = std::fs::read_dir(corpus) else {
+        return;
+    };
+    let mut played = 0;
+    for file in files {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        let case = Case::arbitrary(&mut Unstructured::new(&bytes)).unwrap();
+        case.play::<Lower>(&mut memory(case.pages));
+        played += 1;
+    }
+    assert!(played > 0);
 }
 
 }

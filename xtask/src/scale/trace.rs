@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 
 use crate::cargo::Failure;
 
-mod zstd;
-
+// By their paths, for the fuzzer includes this file from elsewhere.
 #[cfg(test)]
+#[path = "trace/tests.rs"]
 mod tests;
+#[path = "trace/zstd.rs"]
+mod zstd;
 
 const MAGIC: [u8; 4] = *b"ATRC";
 const VERSION: u32 = 1;
@@ -127,6 +129,33 @@ fn unpack(mut file: impl BufRead + 'static) -> io::Result<Box<dyn Read>> {
     } else {
         Box::new(file)
     })
+}
+
+/// Reads a trace from memory.
+#[cfg(any(test, fuzzing))]
+fn read(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+    let mut plain = Vec::new();
+    let source = unpack(io::Cursor::new(bytes)).map_err(|error| error.to_string())?;
+    match copy_checked(source, &mut plain) {
+        Ok(_) => Ok(plain),
+        Err(Stop::Fault(fault)) => Err(fault.to_string()),
+        Err(Stop::Sink(error)) => panic!("a vector took no bytes: {error}"),
+    }
+}
+
+/// For any bytes: a refusal is one line, and what passes is a trace that passes unchanged.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn accepts_only_what_it_passes_on(bytes: &[u8]) {
+    match read(bytes.to_vec()) {
+        Err(complaint) => assert!(
+            !complaint.is_empty() && !complaint.contains('\n'),
+            "{complaint}"
+        ),
+        Ok(plain) => {
+            assert!(plain.starts_with(&MAGIC));
+            assert_eq!(read(plain.clone()), Ok(plain));
+        }
+    }
 }
 
 struct Header {

@@ -28,7 +28,8 @@ const NORMAL: [&str; 8] = [
 ];
 
 /// What their tests and benches may use besides.
-const DEV: [&str; 13] = [
+const DEV: [&str; 14] = [
+    "arbitrary",
     "arc-swap",
     "buddy_system_allocator",
     "criterion",

@@ -1,6 +1,8 @@
 //! The checker against good traces and every way to spoil one.
 
 use super::*;
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 type Record = (u32, u32, u16, u16);
 
@@ -27,16 +29,6 @@ fn good() -> Vec<u8> {
 
 fn compressed(bytes: &[u8]) -> Vec<u8> {
     ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
-}
-
-fn read(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
-    let mut plain = Vec::new();
-    let source = unpack(io::Cursor::new(bytes)).map_err(|error| error.to_string())?;
-    match copy_checked(source, &mut plain) {
-        Ok(_) => Ok(plain),
-        Err(Stop::Fault(fault)) => Err(fault.to_string()),
-        Err(Stop::Sink(error)) => panic!("a vector took no bytes: {error}"),
-    }
 }
 
 fn complaint(bytes: Vec<u8>) -> String {
@@ -182,4 +174,43 @@ fn a_name_ends_at_its_first_dot() {
     ] {
         assert_eq!(name_of(Path::new(path)), name);
     }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_refused_in_one_line_or_pass(bytes in vec(any::<u8>(), 0..300)) {
+        accepts_only_what_it_passes_on(&bytes);
+    }
+
+    /// Nearly good ones reach further.
+    #[test]
+    fn a_spoilt_trace_is_refused_in_one_line_or_passes(
+        spoils in vec((any::<usize>(), any::<u8>()), 0..4),
+        cut in any::<usize>(),
+        is_packed in any::<bool>(),
+    ) {
+        let mut bytes = if is_packed { compressed(&good()) } else { good() };
+        for (at, byte) in spoils {
+            let at = at % bytes.len();
+            bytes[at] = byte;
+        }
+        bytes.truncate(cut % (2 * bytes.len()));
+        accepts_only_what_it_passes_on(&bytes);
+    }
+}
+
+/// What the fuzzer found worth keeping. Nothing is looked for where the crate is alone.
+#[test]
+fn the_fuzzers_corpus_passes() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/trace");
+    let Ok(files) = std::fs::read_dir(corpus) else {
+        return;
+    };
+    let mut played = 0;
+    for file in files {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        accepts_only_what_it_passes_on(&bytes);
+        played += 1;
+    }
+    assert!(played > 0);
 }
