@@ -1,16 +1,22 @@
-//! The workspace's own commands: `scale` (the main job), `bench`, `icount`, `simulate`, `test-all`, `loom` and `tidy`.
+//! The workspace's own commands: `scale` (the main job), `bench`, `icount`, `simulate`, `test-all`, `loom`, `nostd`, `asan`,
+//! `valgrind`, `fuzz` and `tidy`.
 //!
 //! One file per verb. What they share is in [`cargo`]: where the workspace is, how cargo is called, and how a failure
 //! ends the program: one line on stderr, exit status 2 for a bad option or bad input, 1 for a failed run or test.
 
+mod asan;
 mod bench;
 mod cargo;
+mod fuzz;
 mod icount;
 mod loom;
+mod nostd;
 mod scale;
 mod simulate;
 mod test_all;
 mod tidy;
+mod tools;
+mod valgrind;
 
 use std::process::ExitCode;
 
@@ -38,6 +44,10 @@ enum Verb {
     Simulate(simulate::Options),
     TestAll(test_all::Options),
     Loom(loom::Options),
+    Nostd(nostd::Options),
+    Asan(asan::Options),
+    Valgrind(valgrind::Options),
+    Fuzz(fuzz::Options),
     Tidy(tidy::Options),
 }
 
@@ -58,6 +68,10 @@ fn main() -> ExitCode {
         Verb::Simulate(options) => simulate::run(&workspace, &options),
         Verb::TestAll(options) => test_all::run(&workspace, &options),
         Verb::Loom(options) => loom::run(&workspace, &options),
+        Verb::Nostd(options) => nostd::run(&workspace, &options),
+        Verb::Asan(options) => asan::run(&workspace, &options),
+        Verb::Valgrind(options) => valgrind::run(&workspace, &options),
+        Verb::Fuzz(options) => fuzz::run(&workspace, &options),
         Verb::Tidy(options) => tidy::with_options(&workspace, &options),
     });
     match verdict {

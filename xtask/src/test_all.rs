@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use crate::cargo::{CRATES, Failure, Workspace, host_triple, with_rustflags};
-use crate::{loom, tidy};
+use crate::cargo::{CRATES, Failure, Workspace};
+use crate::tools::VALGRIND;
+use crate::{asan, loom, nostd, tidy, valgrind};
 
 /// Cases per property, unless the environment says otherwise.
 const PROPTEST_CASES: &str = "64";
@@ -28,7 +29,7 @@ pub(crate) struct Options {
     /// Only format, tidy, clippy and tests with default features
     #[arg(long, conflicts_with = "long")]
     quick: bool,
-    /// Also long property tests, stress tests in release mode and AddressSanitizer
+    /// Also long property tests, stress tests in release mode, AddressSanitizer and memcheck
     #[arg(long)]
     long: bool,
 }
@@ -40,9 +41,33 @@ enum Step {
         env: Vec<(&'static str, OsString)>,
         words: String,
     },
-    Loom,
-    Tidy,
+    /// A verb of this program.
+    Verb {
+        line: &'static str,
+        run: fn(&Workspace) -> Result<(), Failure>,
+    },
 }
+
+const TIDY: Step = Step::Verb {
+    line: "cargo xtask tidy",
+    run: tidy::run,
+};
+const LOOM: Step = Step::Verb {
+    line: "cargo xtask loom --mutants",
+    run: |workspace| loom::run(workspace, &loom::Options::all()),
+};
+const NOSTD: Step = Step::Verb {
+    line: "cargo xtask nostd",
+    run: |workspace| nostd::run(workspace, &nostd::Options::default_profile()),
+};
+const ASAN: Step = Step::Verb {
+    line: "cargo xtask asan",
+    run: |workspace| asan::run(workspace, &asan::Options::all()),
+};
+const MEMCHECK: Step = Step::Verb {
+    line: "cargo xtask valgrind",
+    run: |workspace| valgrind::run(workspace, &valgrind::Options {}),
+};
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
     let steps = steps(workspace, options)?;
@@ -79,7 +104,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
 fn steps(workspace: &Workspace, options: &Options) -> Result<Vec<Step>, Failure> {
     let mut steps = vec![
         step("fmt --all --check"),
-        Step::Tidy,
+        step("fmt --manifest-path nostd/Cargo.toml --check"),
+        step("fmt --manifest-path fuzz/Cargo.toml --check"),
+        TIDY,
         step("clippy --workspace --all-targets --all-features -- -D warnings"),
     ];
     for package in CRATES {
@@ -97,7 +124,8 @@ fn steps(workspace: &Workspace, options: &Options) -> Result<Vec<Step>, Failure>
         // The layer above, over caches that look at each object.
         steps.push(step("test -p kvfree --features slab/checks"));
         steps.push(step("doc --no-deps --workspace").with("RUSTDOCFLAGS", "-Dwarnings"));
-        steps.push(Step::Loom);
+        steps.push(LOOM);
+        steps.push(NOSTD);
         steps.push(step("xtask scale --quick --no-report"));
         // Shares the build before.
         steps.push(step("xtask icount"));
@@ -113,32 +141,25 @@ fn steps(workspace: &Workspace, options: &Options) -> Result<Vec<Step>, Failure>
             let words = format!("test -p {package} --release --all-features --tests");
             steps.push(step(&words).with("STRESS_LONG", "1"));
         }
-        steps.extend(address_sanitizer(workspace)?);
+        if asan::is_here()? {
+            steps.push(ASAN);
+        } else {
+            say("AddressSanitizer is not here and is left out: see cargo xtask asan");
+        }
+        steps.push(step(
+            "clippy --manifest-path nostd/Cargo.toml --target-dir target/nostd -- -D warnings",
+        ));
+        // An optional tool: that it is not here is not counted against the change.
+        if VALGRIND.is_here() {
+            steps.push(MEMCHECK);
+        } else {
+            let to_get = VALGRIND.to_get;
+            say(&format!(
+                "valgrind is not here and is left out; to get it, {to_get}"
+            ));
+        }
     }
     Ok(steps)
-}
-
-/// The crates' tests under AddressSanitizer, where the compiler ships it. The stable compiler has it behind the
-/// bootstrap switch; its standard library is not instrumented, hence the permitted mismatch.
-fn address_sanitizer(workspace: &Workspace) -> Result<Vec<Step>, Failure> {
-    let host = host_triple()?;
-    if host != "x86_64-unknown-linux-gnu" {
-        return Ok(Vec::new());
-    }
-    let (name, flags) = with_rustflags(&[
-        "-Zsanitizer=address",
-        "-Cunsafe-allow-abi-mismatch=sanitizer",
-    ]);
-    let asan = |package: &&str| {
-        let words = format!("test -p {package} --all-features --tests --target {host}");
-        step(&words)
-            .with("RUSTC_BOOTSTRAP", "1")
-            // Tests leak what must stay in place for ever.
-            .with("ASAN_OPTIONS", "detect_leaks=0")
-            .with(name, &flags)
-            .with("CARGO_TARGET_DIR", workspace.target.join("asan"))
-    };
-    Ok(CRATES.iter().map(asan).collect())
 }
 
 fn step(words: &str) -> Step {
@@ -169,15 +190,13 @@ impl Step {
                 }
                 line + "cargo " + words
             }
-            Self::Loom => "cargo xtask loom --mutants".to_owned(),
-            Self::Tidy => "cargo xtask tidy".to_owned(),
+            Self::Verb { line, .. } => (*line).to_owned(),
         }
     }
 
     fn perform(&self, workspace: &Workspace) -> Result<(), Failure> {
         let (env, words) = match self {
-            Self::Loom => return loom::run(workspace, &loom::Options::all()),
-            Self::Tidy => return tidy::run(workspace),
+            Self::Verb { run, .. } => return run(workspace),
             Self::Cargo { env, words } => (env, words),
         };
         let mut command = workspace.cargo();
