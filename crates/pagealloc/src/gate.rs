@@ -8,7 +8,8 @@
 //! | word | meaning | who writes |
 //! |---|---|---|
 //! | `used` | one more than the highest slot that ever wanted lists; only rises | the slot's owner, inside its cell |
-//! | `closed` | how many [`ListsDisabled`] there are | whoever makes or drops one |
+//! | `closed` | how many [`ListsDisabled`] there are | whoever makes or drops one; the child of a fork sets it to 0 |
+//! | `forks` | how often that happened | the child of a fork, which has one thread |
 //!
 //! # Life
 //! A slot's lists: height 0 → (owner: `used`, full fence, `closed` is 0) heights → (visitor, `closed` above 0) emptied, height 0 →
@@ -23,6 +24,8 @@
 //!   after the visit sees the addition, handed on by the local lock (P8), so it raises nothing while that is in force.
 //! - I3. `closed` is never below the number of guards, so nested closings open with the last one. Guards that are forgotten count for ever;
 //!   a count that they could overflow ends in a panic.
+//!
+//! - I4. A guard made before a fork counts for nothing in the child: most are of threads that are not there and would close the lists for ever.
 //!
 //! The model is `tests/loom_gate.rs`, with the mutant `gate`: the owner's fence left out.
 //!
@@ -41,6 +44,7 @@ use rcu_core::sync::atomic::{AtomicU32, Ordering};
 pub(crate) struct Gate {
     used: AtomicU32,
     closed: AtomicU32,
+    forks: core::sync::atomic::AtomicU32,
 }
 
 impl Gate {
@@ -49,8 +53,23 @@ impl Gate {
             Self {
                 used: AtomicU32::new(0),
                 closed: AtomicU32::new(0),
+                forks: core::sync::atomic::AtomicU32::new(0),
             }
         }
+    }
+
+    fn forks(&self) -> u32 {
+        // ORDERING: Relaxed: written while there is one thread.
+        self.forks.load(Ordering::Relaxed)
+    }
+
+    /// Opens the gate in the child of a fork, whoever closed it in the parent (I4). The caller is the only thread.
+    #[cfg(not(loom))]
+    pub(crate) fn open_in_child(&self) {
+        // ORDERING: Relaxed: there is one thread.
+        self.forks.fetch_add(1, Ordering::Relaxed);
+        // ORDERING: Relaxed: as above.
+        self.closed.store(0, Ordering::Relaxed);
     }
 
     /// Notes that the slot, whose cell the caller is inside of as its owner, wants lists, and says whether it may.
@@ -81,7 +100,8 @@ impl Gate {
         // ORDERING: Relaxed: ordered before the load of `used` by the fence (I2).
         let before = self.closed.fetch_add(1, Ordering::Relaxed);
         let disabled = ListsDisabled {
-            closed: &self.closed,
+            gate: self,
+            forks: self.forks(),
         };
         // Half of what there is: as many threads as may be in between cannot wrap it (I3).
         assert!(
@@ -95,11 +115,14 @@ impl Gate {
 
 /// While this lives, no page is on any slot's list: every allocation and every free reaches the zone.
 ///
-/// At [`Attempt::PcpOnly`](crate::Attempt::PcpOnly) allocations then fail, and frees go to the stash. Others end with the last one.
+/// At [`Attempt::PcpOnly`](crate::Attempt::PcpOnly) allocations then fail, and frees go to the stash. Others end with the last one. In the child of a
+/// fork all are over, whoever has them: [`Zone::before_fork`](crate::Zone::before_fork).
 #[must_use = "the lists are in use again as soon as this is dropped"]
 #[doc(alias = "zone_pcp_enable")]
 pub struct ListsDisabled<'a> {
-    closed: &'a AtomicU32,
+    gate: &'a Gate,
+    /// The gate's when this was made (I4).
+    forks: u32,
 }
 
 impl fmt::Debug for ListsDisabled<'_> {
@@ -110,7 +133,9 @@ impl fmt::Debug for ListsDisabled<'_> {
 
 impl Drop for ListsDisabled<'_> {
     fn drop(&mut self) {
-        // ORDERING: Relaxed: nothing is published by it; a slot that does not see it yet keeps without lists.
-        self.closed.fetch_sub(1, Ordering::Relaxed);
+        if self.forks == self.gate.forks() {
+            // ORDERING: Relaxed: nothing is published by it; a slot that does not see it yet keeps without lists.
+            self.gate.closed.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }

@@ -69,6 +69,7 @@ impl<L: LocalLock, B: Lower> SharedHeld<'_, L, B> {
             }
         }
         self.hooks.forget_runner();
+        self.shared.gate.open_in_child();
         // Left already.
         self.nr = 0;
     }

@@ -3,7 +3,8 @@
 //! `fork` shows the child every other thread as it stood between two of its instructions, and none goes on: a lock that one held
 //! stays held. So whoever forks a program that goes on in the child (and does not call `exec` at once) holds the zone meanwhile, by hand or
 //! as a layer of `rcu_core::fork::hold_still` (not some by hand and others so); no slot is asked for under a lock of the zone's. Then nobody is inside, and everything is whole on both sides. A page that another thread had just taken, or was just about to
-//! give back, is lost in the child; a [`BitTree`](crate::BitTree), which has no locks, may lose what a thread was claiming.
+//! give back, is lost in the child; a [`BitTree`](crate::BitTree), which has no locks, may lose what a thread was claiming. Lists that were
+//! disabled are in use again in the child: who disabled them may not be there.
 
 use super::Zone;
 use crate::lower::Lower;

@@ -13,6 +13,11 @@ pub(crate) fn check(so: bool) {
 /// Forks, runs `child` there, and waits for it to end. `Err` is the line of the check that failed, or 255 after a panic,
 /// or the signal, negative: a child that hangs is killed by its alarm.
 pub(crate) fn fork(child: impl FnOnce()) -> Result<(), i32> {
+    fork_while(child, || {})
+}
+
+/// The same, and calls `parent` in the parent before it waits.
+pub(crate) fn fork_while(child: impl FnOnce(), parent: impl FnOnce()) -> Result<(), i32> {
     // SAFETY: takes no lock of RCU, and the child ends below.
     match unsafe { libc::fork() } {
         0 => {
@@ -23,6 +28,7 @@ pub(crate) fn fork(child: impl FnOnce()) -> Result<(), i32> {
             unsafe { libc::_exit(if ran.is_ok() { 0 } else { 255 }) }
         }
         pid => {
+            parent();
             let mut status = -1;
             // SAFETY: `status` is writable.
             let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
