@@ -1,5 +1,8 @@
 //! What a page allocator is: requests, attempts, errors and the trait that slab and kvfree build on.
 
+mod by_ref;
+
+use crate::pcp::CHUNK;
 use crate::pressure::PressureHook;
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -396,6 +399,45 @@ pub unsafe trait PageAlloc: Send + Sync {
         out.len()
     }
 
+    /// Puts a block in each of the `places` that has none, from the front, and says how many have one then; if any has none, tries for at least one.
+    ///
+    /// For a caller who comes again for what was not to be had. What is in a place stays there.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux"))] {
+    /// use pagealloc::{Attempt, Mmap, Order, PageAlloc, PageReq, Zone};
+    ///
+    /// let zone = Zone::new(rcu_core::cpu::Threads, Mmap::new().unwrap()).unwrap();
+    /// let (page, mut places) = (PageReq::new(Order::ZERO), [None; 100]);
+    /// // Nothing is at hand: now for some of them without waiting, later for the rest.
+    /// assert_eq!(zone.fill_bulk(page.attempt(Attempt::PcpOnly), &mut places), 0);
+    /// assert_eq!(zone.fill_bulk(page, &mut places), 100);
+    /// let blocks = places.map(|place| place.unwrap());
+    /// // SAFETY: they came from this zone with this order, and are not used any more.
+    /// unsafe { zone.free_bulk(&blocks, Order::ZERO) };
+    /// # }
+    /// ```
+    #[doc(alias = "alloc_pages_bulk_array")]
+    #[cfg_attr(feature = "history", track_caller)]
+    fn fill_bulk(&self, req: PageReq, places: &mut [Option<NonNull<u8>>]) -> usize {
+        let mut batch = [MaybeUninit::uninit(); CHUNK];
+        let missing = places.iter().filter(|place| place.is_none()).count();
+        let (mut left, mut vacant) = (missing, places.iter_mut().filter(|p| p.is_none()));
+        while left > 0 {
+            let want = left.min(CHUNK);
+            let got = self.alloc_bulk(req, &mut batch[..want]);
+            for (block, place) in batch[..got].iter().zip(&mut vacant) {
+                // SAFETY: filled from the front.
+                *place = Some(unsafe { block.assume_init() });
+            }
+            left -= got;
+            if got < want {
+                break;
+            }
+        }
+        places.len() - left
+    }
+
     /// Frees blocks of one order.
     ///
     /// # Safety
@@ -509,83 +551,4 @@ pub unsafe trait PageAlloc: Send + Sync {
 fn order_of_pages(pages: usize) -> Option<Order> {
     let size = pages.checked_mul(PAGE_SIZE).filter(|&size| size > 0);
     size.and_then(Order::for_size)
-}
-
-// SAFETY: a reference answers as its referent does.
-unsafe impl<P: PageAlloc + ?Sized> PageAlloc for &P {
-    #[inline]
-    fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
-        (**self).alloc(req)
-    }
-
-    #[inline]
-    unsafe fn free_at(&self, block: NonNull<u8>, order: Order, attempt: Attempt) {
-        // SAFETY: the caller's debt 1.
-        unsafe { (**self).free_at(block, order, attempt) };
-    }
-
-    fn alloc_bulk(&self, req: PageReq, out: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
-        (**self).alloc_bulk(req, out)
-    }
-
-    unsafe fn free_bulk(&self, blocks: &[NonNull<u8>], order: Order) {
-        // SAFETY: the caller's debts.
-        unsafe { (**self).free_bulk(blocks, order) };
-    }
-
-    unsafe fn set_tag(&self, block: NonNull<u8>, order: Order, tag: PageTag) {
-        // SAFETY: the caller's debt 1.
-        unsafe { (**self).set_tag(block, order, tag) };
-    }
-
-    #[inline]
-    fn tag(&self, address: *const u8) -> Option<PageTag> {
-        (**self).tag(address)
-    }
-
-    fn order_of(&self, block: *const u8) -> Option<Order> {
-        (**self).order_of(block)
-    }
-
-    unsafe fn add_pressure_hook(&self, hook: NonNull<PressureHook>) {
-        // SAFETY: the caller's debts.
-        unsafe { (**self).add_pressure_hook(hook) };
-    }
-
-    fn remove_pressure_hook(&self, hook: NonNull<PressureHook>) {
-        (**self).remove_pressure_hook(hook);
-    }
-
-    fn alloc_run(&self, pages: usize, req: PageReq) -> Result<NonNull<u8>, AllocError> {
-        (**self).alloc_run(pages, req)
-    }
-
-    unsafe fn free_run_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
-        // SAFETY: the caller's debt 1.
-        unsafe { (**self).free_run_at(run, pages, attempt) };
-    }
-
-    fn run_pages(&self, run: *const u8) -> Option<usize> {
-        (**self).run_pages(run)
-    }
-
-    fn map_apart(&self, size_bytes: usize, align: usize) -> Result<NonNull<u8>, AllocError> {
-        (**self).map_apart(size_bytes, align)
-    }
-
-    unsafe fn unmap_apart(&self, start: NonNull<u8>, size_bytes: usize) {
-        // SAFETY: the caller's debt 1.
-        unsafe { (**self).unmap_apart(start, size_bytes) };
-    }
-
-    unsafe fn remap_apart(
-        &self,
-        start: NonNull<u8>,
-        old_bytes: usize,
-        new_bytes: usize,
-        may_move: bool,
-    ) -> Option<NonNull<u8>> {
-        // SAFETY: the caller's debt 1.
-        unsafe { (**self).remap_apart(start, old_bytes, new_bytes, may_move) }
-    }
 }

@@ -66,6 +66,11 @@ macro_rules! page_alloc_conformance {
             }
 
             #[test]
+            fn p13_only_vacant_places_are_filled() {
+                $crate::conformance::checks::p13_only_vacant_places_are_filled(&$make);
+            }
+
+            #[test]
             fn tags_are_found_from_every_page() {
                 $crate::conformance::checks::tags_are_found_from_every_page(&$make);
             }

@@ -173,6 +173,37 @@ pub fn p13_bulk_calls_are_many_single_calls(pages: &impl PageAlloc) {
     assert_eq!(pages.alloc_bulk(PageReq::new(Order::ZERO), &mut []), 0);
 }
 
+/// `fill_bulk`: what is vacant gets a block, what is not stays as it is.
+pub fn p13_only_vacant_places_are_filled(pages: &impl PageAlloc) {
+    let order = Order::ZERO;
+    let mut places = [None; 200];
+    for place in places.iter_mut().step_by(3) {
+        *place = Some(pages.alloc(PageReq::new(order)).expect("memory"));
+    }
+    let before = places;
+    // As many as there are at hand, from the front.
+    let req = PageReq::new(order).attempt(Attempt::PcpOnly);
+    let filled = pages.fill_bulk(req, &mut places);
+    assert_eq!(filled, places.iter().flatten().count());
+    let vacant = places.iter().position(Option::is_none);
+    let vacant = vacant.unwrap_or(places.len());
+    assert_eq!(places[vacant..], before[vacant..], "from the front");
+    // And the rest.
+    assert_eq!(pages.fill_bulk(PageReq::new(order), &mut places), 200);
+    assert_eq!(pages.fill_bulk(req, &mut places), 200, "nothing to do");
+    assert_eq!(pages.fill_bulk(req, &mut []), 0);
+    let out = places.map(|place| Out {
+        block: place.expect("filled"),
+        order,
+    });
+    for (i, out) in out.iter().enumerate() {
+        assert!(before[i].is_none_or(|block| block == out.block));
+        out.mark();
+    }
+    out.iter().for_each(Out::check);
+    out.into_iter().for_each(|out| out.give_back(pages));
+}
+
 /// Guarantee 4.
 pub fn tags_are_found_from_every_page(pages: &impl PageAlloc) {
     let mut owner = 0_u64;
