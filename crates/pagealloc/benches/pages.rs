@@ -5,9 +5,11 @@
 //!
 //! | bench | one iteration |
 //! |---|---|
-//! | `order0`, `order9` | one block allocated and freed, by each thread: a hit each |
+//! | `order0`, `order3`, `order9` | one block allocated and freed, by each thread: a hit each |
 //! | `order4` | the same of an order without a list: a split and its merge |
 //! | `flood` | a page of 4096 allocated and then freed, by each thread: the lower level, in batches |
+//! | `mixed` | one of 256 blocks at random freed, and one of order 0 to 4 allocated, by each thread: lists and lower level |
+//! | `hand-over` | a page allocated by one thread and freed by another |
 //! | `bulk` | a 65,536th of: allocate as many pages, then free them, by the bulk calls where there are some |
 //! | `free-in-order`, `free-random` | a 65,536th of freeing as many pages, which were allocated one by one before |
 //! | `fragmentation`, `fragmentation-long` | nothing: the number is a count, see [`fragmentation`] |
@@ -26,6 +28,7 @@ use std::cell::OnceCell;
 use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Barrier, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,6 +41,10 @@ const PAGES: usize = 512 << 10;
 const FRAGMENTED: usize = 256 << 10;
 /// Pages that a thread has out at once in a flood: more than its lists hold.
 const FLOOD: usize = 4096;
+/// Blocks that a thread of the mixed workload has out.
+const MIXED: usize = 256;
+/// Pages that go from one thread to the other at once.
+const HANDFUL: usize = 64;
 /// Pages in a huge block.
 const HUGE: usize = 512;
 /// Rounds of the fragmentation test as LLFree has it. A huge block's 256 pages out are hardly ever all freed in so few: the test tells nobody apart.
@@ -245,6 +252,70 @@ fn flood<P: Pages>(pages: &mut P, iterations: u64) {
     }
 }
 
+/// `iterations` times, one of [`MIXED`] blocks goes, whichever, and another comes: half of them single pages, a quarter pairs, and so on to
+/// order 4, which has no list.
+#[inline(never)]
+fn mixed<P: Pages>(pages: &mut P, iterations: u64) {
+    let mut dice = Dice(0x2545_f491_4f6c_dd1d);
+    let mut next = |pages: &mut P| {
+        let order = (dice.below(1 << 32).trailing_zeros() as u8).min(4);
+        (
+            pages.alloc(order).expect("memory"),
+            order,
+            dice.below(MIXED),
+        )
+    };
+    let mut out: Vec<_> = (0..MIXED).map(|_| next(pages)).collect();
+    for _ in 0..iterations {
+        let new = next(pages);
+        let (block, order, _) = core::mem::replace(&mut out[new.2], new);
+        pages.free(block, order);
+    }
+    for (block, order, _) in out {
+        pages.free(block, order);
+    }
+}
+
+/// Blocks on their way to another thread.
+struct Sent<T>(Vec<T>);
+
+// SAFETY: block allocators let any thread free a block, and whoever receives it has it alone.
+unsafe impl<T> Send for Sent<T> {}
+
+/// `iterations` pages, allocated here and freed in another thread, which gives the boxes back.
+fn hand_over<P: Pages>(iterations: u64, new: impl Fn() -> P + Sync) -> Duration {
+    let handfuls = iterations.div_ceil(HANDFUL as u64);
+    let (full, all_full) = sync_channel::<Sent<P::Block>>(16);
+    let (empty, all_empty) = sync_channel(16);
+    (0..16).for_each(|_| empty.send(Sent(Vec::with_capacity(HANDFUL))).expect("room"));
+    let new = &new;
+    let time = thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut pages = new();
+            for Sent(mut blocks) in all_full {
+                blocks.drain(..).for_each(|block| pages.free(block, 0));
+                // At the end nobody wants it.
+                let _ = empty.send(Sent(blocks));
+            }
+        });
+        let mut pages = new();
+        let mut send = |handfuls| {
+            for _ in 0..handfuls {
+                let Sent(mut blocks) = all_empty.recv().expect("the other goes on");
+                blocks.extend((0..HANDFUL).map(|_| pages.alloc(0).expect("memory")));
+                full.send(Sent(blocks)).expect("the other goes on");
+            }
+        };
+        send(200);
+        let start = Instant::now();
+        send(handfuls);
+        let time = start.elapsed();
+        drop(full);
+        time
+    });
+    time.mul_f64(iterations as f64 / (handfuls * HANDFUL as u64) as f64)
+}
+
 /// `work` on each of `threads` threads, from the first one's start to the last one's end.
 fn on_threads<P: Pages>(
     threads: usize,
@@ -398,6 +469,13 @@ impl Bench<'_, '_> {
         }
     }
 
+    fn hand_over<P: Pages>(&mut self, name: &str, new: impl Fn() -> P + Sync) {
+        self.group
+            .bench_function(BenchmarkId::new(name, 2), |bencher| {
+                bencher.iter_custom(|n| hand_over(n, &new));
+            });
+    }
+
     fn passes(&mut self, name: &str, mut pass: impl FnMut() -> Duration) {
         self.group
             .bench_function(BenchmarkId::new(name, 1), |bencher| {
@@ -440,13 +518,24 @@ fn main() {
     bench.pairs::<0, _>("order0-buddy-locked", &threads, || LockedFrames(&FRAMES));
     bench.pairs::<0, _>("order0-buddy-heap-locked", &threads, || LockedBytes(&HEAP));
     bench.pairs::<0, _>("order0-buddy", &[1], || frames(PAGES));
+    bench.pairs::<3, _>("order3", &[1, 2], || Ours(&*ZONE));
+    bench.pairs::<3, _>("order3-mimalloc", &[1], || Mi);
     bench.pairs::<9, _>("order9", &threads, || Ours(&*ZONE));
     bench.pairs::<9, _>("order9-mimalloc", &[1], || Mi);
     bench.pairs::<9, _>("order9-buddy-locked", &threads, || LockedFrames(&FRAMES));
 
     bench.pairs::<4, _>("order4", &[1, 2], || Ours(&*ZONE));
     bench.pairs::<4, _>("order4-buddy-locked", &[1], || LockedFrames(&FRAMES));
-    bench.threads("flood", &[1, 2], || Ours(&*ZONE), flood);
+    bench.pairs::<4, _>("order4-mimalloc", &[1], || Mi);
+    let locked = || LockedFrames(&FRAMES);
+    bench.threads("flood", &threads, || Ours(&*ZONE), flood);
+    bench.threads("flood-buddy-locked", &[2, 4], locked, flood);
+    bench.threads("mixed", &threads, || Ours(&*ZONE), mixed);
+    bench.threads("mixed-buddy-locked", &threads, locked, mixed);
+    bench.threads("mixed-mimalloc", &[1, 2], || Mi, mixed);
+    bench.hand_over("hand-over", || Ours(&*ZONE));
+    bench.hand_over("hand-over-buddy-locked", locked);
+    bench.hand_over("hand-over-mimalloc", || Mi);
 
     let mut theirs = frames(PAGES);
     bench.passes("bulk", || bulk(&mut Ours(&*ZONE)));
