@@ -30,9 +30,9 @@
 //!   Unchecked accesses rest on it, because a bounds check on the hit path is a branch, and its panic a landing pad.
 //! - I2. Blocks on the list of class `c` have state `LISTED` at the class's order and no other user.
 
-use crate::api::{Mobility, Order};
+use crate::api::{Attempt, Mobility, Order};
 use crate::mobility::TYPES;
-use crate::stats::SlotStats;
+use crate::stats::{ATTEMPTS, SlotStats};
 use arrayvec::ArrayVec;
 use rcu_core::cpu::ZeroInit;
 use static_assertions::const_assert;
@@ -57,7 +57,7 @@ const CAPACITY: [usize; KINDS] = [126, 62, 30, 14, 2];
 
 /// The same of each other type: what makes the slot's cell 2 KiB, so that finding it is a shift and no multiplication (two cycles
 /// of a hit). Full, they hoard 0.7 MiB and two huge pages each; as they grow by use only, in a slot that uses them.
-const OTHER_CAPACITY: [usize; KINDS] = [38, 24, 12, 6, 2];
+const OTHER_CAPACITY: [usize; KINDS] = [34, 24, 12, 6, 2];
 
 const ORDER: [Order; KINDS] = [
     Order::at(0),
@@ -223,8 +223,8 @@ struct Before {
     len: u16,
 }
 
-/// What a slot's lists did, besides hits. A hit is counted by one increment and a free by none: how many blocks were put
-/// on a list follows from what left it, what came from the zone and what is there.
+/// What a slot's lists did, besides hits. A hit is counted by two increments, on its list and at its level, and a free by none: how many
+/// blocks were put on a list follows from what left it, what came from the zone and what is there.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 struct Tally {
@@ -248,6 +248,8 @@ impl Tally {
 #[doc(alias = "per_cpu_pages")]
 #[repr(C)]
 pub(crate) struct Pcp {
+    /// Hits by attempt level. In front, so that a single page's hit is in one line with the lock.
+    levels: [u64; ATTEMPTS],
     lists: [List; CLASSES],
     before: [Before; CLASSES],
     ready: bool,
@@ -301,6 +303,9 @@ impl Pcp {
             drained: self.tally.drained,
             ..SlotStats::default()
         };
+        for (attempt, hits) in stats.attempts.iter_mut().zip(self.levels) {
+            attempt.hits = hits;
+        }
         for class in Class::all() {
             let (list, order) = (&self.lists[class.index()], class.order().get());
             stats.blocks[order] += list.len as usize;
@@ -314,9 +319,9 @@ impl Pcp {
         stats
     }
 
-    /// Takes the block freed last.
+    /// Takes the block freed last, for a request at `attempt`, which is noted and not looked at.
     #[inline(always)]
-    pub(crate) fn pop(&mut self, class: Class) -> Option<u32> {
+    pub(crate) fn pop(&mut self, class: Class, attempt: Attempt) -> Option<u32> {
         let list = &mut self.lists[class.index()];
         let len = list.len;
         if len == 0 {
@@ -324,6 +329,7 @@ impl Pcp {
         }
         list.len = len - 1;
         list.hits += 1;
+        self.levels[attempt as usize] += 1;
         let top = START[class.index()] + len as usize - 1;
         debug_assert!(top < START[class.index() + 1], "I1");
         // SAFETY: the class's part of the array has `CAPACITY` places, at least `len` (I1).

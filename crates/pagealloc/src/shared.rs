@@ -281,12 +281,12 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
         let class = Class::of(order, req.mobility);
         if let (Some(pcp), Some(slot), Some(class)) = (inside.as_deref_mut(), slot, class) {
             self.set_up(pcp, slot);
-            if let Some(page) = pcp.pop(class) {
+            if let Some(page) = pcp.pop(class, attempt) {
                 return Ok(page);
             }
         }
         let own = slot.filter(|_| inside.is_some());
-        self.counters.of(own).missed(attempt);
+        self.counters.of(own).missed(attempt, 1);
         if attempt == Attempt::PcpOnly {
             let locked_out = slot.is_some() && inside.is_none();
             return Err(if locked_out {
@@ -569,7 +569,9 @@ impl<L: LocalLock, B: Lower> Shared<L, B> {
 
     /// What one slot's lists hold and did, waiting for its owner; `None` past the last slot.
     pub(crate) fn slot_stats(&self, slot: Slot) -> Option<SlotStats> {
-        self.slots.get(slot).map(|cell| cell.visit().stats())
+        let mut stats = self.slots.get(slot)?.visit().stats();
+        self.counters.add_attempts(slot, &mut stats.attempts);
+        Some(stats)
     }
 
     /// What all slots' lists hold and did. Visits every slot that was ever used.

@@ -1,8 +1,9 @@
 //! Counters, and what a zone says about itself.
 //!
 //! Source: Linux `mm/vmstat.c` (`/proc/buddyinfo`, `/proc/pagetypeinfo`, `extfrag_index`). Why so few counters on the paths of a hit: an allocation
-//! is one increment, in the slot; a free is none, for the number of frees follows from what left the list, what came from the zone and what
-//! is there. Counting hits by attempt level would need the level before the list is looked at, which no hit does.
+//! is two increments, in the slot, of its list and of its level; a free is none, for the number of frees follows from what left the list, what
+//! came from the zone and what is there. The level is a place to count at, and decides nothing: every level's hit is the same instructions, of
+//! which one has another offset.
 
 use crate::api::{AllocError, Attempt, Order};
 use crate::lower::{Changes, ORDERS};
@@ -11,7 +12,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use rcu_core::cpu::Slot;
 
-const ATTEMPTS: usize = 4;
+pub(crate) const ATTEMPTS: usize = 4;
 
 /// What happened around the lists of one slot. Hits are counted on the lists.
 ///
@@ -20,6 +21,8 @@ const ATTEMPTS: usize = 4;
 #[repr(align(128))]
 pub(crate) struct Tally {
     misses: [AtomicUsize; ATTEMPTS],
+    contended: [AtomicUsize; ATTEMPTS],
+    empty: [AtomicUsize; ATTEMPTS],
     allocs: [AtomicUsize; ORDERS],
     frees: [AtomicUsize; ORDERS],
 }
@@ -28,17 +31,28 @@ impl Tally {
     const fn new() -> Self {
         Self {
             misses: [const { AtomicUsize::new(0) }; ATTEMPTS],
+            contended: [const { AtomicUsize::new(0) }; ATTEMPTS],
+            empty: [const { AtomicUsize::new(0) }; ATTEMPTS],
             allocs: [const { AtomicUsize::new(0) }; ORDERS],
             frees: [const { AtomicUsize::new(0) }; ORDERS],
         }
     }
 
+    /// Adds what is counted by level.
+    fn add_attempts(&self, attempts: &mut [AttemptStats; ATTEMPTS]) {
+        // ORDERING: Relaxed: counters.
+        let read = |counter: &AtomicUsize| counter.load(Ordering::Relaxed) as u64;
+        for (i, attempt) in attempts.iter_mut().enumerate() {
+            attempt.misses += read(&self.misses[i]);
+            attempt.contended += read(&self.contended[i]);
+            attempt.empty += read(&self.empty[i]);
+        }
+    }
+
     fn report(&self, stats: &mut ZoneStats) {
+        self.add_attempts(&mut stats.attempts);
         // ORDERING: Relaxed: counters.
         let read = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-        for (attempt, misses) in stats.attempts.iter_mut().zip(&self.misses) {
-            attempt.misses += read(misses);
-        }
         for (i, order) in stats.orders.iter_mut().enumerate() {
             order.allocs += read(&self.allocs[i]) as u64;
             order.frees += read(&self.frees[i]) as u64;
@@ -67,9 +81,9 @@ impl Count<'_> {
         }
     }
 
-    /// Notes an allocation that its slot's list could not serve.
-    pub(crate) fn missed(self, attempt: Attempt) {
-        self.add(&self.tally.misses[attempt as usize], 1);
+    /// Notes blocks that their slot's list could not serve.
+    pub(crate) fn missed(self, attempt: Attempt, blocks: usize) {
+        self.add(&self.tally.misses[attempt as usize], blocks);
     }
 
     /// Notes that blocks went from the zone to a caller, around the lists.
@@ -116,8 +130,6 @@ pub(crate) struct Counters {
     slots: Tallies,
     /// Of callers who are inside no slot's cell.
     others: Tally,
-    contended: [AtomicUsize; ATTEMPTS],
-    failed: [AtomicUsize; ATTEMPTS],
     grows: AtomicUsize,
 }
 
@@ -126,8 +138,6 @@ impl Counters {
         Self {
             slots,
             others: Tally::new(),
-            contended: [const { AtomicUsize::new(0) }; ATTEMPTS],
-            failed: [const { AtomicUsize::new(0) }; ATTEMPTS],
             grows: AtomicUsize::new(0),
         }
     }
@@ -141,15 +151,24 @@ impl Counters {
         }
     }
 
-    /// Notes why an allocation failed.
+    /// Notes why an allocation failed, on `slot`, whose cell the caller is not inside of.
     #[cold]
-    pub(crate) fn failed(&self, attempt: Attempt, error: AllocError) {
+    pub(crate) fn failed(&self, slot: Option<Slot>, attempt: Attempt, error: AllocError) {
+        let own = slot.and_then(|slot| self.slots.all().get(slot.index()));
+        let tally = own.unwrap_or(&self.others);
         let counters = match error {
-            AllocError::Contended => &self.contended,
-            _ => &self.failed,
+            AllocError::Contended => &tally.contended,
+            _ => &tally.empty,
         };
-        // ORDERING: Relaxed: a counter.
+        // ORDERING: Relaxed: a counter. An addition, for the slot may be a hint.
         counters[attempt as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Adds what one slot's callers did by level, besides hits.
+    pub(crate) fn add_attempts(&self, slot: Slot, attempts: &mut [AttemptStats; ATTEMPTS]) {
+        if let Some(tally) = self.slots.all().get(slot.index()) {
+            tally.add_attempts(attempts);
+        }
     }
 
     pub(crate) fn grew(&self) {
@@ -162,26 +181,49 @@ impl Counters {
         for tally in self.slots.all() {
             tally.report(stats);
         }
-        // ORDERING: Relaxed: counters.
-        let read = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-        for (i, attempt) in stats.attempts.iter_mut().enumerate() {
-            attempt.contended = read(&self.contended[i]);
-            attempt.failed = read(&self.failed[i]);
-        }
-        stats.grows = read(&self.grows);
+        // ORDERING: Relaxed: a counter.
+        stats.grows = self.grows.load(Ordering::Relaxed);
     }
 }
 
-/// How allocations at one [`Attempt`] level went that no list could serve.
+/// How allocations at one [`Attempt`] level went. Bulk calls count by block, but a failure once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct AttemptStats {
-    /// Allocations that found no block on their slot's list.
-    pub misses: usize,
-    /// Of these, how many gave up because a lock was taken.
-    pub contended: usize,
-    /// Of these, how many gave up because there was nothing.
-    pub failed: usize,
+    /// Those that the slot's list served.
+    pub hits: u64,
+    /// Those that found no block on the slot's list.
+    pub misses: u64,
+    /// Of the misses, how many gave up because a lock was taken.
+    pub contended: u64,
+    /// Of the misses, how many gave up because there was nothing as far as they went.
+    pub empty: u64,
+}
+
+impl AttemptStats {
+    /// The misses that got a block from the zone.
+    #[must_use]
+    pub const fn served(&self) -> u64 {
+        self.misses.saturating_sub(self.contended + self.empty)
+    }
+
+    /// Adds what was counted elsewhere.
+    const fn add(&mut self, other: &Self) {
+        self.hits += other.hits;
+        self.misses += other.misses;
+        self.contended += other.contended;
+        self.empty += other.empty;
+    }
+}
+
+impl fmt::Display for AttemptStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} hits, {} misses, of these {} contended, {} empty",
+            self.hits, self.misses, self.contended, self.empty
+        )
+    }
 }
 
 /// What a zone did with blocks of one order.
@@ -234,6 +276,9 @@ pub struct SlotStats {
     pub drains: u64,
     /// Blocks in them.
     pub drained: u64,
+    /// Allocations on this slot, by attempt level. What is done where the slot's lists cannot be entered (by interrupt handlers that came upon
+    /// them, say) is counted for the zone alone.
+    pub attempts: [AttemptStats; ATTEMPTS],
 }
 
 impl SlotStats {
@@ -242,6 +287,12 @@ impl SlotStats {
     pub fn pages(&self) -> usize {
         let pages = |(order, blocks): (usize, &usize)| blocks << order;
         self.blocks.iter().enumerate().map(pages).sum()
+    }
+
+    /// How allocations at `attempt` went on this slot.
+    #[must_use]
+    pub const fn attempt(&self, attempt: Attempt) -> AttemptStats {
+        self.attempts[attempt as usize]
     }
 
     /// Adds what another slot's lists hold and did.
@@ -255,6 +306,8 @@ impl SlotStats {
         self.refilled += other.refilled;
         self.drains += other.drains;
         self.drained += other.drained;
+        let attempts = self.attempts.iter_mut().zip(&other.attempts);
+        attempts.for_each(|(sum, attempt)| sum.add(attempt));
     }
 }
 
@@ -274,9 +327,6 @@ impl fmt::Display for SlotStats {
 }
 
 /// What a zone holds and how it went, at one moment. Exact if nobody else uses the zone.
-///
-/// Hits are counted by order and not by attempt level: a hit is the same at every level, and to count it by one increment
-/// must do. An allocation that no list served is counted under its level, in `attempts`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct ZoneStats {
@@ -302,7 +352,7 @@ pub struct ZoneStats {
     pub refills: u64,
     /// Batches that went from slots' lists to the zone.
     pub drains: u64,
-    /// The allocations that no list served, by level.
+    /// Allocations by attempt level.
     pub attempts: [AttemptStats; ATTEMPTS],
     /// How often somebody who may wait found a lock of the lower level's taken.
     pub lock_waits: usize,
@@ -318,7 +368,7 @@ impl ZoneStats {
             .saturating_sub(self.free_pages + self.list_pages + self.stash_pages)
     }
 
-    /// How allocations at `attempt` went that no list could serve.
+    /// How allocations at `attempt` went.
     #[must_use]
     pub const fn attempt(&self, attempt: Attempt) -> AttemptStats {
         self.attempts[attempt as usize]
@@ -380,6 +430,8 @@ impl ZoneStats {
         self.hits = lists.hits.iter().sum();
         self.refills = lists.refills;
         self.drains = lists.drains;
+        let attempts = self.attempts.iter_mut().zip(&lists.attempts);
+        attempts.for_each(|(sum, attempt)| sum.add(attempt));
         for (i, order) in self.orders.iter_mut().enumerate() {
             order.listed = lists.blocks[i];
             order.allocs += lists.hits[i];
@@ -422,11 +474,7 @@ impl fmt::Display for ZoneStats {
             .iter()
             .zip(self.attempts)
         {
-            write!(
-                f,
-                "\n{name:>8}: {} misses, {} contended, {} failed",
-                a.misses, a.contended, a.failed
-            )?;
+            write!(f, "\n{name:>8}: {a}")?;
         }
         if f.alternate() {
             self.table(f)?;

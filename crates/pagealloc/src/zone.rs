@@ -8,13 +8,14 @@
 //!
 //! | | loads | stores | branches, all predicted | locked instructions, calls |
 //! |---|---|---|---|---|
-//! | `alloc` | 10: thread's slot, cells, busy, bias, length, hits, block, span (3) | 5: busy, length, hits, busy, state | 4 | none |
+//! | `alloc` | 11: thread's slot, cells, busy, bias, length, hits (2), block, span (3) | 6: busy, length, hits (2), busy, state | 4 | none |
 //! | `free` | 10: span (3), state, thread's slot, cells, busy, bias, length, height | 5: state, busy, block, length, busy | 5 | none |
 //!
 //! What made a difference: no reference to a local in the cold paths (a message that names a page number by reference puts it in memory),
 //! no bounds check in the list (its panic is a landing pad that releases the lock), the state marked outside of the lock, no
 //! registering of threads (the slow paths do it: that there is a slot was tested twice).
 
+mod bulk;
 mod decommit;
 mod error;
 mod exact;
@@ -283,7 +284,8 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
             other => other,
         };
         if let Err(error) = taken {
-            self.shared().counters.failed(req.attempt, error);
+            let slot = self.cpus.current();
+            self.shared().counters.failed(slot, req.attempt, error);
         }
         if req.attempt == Attempt::MayGrow {
             self.relieve_with(taken.ok(), req);
@@ -341,35 +343,6 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
         let own = slot.filter(|_| inside.is_some());
         count(self.shared().counters.of(own));
     }
-
-    /// Takes up to a chunk of blocks off the slot's list.
-    fn bulk_from_list(&self, req: PageReq, want: usize) -> Batch {
-        let mut batch = Batch::new();
-        if let (Some(class), Some(slot)) = (Class::of(req.order, req.mobility), self.cpus.current())
-            // SAFETY: the slot is the caller's, just now.
-            && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
-        {
-            while batch.len() < want.min(CHUNK)
-                && let Some(page) = pcp.pop(class)
-            {
-                batch.push(page);
-            }
-        }
-        batch
-    }
-
-    /// Puts blocks that the caller owns on the slot's list, as far as that goes, and says how many.
-    fn bulk_to_list(&self, order: Order, mobility: Mobility, pages: &[u32]) -> usize {
-        let (Some(class), Some(slot)) = (Class::of(order, mobility), self.cpus.current()) else {
-            return 0;
-        };
-        // SAFETY: the slot is the caller's, just now.
-        let Some(mut pcp) = (unsafe { self.slots.enter(slot) }) else {
-            return 0;
-        };
-        let fits = |page: &&u32| pcp.push(class, **page);
-        pages.iter().take_while(fits).count()
-    }
 }
 
 // SAFETY: 1: a block is in one place at a time (`shared` I1), and what comes off a list is the caller's; blocks are
@@ -391,7 +364,7 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
         if let (Some(class), Some(slot)) = (Class::of(req.order, req.mobility), slot)
             // SAFETY: the slot is the caller's, just now.
             && let Some(mut pcp) = (unsafe { self.slots.enter(slot) })
-            && let Some(page) = pcp.pop(class)
+            && let Some(page) = pcp.pop(class, req.attempt)
         {
             drop(pcp);
             return Ok(self
@@ -460,7 +433,10 @@ unsafe impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> PageAlloc 
                 let slot = self.cpus.current();
                 self.shared().take_chunk(slot, req, want, &mut runs);
                 runs::blocks(&runs, order).for_each(&mut hand_out);
-                self.count(|count| count.allocated(order, got - before));
+                self.count(|count| {
+                    count.missed(req.attempt, got - before);
+                    count.allocated(order, got - before);
+                });
             }
             if got == before && !lists {
                 // One at a time, with all that a single allocation tries.

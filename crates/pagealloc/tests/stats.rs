@@ -9,12 +9,21 @@ mod each;
 use buffer::{fixed, unwritten};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use pagealloc::{Attempt, Mmap, Order, PageAlloc, PageBlock, PageReq, SlotStats, Zone, ZoneStats};
+use pagealloc::{
+    Attempt, AttemptStats, Mmap, Order, PageAlloc, PageBlock, PageReq, SlotStats, Zone, ZoneStats,
+};
 use rcu_core::cpu::{OneCpu, Slot, Threads};
 
 over_each_lower! {
 
 const ORDERS: usize = 11;
+
+const LEVELS: [Attempt; 4] = [
+    Attempt::PcpOnly,
+    Attempt::TryLock,
+    Attempt::NoWait,
+    Attempt::MayGrow,
+];
 
 fn order(log2_pages: usize) -> Order {
     Order::new(log2_pages as u8).unwrap()
@@ -34,6 +43,8 @@ fn what_went_out_and_came_back_adds_up_by_order() {
     let zone = zone();
     let mut out: Vec<(NonNull<u8>, Order)> = Vec::new();
     let (mut allocs, mut frees) = ([0_u64; ORDERS], [0_u64; ORDERS]);
+    // By level: what was served, and what was not.
+    let (mut served, mut refused) = ([0_u64; 4], [0_u64; 4]);
     let mut random = 1_u32;
     let mut next = move |below: usize| {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -42,12 +53,7 @@ fn what_went_out_and_came_back_adds_up_by_order() {
     for round in 0..3000 {
         let o = if round % 10 == 0 { next(11) } else { next(4) };
         let (one, many) = (order(o), 1 + next(80) * usize::from(o < 4));
-        let level = [
-            Attempt::PcpOnly,
-            Attempt::TryLock,
-            Attempt::NoWait,
-            Attempt::MayGrow,
-        ][next(4)];
+        let level = LEVELS[next(4)];
         match next(5) {
             0 => {
                 let mut blocks = vec![MaybeUninit::uninit(); many];
@@ -57,11 +63,16 @@ fn what_went_out_and_came_back_adds_up_by_order() {
                     out.push((unsafe { block.assume_init() }, one));
                 }
                 allocs[o] += got as u64;
+                served[level as usize] += got as u64;
+                refused[level as usize] += u64::from(got < many);
             }
             1 | 2 => {
                 if let Ok(block) = zone.alloc(PageReq::new(one).attempt(level)) {
                     out.push((block, one));
                     allocs[o] += 1;
+                    served[level as usize] += 1;
+                } else {
+                    refused[level as usize] += 1;
                 }
             }
             3 => {
@@ -96,6 +107,17 @@ fn what_went_out_and_came_back_adds_up_by_order() {
     assert_eq!(pages, stats.nr_allocated());
     assert_eq!(stats.stashed_blocks > 0, IS_BUDDIES, "{stats}");
     assert!(stats.hits > 0, "{stats}");
+    for level in LEVELS {
+        let (counted, i) = (stats.attempt(level), level as usize);
+        let outcomes = (counted.hits + counted.served(), counted.empty);
+        assert_eq!(outcomes, (served[i], refused[i]), "{level:?}\n{stats}");
+        assert_eq!(counted.contended, 0);
+        assert!(counted.hits > 0 && counted.misses > 0, "{stats}");
+    }
+    assert_eq!(stats.attempt(Attempt::PcpOnly).served(), 0, "{stats}");
+    assert!(stats.attempt(Attempt::PcpOnly).empty > 0, "{stats}");
+    let hits = stats.attempts.iter().map(|attempt| attempt.hits);
+    assert_eq!(hits.sum::<u64>(), stats.hits);
 
     // A slot's counts are the zone's, taken apart.
     let slots = slots(&zone);
@@ -105,6 +127,15 @@ fn what_went_out_and_came_back_adds_up_by_order() {
     assert_eq!(sum(|s| s.refills), stats.refills);
     assert_eq!(sum(|s| s.drains), stats.drains);
     assert_eq!(sum(|s| s.pages() as u64), stats.list_pages as u64);
+    for level in LEVELS {
+        let counts = |a: AttemptStats| [a.hits, a.misses, a.contended, a.empty];
+        let mut sums = [0; 4];
+        for slot in &slots {
+            let counted = counts(slot.attempt(level));
+            sums.iter_mut().zip(counted).for_each(|(sum, n)| *sum += n);
+        }
+        assert_eq!(sums, counts(stats.attempt(level)));
+    }
     for (o, counted) in stats.orders.iter().enumerate() {
         let listed: usize = slots.iter().map(|s| s.blocks[o]).sum();
         assert_eq!(listed, counted.listed);

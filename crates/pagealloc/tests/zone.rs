@@ -237,12 +237,12 @@ fn statistics_read_like_buddyinfo() {
     assert_eq!(stats.nr_allocated(), 16);
     assert_eq!(stats.hits, 4);
     assert_eq!(stats.attempt(Attempt::MayGrow).misses, 2);
-    assert_eq!(stats.attempt(Attempt::PcpOnly).failed, 1);
+    assert_eq!(stats.attempt(Attempt::PcpOnly).empty, 1);
     let text = stats.to_string();
     assert!(text.starts_with("free blocks by order:"), "{text}");
     assert!(text.contains("16 out"), "{text}");
     assert!(
-        text.contains(" PcpOnly: 1 misses, 0 contended, 1 failed"),
+        text.contains(" PcpOnly: 0 hits, 1 misses, of these 0 contended, 1 empty"),
         "{text}"
     );
     assert_eq!(zone.free_pages(), stats.free_pages);

@@ -163,8 +163,8 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
 impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Zone<C, S, B> {
     /// Allocates `pages` pages in a row, as `req` says but for its order: what the next larger block has in excess goes back at once.
     ///
-    /// The run is aligned as a block of that larger order is, and is freed by [`Self::free_exact`] as a whole. Not served by the slot's lists, unless
-    /// the length is a power of two: then it is a block, and may be freed as one.
+    /// The run is aligned as a block of that larger order is, and is freed by [`Self::free_exact`] as a whole: past the slot's lists, unless
+    /// the length is a power of two. Then it is a block, and may be freed as one.
     ///
     /// ```
     /// # #[cfg(all(feature = "std", target_os = "linux"))] {
