@@ -214,7 +214,9 @@ fn say(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use super::targets::Bench;
     use super::*;
+    use crate::cargo::CRATES;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -265,6 +267,27 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench-targets.json");
         let targets = Targets::parse(&fs::read_to_string(path).unwrap()).unwrap();
         assert!(targets.rows.len() > 10);
+        let workspace = Workspace::locate().unwrap();
+        for Bench { package, bench, .. } in &targets.benches {
+            assert!(
+                workspace.has_target(package, "bench", bench),
+                "{package}: {bench}"
+            );
+        }
         assert!(targets.of_layer(Some(Layer::Rcu)).is_ok());
+    }
+
+    #[test]
+    fn every_crate_has_a_bench() {
+        let workspace = Workspace::locate().unwrap();
+        for name in CRATES {
+            let package = workspace
+                .packages()
+                .iter()
+                .find(|p| p["name"] == name)
+                .unwrap();
+            let targets = package["targets"].as_array().unwrap();
+            assert!(targets.iter().any(|t| t["kind"][0] == "bench"), "{name}");
+        }
     }
 }

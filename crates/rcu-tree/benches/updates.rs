@@ -12,6 +12,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode};
 use crossbeam_epoch as epoch;
 use rcu_core::{Callback, GracePeriod, Head, Rcu, RcuBox, RcuCell, RcuPointer, Reclaimer};
+use seize::Guard as _;
 use std::hint::black_box;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -91,6 +92,14 @@ fn passes(iterations: u64, pass: impl Fn()) -> Duration {
         .mul_f64(iterations as f64 / (count * CALLS as u64) as f64)
 }
 
+static FREED: AtomicUsize = AtomicUsize::new(0);
+
+/// What seize calls when nobody sees the word any more.
+unsafe fn count(_word: *mut u64, _collector: &seize::Collector) {
+    // ORDERING: Relaxed: a count, and one thread.
+    FREED.fetch_add(1, Ordering::Relaxed);
+}
+
 fn calls(group: &mut BenchmarkGroup<'_, WallTime>) {
     let heads: Vec<Head> = (0..CALLS).map(|_| Head::new()).collect();
     let ours = || {
@@ -118,6 +127,23 @@ fn calls(group: &mut BenchmarkGroup<'_, WallTime>) {
     group.bench_function("call-crossbeam-epoch/1", |b| {
         b.iter_custom(|n| passes(n, crossbeam))
     });
+    let collector = seize::Collector::new();
+    let mut words = vec![0_u64; CALLS];
+    let words: Vec<*mut u64> = words.iter_mut().map(std::ptr::from_mut).collect();
+    let seize = || {
+        // ORDERING: Relaxed: a count, and one thread.
+        FREED.store(0, Ordering::Relaxed);
+        for &word in &words {
+            let guard = collector.enter();
+            // SAFETY: reclaiming only counts, and no batch is left at the end of a pass.
+            unsafe { guard.defer_retire(word, count) };
+        }
+        // SAFETY: this thread alone knows the collector, and is outside.
+        unsafe { collector.reclaim_all() };
+        // ORDERING: Relaxed: a count, and one thread.
+        assert_eq!(FREED.load(Ordering::Relaxed), CALLS, "all of a pass");
+    };
+    group.bench_function("call-seize/1", |b| b.iter_custom(|n| passes(n, seize)));
     #[cfg(feature = "liburcu")]
     {
         let heads: Vec<liburcu::memb::Head> =
