@@ -1,4 +1,4 @@
-//! The workspace's own commands: `scale` (the main job), `bench`, `icount`, `simulate`, `test-all`, `loom`, `nostd`, `asan`,
+//! The workspace's own commands: `scale` (the main job), `bench`, `icount`, `simulate`, `torture`, `test-all`, `loom`, `nostd`, `asan`,
 //! `valgrind`, `fuzz` and `tidy`.
 //!
 //! One file per verb. What they share is in [`cargo`]: where the workspace is, how cargo is called, and how a failure
@@ -16,7 +16,9 @@ mod simulate;
 mod test_all;
 mod tidy;
 mod tools;
+mod torture;
 mod valgrind;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -29,7 +31,7 @@ use crate::cargo::{Failure, Workspace};
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
-    after_help = "Examples:\n  cargo xtask scale\n  cargo xtask simulate\n  cargo xtask test-all --quick\n  cargo xtask loom --mutants"
+    after_help = "Examples:\n  cargo xtask scale\n  cargo xtask simulate\n  cargo xtask torture --seconds 60\n  cargo xtask test-all --quick\n  cargo xtask loom --mutants"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -42,6 +44,7 @@ enum Verb {
     Bench(bench::Options),
     Icount(icount::Options),
     Simulate(simulate::Options),
+    Torture(torture::Options),
     TestAll(test_all::Options),
     Loom(loom::Options),
     Nostd(nostd::Options),
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Bench(options) => bench::run(&workspace, &options),
         Verb::Icount(options) => icount::run(&workspace, &options),
         Verb::Simulate(options) => simulate::run(&workspace, &options),
+        Verb::Torture(options) => torture::run(&workspace, &options),
         Verb::TestAll(options) => test_all::run(&workspace, &options),
         Verb::Loom(options) => loom::run(&workspace, &options),
         Verb::Nostd(options) => nostd::run(&workspace, &options),
@@ -115,6 +119,7 @@ mod tests {
             &["xtask", "scale", "--engine", "none"],
             &["xtask", "scale", "--nothing"],
             &["xtask", "simulate", "--cpus", "0"],
+            &["xtask", "torture", "--seconds", "0"],
         ] {
             let error = Cli::try_parse_from(words).err().expect("must be refused");
             let line = one_line(&error);

@@ -18,7 +18,7 @@ use crate::{asan, loom, nostd, tidy, valgrind};
 const PROPTEST_CASES: &str = "64";
 const LONG_PROPTEST_CASES: &str = "2000";
 
-/// Run every check: format, tidy, clippy, each crate's tests alone, docs, loom, the main job in small
+/// Run every check: format, tidy, clippy, each crate's tests alone, docs, loom, the main job and torture in small
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  cargo xtask test-all\n  cargo xtask test-all --quick\n\n\
@@ -29,7 +29,7 @@ pub(crate) struct Options {
     /// Only format, tidy, clippy and tests with default features
     #[arg(long, conflicts_with = "long")]
     quick: bool,
-    /// Also long property tests, stress tests in release mode, AddressSanitizer and memcheck
+    /// Also long torture, long property tests, stress tests in release mode, AddressSanitizer and memcheck
     #[arg(long)]
     long: bool,
 }
@@ -129,8 +129,11 @@ fn steps(workspace: &Workspace, options: &Options) -> Result<Vec<Step>, Failure>
         steps.push(step("xtask scale --quick --no-report"));
         // Shares the build before.
         steps.push(step("xtask icount"));
+        steps.push(step("xtask torture --seconds 1"));
+        steps.push(step("test -p xtask --test torture -- --ignored"));
     }
     if options.long {
+        steps.push(step("xtask torture --seconds 60"));
         for package in CRATES {
             if workspace.has_target(package, "test", "prop") {
                 let words = format!("test -p {package} --all-features --test prop");

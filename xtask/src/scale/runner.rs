@@ -7,11 +7,8 @@
 //! of times, then exactly one `{"result":{…}}`. On failure it exits with a status other than zero and says why on
 //! stderr.
 
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -19,6 +16,7 @@ use serde_json::Value;
 use super::options::{Case, Options, Workload};
 use super::trace::Trace;
 use crate::cargo::{Failure, Workspace, build_bench};
+use crate::worker::hear;
 
 /// The share of a run's objects that goes before the clock starts.
 const WARMUP_FRACTION: &str = "0.1";
@@ -100,72 +98,19 @@ pub(crate) fn run(
     })
 }
 
-/// A child that does not outlive us, whichever way we leave.
-struct Worker(Child);
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // Both fail only when the child is gone already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Starts the worker and hears it out. The error is one line.
 fn converse(
-    mut command: Command,
+    command: Command,
     silence: Duration,
     mut progress: impl FnMut(f64),
 ) -> Result<Run, String> {
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("the worker does not start: {error}"))?;
-    let mut worker = Worker(child);
-    let (stdout, stderr) = match (worker.0.stdout.take(), worker.0.stderr.take()) {
-        (Some(stdout), Some(stderr)) => (stdout, stderr),
-        _ => return Err("the worker has no pipes".to_owned()),
-    };
-    let complaint = thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What was read before an error is still worth showing.
-        let _ = BufReader::new(stderr).read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    });
-    let (sender, lines) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(stdout).lines() {
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    });
-
     let mut transcript = Transcript::default();
-    loop {
-        match lines.recv_timeout(silence) {
-            Ok(Ok(line)) => {
-                if let Some(fraction) = transcript.line(&line)? {
-                    progress(fraction);
-                }
-            }
-            Ok(Err(error)) => return Err(format!("cannot read the worker: {error}")),
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
-                return Err(format!(
-                    "no sign of life for {} s, given up",
-                    silence.as_secs()
-                ));
-            }
+    hear(command, silence, |line| {
+        if let Some(fraction) = transcript.line(line)? {
+            progress(fraction);
         }
-    }
-    let status = worker.0.wait().map_err(|error| error.to_string())?;
-    let complaint = complaint.join().unwrap_or_default();
-    if !status.success() {
-        return Err(last_words(&complaint, status));
-    }
+        Ok(())
+    })?;
     transcript.finish()
 }
 
@@ -227,25 +172,6 @@ fn parse_result(value: &Value) -> Option<Run> {
     (run.ns_per_object > 0.0 && run.objects > 0).then_some(run)
 }
 
-/// The one line of a failed worker's stderr that says most: a panic's place and message, else the last line.
-fn last_words(complaint: &str, status: ExitStatus) -> String {
-    let lines: Vec<&str> = complaint
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    let panic = lines.iter().position(|line| line.contains(" panicked at "));
-    let words = match panic {
-        Some(at) => lines[at..lines.len().min(at + 2)].join(" "),
-        None => lines.last().copied().unwrap_or_default().to_owned(),
-    };
-    if words.is_empty() {
-        format!("the worker failed ({status})")
-    } else {
-        format!("{words} ({status})")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,15 +205,5 @@ mod tests {
         let mut twice = Transcript::default();
         assert!(twice.line(RESULT).is_ok());
         assert!(twice.line(RESULT).is_err());
-    }
-
-    #[test]
-    fn last_words_prefer_the_panic() {
-        let status = ExitStatus::default();
-        let panic = "\nthread 'main' panicked at a.rs:1:2:\nindex out of bounds\nnote: run with RUST_BACKTRACE=1\n";
-        let line = last_words(panic, status);
-        assert!(line.contains("a.rs:1:2") && line.contains("out of bounds"));
-        assert!(last_words("one\ntwo\n\n", status).starts_with("two"));
-        assert!(last_words("", status).starts_with("the worker failed"));
     }
 }
