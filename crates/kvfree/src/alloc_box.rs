@@ -47,7 +47,7 @@ use rcu_core::{Callback, Head, RcuPointer, Section};
 /// ```
 pub struct AllocBox<T, A, D = Global>
 where
-    T: Send + Sync + 'static,
+    T: 'static,
     A: Allocator + Send + Sync + 'static,
     D: StackDomain,
 {
@@ -55,7 +55,7 @@ where
     _owns: PhantomData<(T, A, D)>,
 }
 
-// SAFETY: what is in it is `Send + Sync`, and the stack takes objects from any thread.
+// SAFETY: what is in it is `Send + Sync`, and the stack takes objects from any thread. (Made of such `T`s only; see `RcuBox`.)
 unsafe impl<T, A, D> Send for AllocBox<T, A, D>
 where
     T: Send + Sync + 'static,
@@ -173,7 +173,14 @@ where
             _owns: PhantomData,
         })
     }
+}
 
+impl<T, A, D> AllocBox<T, A, D>
+where
+    T: 'static,
+    A: Allocator + Send + Sync + 'static,
+    D: StackDomain,
+{
     /// The value, for as long as the guard's section lasts, even if the box is dropped meanwhile.
     #[must_use]
     pub fn rcu_ref<'g>(&self, guard: &'g impl Section<D>) -> &'g T {
@@ -186,7 +193,7 @@ where
 // SAFETY: 1: the pointer is the box's one field; 2: it is dropped by retiring, which cannot fail; 3: only `&T` is given out.
 unsafe impl<T, A, D> RcuPointer for AllocBox<T, A, D>
 where
-    T: Send + Sync + 'static,
+    T: 'static,
     A: Allocator + Send + Sync + 'static,
     D: StackDomain,
 {
@@ -214,7 +221,7 @@ where
 
 impl<T, A, D> Deref for AllocBox<T, A, D>
 where
-    T: Send + Sync + 'static,
+    T: 'static,
     A: Allocator + Send + Sync + 'static,
     D: StackDomain,
 {
@@ -228,7 +235,7 @@ where
 
 impl<T, A, D> Drop for AllocBox<T, A, D>
 where
-    T: Send + Sync + 'static,
+    T: 'static,
     A: Allocator + Send + Sync + 'static,
     D: StackDomain,
 {
@@ -239,14 +246,14 @@ where
         let one = Callback::Run(Stored::<T, A>::free_by_head);
         let (many, bytes) = (Stored::<T, A>::free_many, size_of::<Stored<T, A>>());
         // SAFETY: the head is the first field, fresh; the box is given up, and whoever published it has unlinked it;
-        // value and allocator are `Send`, so any thread may drop them.
+        // value and allocator are `Send`, as `try_new_in` asked, so any thread may drop them.
         unsafe { front.retire_head_typed(head, one, stored, many, bytes) };
     }
 }
 
 impl<T, A, D> fmt::Debug for AllocBox<T, A, D>
 where
-    T: Send + Sync + fmt::Debug + 'static,
+    T: fmt::Debug + 'static,
     A: Allocator + Send + Sync + 'static,
     D: StackDomain,
 {

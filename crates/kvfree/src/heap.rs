@@ -253,7 +253,7 @@ unsafe impl<D: StackDomain, M: Memory<D>> Reclaimer for Heap<D, M> {
     }
 
     #[inline]
-    unsafe fn retire<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn retire<T: 'static>(&self, object: NonNull<T>) {
         // SAFETY: the object came from `allocate` (the caller's debt 1).
         let headed = unsafe { Headed::around(object) };
         let (head, front) = (headed.cast::<Head>(), D::stack().front());
@@ -264,12 +264,12 @@ unsafe impl<D: StackDomain, M: Memory<D>> Reclaimer for Heap<D, M> {
             let one = Callback::Run(Headed::<T>::drop_and_free::<D, M>);
             let many = Headed::<T>::drop_and_free_many::<D, M>;
             let bytes = size_of::<Headed<T>>();
-            // SAFETY: the caller's debts; `T: Send`, so any thread may drop it.
+            // SAFETY: the caller's debts; `T: Send`, as `allocate` asked, so any thread may drop it.
             unsafe { front.retire_head_typed(head, one, headed.cast(), many, bytes) };
         }
     }
 
-    unsafe fn free<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn free<T: 'static>(&self, object: NonNull<T>) {
         // SAFETY: the object came from `allocate` (the caller's debt 1).
         let headed = unsafe { Headed::around(object) };
         // SAFETY: the caller's debts: given up and unseen.

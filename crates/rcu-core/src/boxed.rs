@@ -31,29 +31,44 @@ pub unsafe trait Reclaimer: Copy + Default + Send + Sync + 'static {
     /// Drops and frees `object` after a grace period.
     ///
     /// # Safety
-    /// 1. `object` came from `allocate::<T>` and is given up once.
+    /// 1. `object` came from `allocate::<T>` (so `T` is `Send + Sync`) and is given up once.
     /// 2. No new reader can find it.
     #[doc(alias = "kvfree_rcu")]
-    unsafe fn retire<T: Send + Sync + 'static>(&self, object: NonNull<T>);
+    unsafe fn retire<T: 'static>(&self, object: NonNull<T>);
 
     /// Drops and frees `object` now.
     ///
     /// # Safety
     /// 1. As for `retire`.
     /// 2. No reader holds a reference to it.
-    unsafe fn free<T: Send + Sync + 'static>(&self, object: NonNull<T>);
+    unsafe fn free<T: 'static>(&self, object: NonNull<T>);
 }
 
 /// A box that readers may look into, and whose object therefore outlives it by a grace period.
 ///
 /// Gives `&T` only; dropping it retires the object. To change the object, publish another one, or take it back
 /// through [`Retired::try_take`](crate::Retired::try_take).
-pub struct RcuBox<T: Send + Sync + 'static, R: Reclaimer> {
+///
+/// What is in it may have cells for more of its kind:
+///
+/// ```
+/// use rcu_core::{RcuBox, RcuCell, Reclaimer};
+/// struct Node<R: Reclaimer> {
+///     value: u64,
+///     next: RcuCell<RcuBox<Node<R>, R>>,
+/// }
+/// fn share<T: Send + Sync>() {}
+/// fn a_list_is_shared<R: Reclaimer>() {
+///     share::<Node<R>>();
+/// }
+/// ```
+pub struct RcuBox<T: 'static, R: Reclaimer> {
     object: NonNull<T>,
     _reclaimer: PhantomData<(T, R)>,
 }
 
-// SAFETY: `T: Send + Sync`, and the reclaimer takes objects from any thread.
+// SAFETY: `T: Send + Sync`, and the reclaimer takes objects from any thread. (Boxes are only made of such `T`s. That it is not
+// asked for elsewhere lets a node have a cell for another node: the compiler would go round in circles.)
 unsafe impl<T: Send + Sync + 'static, R: Reclaimer> Send for RcuBox<T, R> {}
 // SAFETY: only `&T` is given out.
 unsafe impl<T: Send + Sync + 'static, R: Reclaimer> Sync for RcuBox<T, R> {}
@@ -82,7 +97,9 @@ impl<T: Send + Sync + 'static, R: Reclaimer> RcuBox<T, R> {
             _reclaimer: PhantomData,
         })
     }
+}
 
+impl<T: 'static, R: Reclaimer> RcuBox<T, R> {
     /// The object, for as long as the guard's section lasts, even if the box is dropped meanwhile.
     #[must_use]
     pub fn rcu_ref<'g>(&self, guard: &'g impl Section<R::Domain>) -> &'g T {
@@ -94,7 +111,7 @@ impl<T: Send + Sync + 'static, R: Reclaimer> RcuBox<T, R> {
 }
 
 // SAFETY: 1: the pointer is the box's one field; 2: `Reclaimer::retire`; 3: only `&T` is given out.
-unsafe impl<T: Send + Sync + 'static, R: Reclaimer> RcuPointer for RcuBox<T, R> {
+unsafe impl<T: 'static, R: Reclaimer> RcuPointer for RcuBox<T, R> {
     type Target = T;
     type Domain = R::Domain;
 
@@ -115,7 +132,7 @@ unsafe impl<T: Send + Sync + 'static, R: Reclaimer> RcuPointer for RcuBox<T, R> 
     }
 }
 
-impl<T: Send + Sync + 'static, R: Reclaimer> Deref for RcuBox<T, R> {
+impl<T: 'static, R: Reclaimer> Deref for RcuBox<T, R> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -124,20 +141,20 @@ impl<T: Send + Sync + 'static, R: Reclaimer> Deref for RcuBox<T, R> {
     }
 }
 
-impl<T: Send + Sync + 'static, R: Reclaimer> Drop for RcuBox<T, R> {
+impl<T: 'static, R: Reclaimer> Drop for RcuBox<T, R> {
     fn drop(&mut self) {
         // SAFETY: from `allocate`, given up here; whoever published the box has unlinked it, since it is owned here.
         unsafe { R::default().retire(self.object) };
     }
 }
 
-impl<T: Send + Sync + fmt::Debug + 'static, R: Reclaimer> fmt::Debug for RcuBox<T, R> {
+impl<T: fmt::Debug + 'static, R: Reclaimer> fmt::Debug for RcuBox<T, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&**self, f)
     }
 }
 
-impl<T: Send + Sync + fmt::Display + 'static, R: Reclaimer> fmt::Display for RcuBox<T, R> {
+impl<T: fmt::Display + 'static, R: Reclaimer> fmt::Display for RcuBox<T, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&**self, f)
     }

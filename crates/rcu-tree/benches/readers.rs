@@ -62,13 +62,13 @@ unsafe impl Reclaimer for Heap {
         Ok(NonNull::from(Box::leak(Box::new(value))))
     }
 
-    unsafe fn retire<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn retire<T: 'static>(&self, object: NonNull<T>) {
         Readers.synchronize();
         // SAFETY: given up, and a grace period has passed.
         unsafe { self.free(object) };
     }
 
-    unsafe fn free<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn free<T: 'static>(&self, object: NonNull<T>) {
         // SAFETY: from `allocate`, given up, and without readers.
         drop(unsafe { Box::from_raw(object.as_ptr()) });
     }

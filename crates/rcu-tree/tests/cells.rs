@@ -53,13 +53,13 @@ unsafe impl Reclaimer for Boxes {
         Ok(value.cast())
     }
 
-    unsafe fn retire<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn retire<T: 'static>(&self, object: NonNull<T>) {
         let head = WithHead::around(object).cast();
         // SAFETY: given up by the caller; `T: Send`, so any thread may drop it.
         unsafe { Readers.call(head, Callback::Run(WithHead::<T>::free)) };
     }
 
-    unsafe fn free<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn free<T: 'static>(&self, object: NonNull<T>) {
         // SAFETY: given up by the caller, and unseen.
         unsafe { WithHead::<T>::free(WithHead::around(object).cast()) };
     }

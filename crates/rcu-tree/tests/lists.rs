@@ -46,13 +46,13 @@ unsafe impl Reclaimer for Boxes {
         Ok(unsafe { whole.cast::<u8>().add(offset_of!(WithHead<T>, value)) }.cast())
     }
 
-    unsafe fn retire<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn retire<T: 'static>(&self, object: NonNull<T>) {
         let head = WithHead::head_of(object);
         // SAFETY: given up by the caller; `T: Send`, so any thread may drop it.
         unsafe { Readers.call(head, Callback::Run(WithHead::<T>::free)) };
     }
 
-    unsafe fn free<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn free<T: 'static>(&self, object: NonNull<T>) {
         // SAFETY: given up by the caller, and unseen.
         unsafe { WithHead::<T>::free(WithHead::head_of(object)) };
     }

@@ -178,12 +178,12 @@ unsafe impl Reclaimer for Kept {
         Ok(unsafe { whole.cast::<u8>().add(offset_of!(Headed<T>, value)) }.cast())
     }
 
-    unsafe fn retire<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn retire<T: 'static>(&self, object: NonNull<T>) {
         // SAFETY: given up by the caller.
         unsafe { Exact.call(Headed::head_of(object), Callback::Run(Headed::<T>::free)) };
     }
 
-    unsafe fn free<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn free<T: 'static>(&self, object: NonNull<T>) {
         // SAFETY: given up by the caller, and unseen.
         unsafe { Headed::<T>::free(Headed::head_of(object)) };
     }
