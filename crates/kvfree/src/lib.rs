@@ -52,6 +52,11 @@ pub use alloc_box::AllocBox;
 pub use heap::{
     GlobalBox, GlobalHeap, Heap, Memory, RcuBox, RcuBoxIn, RcuCell, RcuCellIn, Slab, System,
 };
+/// What users of the stack's pointers come across: one dependency is enough.
+pub use rcu_core::{
+    Cookie, GracePeriod, Guard, HasHead, Head, Online, OnlineGuard, Owned, Retired, SendGuard,
+    has_head, read,
+};
 /// For [`stack!`].
 #[cfg(feature = "std")]
 #[doc(hidden)]

@@ -234,8 +234,7 @@ pub struct Changes {
 /// - Which pages are idle, as said there.
 /// - When `take` at [`Attempt::MayGrow`] asks for growth.
 pub unsafe trait Lower: Send + Sync + Sized {
-    /// What [`Self::hold`] returns.
-    #[doc(hidden)]
+    /// What [`Self::hold`] returns: `()` where there is no lock.
     type Held<'a>
     where
         Self: 'a;
@@ -370,7 +369,6 @@ pub unsafe trait Lower: Send + Sync + Sized {
     }
 
     /// Holds every lock there is until the value is dropped: over a fork, and for tests which show that somebody does not need them.
-    #[doc(hidden)]
     fn hold(&self) -> Self::Held<'_>;
 
     /// From now on (or no longer) whoever touches a lock panics: for tests, in debug builds.
