@@ -41,9 +41,9 @@ unsafe impl Reclaimer for Kept {
         Ok(NonNull::from(Box::leak(Box::new(value))))
     }
 
-    unsafe fn retire<T: Send + Sync + 'static>(&self, _object: NonNull<T>) {}
+    unsafe fn retire<T: 'static>(&self, _object: NonNull<T>) {}
 
-    unsafe fn free<T: Send + Sync + 'static>(&self, _object: NonNull<T>) {}
+    unsafe fn free<T: 'static>(&self, _object: NonNull<T>) {}
 }
 
 fn swaps(group: &mut BenchmarkGroup<'_, WallTime>) {

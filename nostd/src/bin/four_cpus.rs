@@ -358,7 +358,7 @@ unsafe impl Reclaimer for Heap {
         Ok(unsafe { memory.byte_add(offset_of!(Held<T>, value)) }.cast())
     }
 
-    unsafe fn retire<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn retire<T: 'static>(&self, object: NonNull<T>) {
         // SAFETY: from `allocate` (the caller's debt 1).
         let head = unsafe { Held::around(object) }.cast::<Head>();
         if needs_drop::<T>() {
@@ -371,7 +371,7 @@ unsafe impl Reclaimer for Heap {
         }
     }
 
-    unsafe fn free<T: Send + Sync + 'static>(&self, object: NonNull<T>) {
+    unsafe fn free<T: 'static>(&self, object: NonNull<T>) {
         // SAFETY: from `allocate` (the caller's debt 1).
         let head = unsafe { Held::around(object) }.cast::<Head>();
         // SAFETY: the caller's debts.
