@@ -92,7 +92,7 @@ pub(crate) fn run() -> usize {
                     sender.send(request).expect("the loop runs");
                 }
             }
-            if version % 2 == 0 {
+            if version.is_multiple_of(2) {
                 publish(version, |x| x + 1);
             } else {
                 publish(version, |x| x + 1000);

@@ -216,7 +216,7 @@ pub(crate) fn run() -> usize {
         }
         for value in 1..=20_000 {
             publish(value);
-            if value % 64 == 0 {
+            if value.is_multiple_of(64) {
                 // The slab asks for grace periods; here nobody but the writer and a barrier drives them.
                 BANKS.drive();
             }

@@ -199,7 +199,7 @@ pub(crate) fn run() -> usize {
     let crowded = |seed: &mut u32| Ipv4Addr::from_bits(0x0a00_0000 | random(seed) & 0x0303_0303);
     for _ in 0..600 {
         let prefix = Prefix::new(crowded(seed), (random(seed) % 33) as u8);
-        if random(seed) % 3 == 0 {
+        if random(seed).is_multiple_of(3) {
             let was_there = routes.writer().contains_key(&prefix);
             assert_eq!(routes.remove(prefix), was_there);
         } else {

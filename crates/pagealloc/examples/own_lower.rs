@@ -235,7 +235,7 @@ pub(crate) fn run() -> [usize; 2] {
                         let block =
                             PageBlock::new(zone, PageReq::new(order)).expect("32 MiB are enough");
                         blocks.push(block);
-                        if i % 3 == 0 {
+                        if i.is_multiple_of(3) {
                             drop(blocks.swap_remove(i * seed % blocks.len()));
                         }
                     }

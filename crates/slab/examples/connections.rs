@@ -237,7 +237,7 @@ pub(crate) fn run() -> u64 {
             let opened = connections.open(flow(port)).expect("it was closed");
             assert!(connections.open(flow(port)).is_none(), "opened twice");
             drop(opened);
-            if round % 7 == 0 {
+            if round.is_multiple_of(7) {
                 thread::yield_now();
             }
             assert!(connections.close(flow(port)));

@@ -111,7 +111,7 @@ fn run() -> u32 {
             });
             for irq in 0..1_000 {
                 kernel.replace_device(irq).expect("memory");
-                if irq % 16 == 0 {
+                if irq.is_multiple_of(16) {
                     kernel.tick();
                 }
             }

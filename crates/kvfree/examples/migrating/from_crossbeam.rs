@@ -121,7 +121,7 @@ pub(super) fn same_stack() {
                     (first..first + EACH)
                         .map(|value| {
                             push(value);
-                            if value % 2 == 0 {
+                            if value.is_multiple_of(2) {
                                 pop().unwrap_or(0)
                             } else {
                                 0
