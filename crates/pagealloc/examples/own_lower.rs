@@ -45,11 +45,10 @@ impl FirstFit {
     /// Whether all pages of a run are free, and whether all read as zeroes.
     fn look(&self, first: u32, end: u32) -> Option<bool> {
         // ORDERING: Relaxed: a look; `claim` decides.
-        let states = (self.pages[first as usize..end as usize].iter())
+        let mut states = (self.pages[first as usize..end as usize].iter())
             .map(|page| page.load(Ordering::Relaxed));
-        states.fold(Some(true), |zero, state| match state {
-            TAKEN => None,
-            state => zero.map(|zero| zero && state == ZERO),
+        states.try_fold(true, |zero, state| {
+            (state != TAKEN).then_some(zero && state == ZERO)
         })
     }
 
