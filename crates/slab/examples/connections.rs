@@ -160,11 +160,22 @@ mod table {
             let Some(link) = self.chains[chain].walk(&guard).find(is_it) else {
                 return false;
             };
-            // SAFETY: in the chain, whose one writer this is; the box stays.
-            unsafe { link.as_ref().del() };
-            // SAFETY: made raw by `open`, and out of the chain just now.
-            drop(unsafe { self.cache.from_raw(link.cast()) });
+            // SAFETY: in the chain, whose one writer this is.
+            drop(unsafe { self.take_out(link) });
             true
+        }
+
+        /// Takes a connection out of its chain, and gives the table's reference away.
+        ///
+        /// # Safety
+        /// 1. `link` is in a chain, whose one writer the caller is.
+        unsafe fn take_out(&self, link: NonNull<NullsLink>) -> Ref<'c> {
+            // SAFETY: a connection's, of which the table has a reference (invariant).
+            let in_chain = unsafe { link.as_ref() };
+            // SAFETY: the one writer (1); the box stays.
+            unsafe { in_chain.del() };
+            // SAFETY: made raw by `open`, and out of the chain just now.
+            unsafe { self.cache.from_raw(link.cast()) }
         }
     }
 
@@ -173,10 +184,8 @@ mod table {
             for chain in self.chains.iter() {
                 let guard = read_lock::<Lookups>();
                 while let Some(link) = chain.walk(&guard).next() {
-                    // SAFETY: nobody else has the table; as in `close`.
-                    unsafe { link.as_ref().del() };
-                    // SAFETY: as in `close`.
-                    drop(unsafe { self.cache.from_raw(link.cast()) });
+                    // SAFETY: in the chain, and nobody else has the table.
+                    drop(unsafe { self.take_out(link) });
                 }
             }
         }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Failure, Pages};
+use common::Pages;
 use proptest::prelude::*;
 use rcu_core::NoReaders;
 use rcu_core::cpu::Threads;
