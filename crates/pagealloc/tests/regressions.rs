@@ -244,7 +244,7 @@ fn t28_a_block_is_the_same_from_every_level() {
 
 /// "Do not reclaim" was taken for "take no lock".
 #[test]
-fn p15_t29_pcp_only_takes_no_lock() {
+fn p15_t29_post_2020_lockless_pcp_only_takes_no_lock() {
     let zone = zone();
     free(&zone, take(&zone, 300), Attempt::NoWait);
     with_the_zone_lock_held(&zone, || {

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `full` | sheaves with objects, free to hand out, by who put them there | under the lock |
 //! | `empty` | sheaves without | under the lock |
-//! | `orphans` | sealed sheaves of slots that went offline, waiting for their cookies | under the lock |
+//! | `orphans` | sealed sheaves, waiting for their cookies: what slots have beyond their share, and of slots that went offline | under the lock |
 //! | `left` | sheaves with objects that were left here while the lock was taken | anyone, see [`Inbox`] |
 //!
 //! # Invariants
@@ -54,6 +54,8 @@ pub(crate) struct Stock {
     full: [SheafList; STRIPES],
     empty: SheafList,
     pub(crate) orphans: SheafList,
+    /// Somebody took an orphan since the monitor last came by.
+    is_drawn_on: bool,
     limits: Limits,
     /// Sheaves in `full` that are not too many.
     limit: u32,
@@ -102,7 +104,13 @@ impl Stock {
     /// Takes the eldest orphan if its cookie is done.
     pub(crate) fn take_ripe<G: GracePeriod>(&mut self, gp: &G) -> Option<Sheaf> {
         let ripe = (self.orphans.first()).is_some_and(|s| gp.poll(s.cookie()));
+        self.is_drawn_on |= ripe;
         if ripe { self.orphans.pop_front() } else { None }
+    }
+
+    /// Whether nobody took an orphan since this was last asked, so that those that are ripe are nobody's who is at work.
+    pub(crate) fn are_orphans_idle(&mut self) -> bool {
+        !core::mem::take(&mut self.is_drawn_on)
     }
 
     /// Takes a sheaf without objects.
@@ -220,6 +228,7 @@ impl Barn {
                     full: [const { SheafList::new() }; STRIPES],
                     empty: SheafList::new(),
                     orphans: SheafList::new(),
+                    is_drawn_on: false,
                     limits,
                     limit: limits.first,
                     turned_away: 0,

@@ -29,9 +29,16 @@ const MIN_SHEAF_BYTES: usize = 64;
 /// Objects that the barn keeps at first, as far as that is between 2 and 10 sheaves, and at most, as far as that is between 10 and 64.
 const BARN_FIRST_BYTES: usize = 320 << 10;
 const BARN_MOST_BYTES: usize = 2 << 20;
-/// A grace period is asked for when this many objects, or bytes, wait in one slot.
-const ASK_OBJECTS: usize = 8192;
-const ASK_BYTES: usize = 512 << 10;
+/// A grace period is asked for when this many objects, or bytes, wait. As much of one type is in flight at the least, so this is what 2 MiB
+/// allow: each doubling halves the system calls, and the interrupts of the other CPUs, that an object costs.
+const ASK_OBJECTS: usize = 20_480;
+const ASK_BYTES: usize = ASK_OBJECTS * 64;
+/// The same for one of many caches that share what they may have.
+const ASK_OBJECTS_OF_MANY: usize = 8192;
+const ASK_BYTES_OF_MANY: usize = ASK_OBJECTS_OF_MANY * 64;
+/// Of that, a slot keeps this part in its own line, or this many sheaves.
+const OWN_PART: usize = 32;
+const OWN_SHEAVES: usize = 4;
 /// Empty slabs that a cache keeps.
 const MIN_PARTIAL: usize = 5;
 /// What may wait in sealed sheaves: a quarter of a second's grace period at a retired gigabyte a second.
@@ -119,11 +126,21 @@ impl CacheConfig {
         self
     }
 
-    /// How many objects may wait in one slot before a grace period is asked for. By default 8192, or fewer so that
-    /// they are at most 512 KiB.
+    /// How many objects may wait, on all slots together, before a grace period is asked for. By default 20480, or fewer so that
+    /// they are at most 1280 KiB.
     pub const fn ask_after(mut self, objects: usize) -> Self {
         self.ask_objects = Some(objects);
         self
+    }
+
+    /// As [`Self::ask_after`], for one of many caches that share what memory they may have: two fifths of the default.
+    pub(crate) fn of_many(self) -> Self {
+        let objects = ask_objects(
+            self.layout.size().max(1),
+            ASK_OBJECTS_OF_MANY,
+            ASK_BYTES_OF_MANY,
+        );
+        self.ask_after(objects)
     }
 
     /// How many empty slabs are kept rather than given back. By default 5.
@@ -256,7 +273,8 @@ impl CacheConfig {
             first: sheaves(BARN_FIRST_BYTES).clamp(2, 10) as u32,
             most: sheaves(BARN_MOST_BYTES).clamp(10, 64) as u32,
         };
-        let ask = ASK_OBJECTS.min(ASK_BYTES / size).max(sheaf_cap);
+        let ask = ask_objects(size, ASK_OBJECTS, ASK_BYTES).max(sheaf_cap);
+        let ask = self.ask_objects.unwrap_or(ask);
         Ok(Shape {
             name: self.name,
             layout: self.layout,
@@ -271,7 +289,9 @@ impl CacheConfig {
             sheaf_cap: sheaf_cap as u32,
             sheaf_bytes,
             barn,
-            ask_objects: self.ask_objects.unwrap_or(ask),
+            ask_objects: ask,
+            crowd_objects: ask.saturating_add(ask / 16),
+            own_objects: (ask / OWN_PART).max(OWN_SHEAVES * sheaf_cap),
             min_partial: self.min_partial,
             link_at: frame.link_at,
             waiting_limit: self.waiting_limit / size,
@@ -281,6 +301,18 @@ impl CacheConfig {
             constructor: self.constructor,
             stability: self.stability,
         })
+    }
+}
+
+/// At most so many objects of `size` bytes, and so many bytes of them; at least one.
+const fn ask_objects(size: usize, objects: usize, bytes: usize) -> usize {
+    let by_bytes = bytes / size;
+    if by_bytes == 0 {
+        1
+    } else if by_bytes < objects {
+        by_bytes
+    } else {
+        objects
     }
 }
 
@@ -313,6 +345,10 @@ pub(crate) struct Shape {
     pub(crate) sheaf_bytes: usize,
     pub(crate) barn: Limits,
     pub(crate) ask_objects: usize,
+    /// How many wait in a slot's own line.
+    pub(crate) own_objects: usize,
+    /// How many may wait before those who may sleep wait a little for the grace period that was asked for.
+    pub(crate) crowd_objects: usize,
     pub(crate) min_partial: usize,
     /// Where a free object has a word for a link (L12): bytes from its start.
     pub(crate) link_at: isize,

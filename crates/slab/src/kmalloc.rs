@@ -168,7 +168,9 @@ where
         for (class, (&bytes, name)) in CLASS_BYTES.iter().zip(NAMES).enumerate() {
             let layout = Layout::from_size_align(bytes, class_align(class))
                 .map_err(|_| CreateError::WrongLayout)?;
-            let mut config = CacheConfig::new(name, layout).number(class as u16);
+            let mut config = CacheConfig::new(name, layout)
+                .number(class as u16)
+                .of_many();
             if let Some(watch) = watch {
                 config = config.watched_by(watch);
             }
@@ -326,6 +328,41 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         match self.kind_of(memory.as_ptr()) {
             // SAFETY: the tag says which cache it came from; debts 1 and 2.
             Kind::Class(class) => unsafe { self.caches[class].retire(memory) },
+            Kind::Large => Err(memory),
+            Kind::Foreign => foreign(memory),
+        }
+    }
+
+    /// As [`Self::retire`], if all it takes is a push: see [`RawCache::retire_hit`].
+    ///
+    /// # Safety
+    /// As for [`Self::retire`]; the memory is given up if true comes back.
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn retire_hit(&self, memory: NonNull<u8>) -> bool {
+        match self.kind_of(memory.as_ptr()) {
+            // SAFETY: the tag says which cache it came from; the caller's debts.
+            Kind::Class(class) => unsafe { self.cache(class).retire_hit(memory) },
+            Kind::Large | Kind::Foreign => false,
+        }
+    }
+
+    /// As [`Self::retire`], going as far as `attempt`: see [`RawCache::retire_attempt`].
+    ///
+    /// # Errors
+    /// As for [`Self::retire`], within `attempt`.
+    ///
+    /// # Safety
+    /// As for [`Self::retire`]. Above [`Attempt::TryLock`], not from signal handlers and interrupts.
+    #[track_caller]
+    pub unsafe fn retire_attempt(
+        &self,
+        memory: NonNull<u8>,
+        attempt: Attempt,
+    ) -> Result<(), NonNull<u8>> {
+        match self.kind_of(memory.as_ptr()) {
+            // SAFETY: the tag says which cache it came from; debts 1 and 2.
+            Kind::Class(class) => unsafe { self.cache(class).retire_attempt(memory, attempt) },
             Kind::Large => Err(memory),
             Kind::Foreign => foreign(memory),
         }

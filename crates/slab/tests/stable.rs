@@ -66,7 +66,7 @@ fn first_word(object: NonNull<u8>) -> u64 {
 }
 
 #[test]
-fn l5_an_object_is_used_again_at_once_and_its_pages_wait() {
+fn l5_post_2004_an_object_is_used_again_at_once_and_its_pages_wait() {
     with_cache(config(Stability::Type), |cache, _, pages, gp| {
         let object = cache.alloc().unwrap();
         free(cache, [object]);
@@ -300,7 +300,7 @@ fn t9_destroy_waits_for_delayed_objects_and_then_for_their_pages() {
 }
 
 #[test]
-fn t19_destroy_and_drop_wait_for_pages() {
+fn t19_post_2004_destroy_and_drop_wait_for_pages() {
     for drops in [false, true] {
         let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
         // SAFETY: the cache is destroyed below, before what it borrows ends.
@@ -320,7 +320,7 @@ fn t19_destroy_and_drop_wait_for_pages() {
 }
 
 #[test]
-fn l6_what_writes_to_free_objects_is_refused() {
+fn l6_post_2004_what_writes_to_free_objects_is_refused() {
     let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
     let refusal = |checks: Checks, stability: Stability| {
         // SAFETY: it is not made, or dropped at once.

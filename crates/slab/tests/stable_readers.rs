@@ -325,7 +325,7 @@ fn l5_stale_readers_on_one_cpu() {
 
 /// The key was looked at before the reference was taken, or written after the count.
 #[test]
-fn t20_the_look_comes_after_the_reference_and_the_key_before_the_count() {
+fn t20_post_2004_the_look_comes_after_the_reference_and_the_key_before_the_count() {
     let cache = cache::<OnTree>(Stability::Type);
     {
         let place = Place::new(&cache);
@@ -360,7 +360,7 @@ fn t20_the_look_comes_after_the_reference_and_the_key_before_the_count() {
 
 /// A lock was made anew at each allocation, while a stale reader held it.
 #[test]
-fn t21_a_lock_outlasts_the_lives_of_its_object() {
+fn t21_post_2004_a_lock_outlasts_the_lives_of_its_object() {
     let cache = cache::<OnTree>(Stability::Type);
     {
         let place = Place::new(&cache);

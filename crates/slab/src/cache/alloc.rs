@@ -117,7 +117,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 continue;
             }
             // Nothing ripe, though this slot asked for a grace period: push it on, once.
-            let may_ripen = !slot.line.is_empty() && !self.gp.poll(local.asked());
+            let may_ripen = !slot.line.is_empty() && !self.gp.poll(self.waiting.0.asked());
             if may_drive && may_ripen {
                 drop(slot);
                 may_drive = false;
@@ -146,13 +146,24 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     /// Such a sheaf of the barn's, for the slot of that number.
-    pub(super) fn barn_sheaf(&self, stock: &mut Stock, number: usize) -> Option<Sheaf> {
+    pub(super) fn barn_sheaf(
+        &self,
+        slot: &mut SlotState,
+        stock: &mut Stock,
+        number: usize,
+    ) -> Option<Sheaf> {
         if let Some(full) = stock.take_full(number) {
             self.tally(Event::BarnGet);
             return Some(full);
         }
         self.tally(Event::BarnGetFail);
+        self.ripe_orphan(slot, stock)
+    }
+
+    /// The eldest of what waits in the barn, if it is ripe.
+    fn ripe_orphan(&self, slot: &mut SlotState, stock: &mut Stock) -> Option<Sheaf> {
         let orphan = self.hide_ripe(stock.take_ripe(&self.gp)?);
+        slot.counts.recycled = slot.counts.recycled.wrapping_add(1);
         self.count_let_go(orphan.len());
         Some(orphan)
     }
@@ -169,11 +180,21 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let Some(mut stock) = self.barn.0.lock(attempt) else {
             return false;
         };
-        let Some(sheaf) = self.barn_sheaf(&mut stock, number) else {
+        let Some(sheaf) = self.barn_sheaf(slot, &mut stock, number) else {
             return false;
         };
-        if let Some(emptied) = slot.renew_main(sheaf) {
-            self.stow_empty(emptied, Some(stock));
+        let mut emptied = [slot.renew_main(sheaf), None];
+        // Another one under the same hold, so that the next time needs no lock. Not in line, where a barrier that has been here would
+        // not look for it again: what is ripe is free to hand out.
+        if slot.spare.as_ref().is_none_or(Sheaf::is_empty)
+            && let Some(ripe) = self.ripe_orphan(slot, &mut stock)
+        {
+            emptied[1] = slot.spare.replace(ripe);
+        }
+        for sheaf in emptied.into_iter().flatten() {
+            if let Err(sheaf) = stock.put_empty(sheaf) {
+                self.drop_sheaf(sheaf);
+            }
         }
         true
     }

@@ -1,5 +1,6 @@
 //! A cache's birth and end.
 
+use super::waiting::Waiting;
 use super::{Inner, Line, RawCache};
 use crate::barn::Barn;
 use crate::checks::{Checks, Quarantine};
@@ -124,7 +125,7 @@ where
             nr_used: AtomicUsize::new(0),
             nr_coloured: AtomicUsize::new(0),
             tally: Tally::default(),
-            waiting: Line(AtomicUsize::new(0)),
+            waiting: Line(Waiting::new()),
             barn: Line(Barn::new(shape.barn)),
             slabs: Line(SpinMutex::new(Slabs::new())),
             quarantine: Line(SpinMutex::new(quarantine)),

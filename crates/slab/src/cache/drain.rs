@@ -127,7 +127,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         }
         match self.barn.0.lock(ATTEMPT) {
             Some(mut stock) => {
-                self.adopt_ripe(&mut stock);
+                if stock.are_orphans_idle() {
+                    self.adopt_ripe(&mut stock);
+                }
                 waiting += stock.orphans.objects();
                 is_unripe |= !stock.orphans.is_empty();
             }

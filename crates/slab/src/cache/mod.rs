@@ -10,7 +10,7 @@
 //! | `barn` | sheaves between slots and slabs, and orphaned ones that wait | under its lock |
 //! | `slabs` | which objects are out of their slabs | under its lock |
 //! | `nr_used` | slots from this number on never held a sheaf | a slot's owner, before it holds one |
-//! | `waiting` | objects in sealed sheaves | whoever seals one, or lets one go |
+//! | `waiting` | see `waiting`: objects in sealed sheaves | whoever seals one, or lets one go |
 //! | `deferred` | free objects that found every lock taken | anyone adds, the holder of the slabs' lock takes all |
 //!
 //! # Life of an object
@@ -61,6 +61,7 @@ mod sanitize;
 mod slot;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use build::Busy;
 pub use fork::CacheFork;
@@ -82,6 +83,7 @@ use pagealloc::{AllocError, Attempt, Order, PageAlloc, PressureHook};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OfflineHook, Slot, SpinMutex, in_register};
 use slot::SlotCell;
+use waiting::Waiting;
 
 /// Keeps what has its own lock on its own cache lines.
 #[derive(Debug)]
@@ -103,7 +105,7 @@ struct Inner<C: Cpus, P: PageAlloc, G: GracePeriod> {
     nr_coloured: AtomicUsize,
     /// Events of callers without a slot.
     tally: Tally,
-    waiting: Line<AtomicUsize>,
+    waiting: Line<Waiting>,
     barn: Line<Barn>,
     slabs: Line<SpinMutex<Slabs>>,
     quarantine: Line<SpinMutex<Quarantine>>,
@@ -205,8 +207,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// retired and not sealed yet. One load.
     #[must_use]
     pub fn waiting_objects(&self) -> usize {
-        // ORDERING: Relaxed: a number; it may be out of date when it is used anyway.
-        self.inner().waiting.0.load(Ordering::Relaxed)
+        self.inner().waiting.0.objects()
     }
 
     /// The bytes of [`Self::waiting_objects`].
@@ -282,15 +283,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     fn count_waiting(&self, objects: usize) {
-        if objects > 0 {
-            // ORDERING: Relaxed: a number for statistics and budgets.
-            self.waiting.0.fetch_add(objects, Ordering::Relaxed);
-        }
+        self.waiting.0.sealed(objects);
     }
 
     fn count_let_go(&self, objects: usize) {
-        // ORDERING: Relaxed: a number for statistics and budgets.
-        self.waiting.0.fetch_sub(objects, Ordering::Relaxed);
+        self.waiting.0.let_go(objects);
     }
 
     /// Memory for a sheaf, made a sheaf.

@@ -215,7 +215,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             let own = self.own_sheaf(&mut slot);
             return own.or_else(|| {
                 let mut stock = self.barn.0.lock(attempt)?;
-                self.barn_sheaf(&mut stock, self.number_of(local))
+                self.barn_sheaf(&mut slot, &mut stock, self.number_of(local))
             });
         }
         self.barn.0.lock(attempt)?.take_full(0)

@@ -2,24 +2,28 @@
 //!
 //! # Policy
 //! A sealed sheaf takes a cookie by `snapshot`, which asks for nothing. A grace period is *asked for* when the objects
-//! that were sealed since the last asking pass a threshold (8192, or 512 KiB of them) and the eldest sheaf in line is not
-//! ripe; and while one that was asked for is on its way, every seal pushes it on a step. One heavy fence per sheaf of 509
-//! would cost several times as much as one per sixteen.
+//! that were sealed since the last asking, on all slots together, pass a threshold (20480, or 1280 KiB of them); and while one that was
+//! asked for is on its way, every seal pushes it on a step. One heavy fence per sheaf of 509 would cost several times as much as one per forty.
 //!
-//! A thread that retires and never allocates does not consume its line. Above twice the threshold it lets two ripe
-//! sheaves go with every one it seals, to the barn or the slabs: the line shrinks, and no call does more than that.
+//! A slot keeps a share of what waits in its own line, whose objects its CPU's caches may still have, and leaves the rest to all. So as much
+//! is in flight as one asking covers, however many slots there are and whoever of them allocates.
+//!
+//! Where nobody allocates, the line is not consumed. Above one and a half times the threshold whoever seals a sheaf lets two ripe ones go, to
+//! the barn or the slabs: the line shrinks, and no call does more than that.
+//!
+//! Above a little more than the threshold, who may sleep lingers: a grace period that does not end though it is pushed waits for a reader
+//! that has lost its CPU, which it gets back sooner if this thread leaves one. See `waiting`.
 //!
 //! Above the cache's limit of what may wait, nothing more is sealed: a full `rcu` stays, objects go back to their retirers, and each
 //! such call lets two ripe sheaves go and pushes the grace period.
 
-use super::slot::{SlotCell, SlotState};
+use super::slot::SlotState;
 use super::{Inner, RawCache};
 use crate::checks::Move;
 use crate::slabs::Dying;
 use crate::stats::Event;
 use core::panic::Location;
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
 use pagealloc::{Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
@@ -49,6 +53,23 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         unsafe { self.retire_attempt(object, ATTEMPT) }
     }
 
+    /// As [`Self::retire`], if all it takes is a push: says whether it was that. Then nothing was looked at, counted or sealed, so that who
+    /// has limits to look at may do so once in a sheaf.
+    ///
+    /// # Safety
+    /// As for [`Self::retire`]; the object is given up if true comes back.
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn retire_hit(&self, object: NonNull<u8>) -> bool {
+        if let Some(local) = self.local() {
+            // SAFETY: the slot is the caller's, from `current` just now.
+            if let Some(mut slot) = unsafe { local.cell.try_enter() } {
+                return slot.rcu.push(object);
+            }
+        }
+        false
+    }
+
     /// Frees an object for reuse after a grace period, going as far as `attempt` for a sheaf when the slot needs one: above
     /// [`Attempt::TryLock`] it waits for spin locks, and so fails only without a slot or without memory.
     ///
@@ -64,13 +85,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         object: NonNull<u8>,
         attempt: Attempt,
     ) -> Result<(), NonNull<u8>> {
-        if let Some(local) = self.local() {
-            // SAFETY: the slot is the caller's, from `current` just now.
-            if let Some(mut slot) = unsafe { local.cell.try_enter() }
-                && slot.rcu.push(object)
-            {
-                return Ok(());
-            }
+        // SAFETY: the caller's debts.
+        if unsafe { self.retire_hit(object) } {
+            return Ok(());
         }
         self.inner().retire_slow(object, attempt)
     }
@@ -134,12 +151,13 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 has_let_go = self.make_room(&mut slot);
                 if self.is_over_limit(slot.rcu.len()) {
                     drop(slot);
-                    return Err(self.over_limit(local, object, has_let_go));
+                    return Err(self.over_limit(object, has_let_go));
                 }
             }
             let sealed = slot.seal(&self.gp);
             self.count_waiting(sealed);
             has_let_go |= self.let_go(&mut slot);
+            self.share(&mut slot);
             let vessel = slot
                 .take_empty()
                 .or_else(|| self.barn.0.lock(attempt)?.take_empty());
@@ -149,7 +167,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 debug_assert!(old.is_none(), "T16: a sheaf was overwritten");
                 placed = self.push_retired(&mut slot, object);
             }
-            let ask = slot.should_ask(&self.gp, self.shape.ask_objects);
+            let ask = self.waiting.0.should_ask(self.shape.ask_objects);
             (placed, ask, has_let_go)
         };
         if has_let_go {
@@ -164,18 +182,24 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             self.tell_watch();
         }
         if ask {
-            local.set_asked(self.gp.start());
+            self.waiting.0.set_asked(self.gp.start());
             self.gp.drive();
-        } else if !self.gp.poll(local.asked()) {
+        } else if !self.gp.poll(self.waiting.0.asked()) {
             self.gp.drive();
+        }
+        if attempt == Attempt::MayGrow && self.waiting.0.objects() > self.shape.crowd_objects {
+            let asked = self.waiting.0.asked();
+            if !self.gp.poll(asked) {
+                self.waiting.0.linger(asked, &self.gp);
+            }
         }
         result
     }
 
     /// Whether `more` objects would be too many to wait.
     fn is_over_limit(&self, more: usize) -> bool {
-        // ORDERING: Relaxed: a budget; what others add meanwhile is a sheaf each.
-        more > 0 && self.waiting.0.load(Ordering::Relaxed) + more > self.shape.waiting_limit
+        // A budget: what others add meanwhile is a sheaf each.
+        more > 0 && self.waiting.0.objects() + more > self.shape.waiting_limit
     }
 
     /// Lets a few of the slot's ripe sheaves go, and says whether there were any. As [`Self::let_go`] does.
@@ -183,24 +207,28 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let Some(mut stock) = self.barn.0.lock(ATTEMPT) else {
             return false;
         };
-        self.flush_line(slot, &mut stock, LET_GO) > 0
+        let mut gone = self.flush_line(slot, &mut stock, LET_GO);
+        while gone < LET_GO
+            && let Some(ripe) = stock.take_ripe(&self.gp)
+        {
+            let ripe = self.hide_ripe(ripe);
+            self.count_let_go(ripe.len());
+            stock.add_full(ripe);
+            gone += 1;
+        }
+        gone > 0
     }
 
     /// Gives `object` back because too much waits. Asks for a grace period, unless one that this slot asked for is on its way, and
     /// pushes it.
     #[cold]
-    fn over_limit(
-        &self,
-        local: &SlotCell<C::Lock>,
-        object: NonNull<u8>,
-        has_let_go: bool,
-    ) -> NonNull<u8> {
+    fn over_limit(&self, object: NonNull<u8>, has_let_go: bool) -> NonNull<u8> {
         self.tally(Event::RetireOverLimit);
         if has_let_go {
             self.trim_barn(ATTEMPT);
         }
-        if self.gp.poll(local.asked()) {
-            local.set_asked(self.gp.start());
+        if self.gp.poll(self.waiting.0.asked()) {
+            self.waiting.0.set_asked(self.gp.start());
         }
         self.gp.drive();
         object
@@ -244,6 +272,27 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     /// Lets ripe sheaves go that this slot will not consume itself, to the barn whatever that has. Inside the local lock, so
     /// that the objects are never on the way from place to place while a barrier looks (I1).
     fn let_go(&self, slot: &mut SlotState) -> bool {
-        slot.line.objects() > self.shape.ask_objects.saturating_mul(2) && self.make_room(slot)
+        let enough = self
+            .shape
+            .ask_objects
+            .saturating_add(self.shape.ask_objects / 2);
+        self.waiting.0.objects() > enough && self.make_room(slot)
+    }
+
+    /// Leaves what a slot has beyond its share to all, eldest first: else what is ripe in one slot's line would lie there while another
+    /// slot asks for pages. Inside the local lock, as above.
+    fn share(&self, slot: &mut SlotState) {
+        let own = self.shape.own_objects;
+        if slot.line.objects() <= own.saturating_mul(2) {
+            return;
+        }
+        let Some(mut stock) = self.barn.0.lock(ATTEMPT) else {
+            return;
+        };
+        while slot.line.objects() > own
+            && let Some(eldest) = slot.line.pop_front()
+        {
+            stock.orphans.push_back(eldest);
+        }
     }
 }

@@ -9,9 +9,8 @@
 
 use crate::sheaf::{Installed, Sheaf, SheafList};
 use crate::stats::Tally;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use rcu_core::GracePeriod;
 use rcu_core::cpu::{LocalCell, LocalLock, ZeroInit};
-use rcu_core::{Cookie, GracePeriod};
 use static_assertions::const_assert;
 
 /// A slot's sheaves. All-zero is a slot without any.
@@ -27,8 +26,6 @@ pub(crate) struct SlotState {
     pub(crate) spare: Option<Sheaf>,
     /// Sealed sheaves, eldest first.
     pub(crate) line: SheafList,
-    /// Objects sealed since a grace period was last asked for.
-    unasked: u32,
     /// `rcu` had objects already when the monitor last came by.
     is_aged: bool,
     pub(crate) counts: Counts,
@@ -109,20 +106,9 @@ impl SlotState {
         sheaf.set_cookie(gp.snapshot());
         // INVARIANT: I2: everything in the sheaf was retired before the cookie was taken.
         self.line.push_back(sheaf);
-        self.unasked = self.unasked.saturating_add(objects as u32);
         self.is_aged = false;
         self.counts.sealed = self.counts.sealed.wrapping_add(1);
         objects
-    }
-
-    /// Whether it is time to ask for a grace period; then counts as asked.
-    pub(crate) fn should_ask<G: GracePeriod>(&mut self, gp: &G, threshold: usize) -> bool {
-        let unripe = (self.line.first()).is_some_and(|s| !gp.poll(s.cookie()));
-        let ask = unripe && self.unasked as usize >= threshold;
-        if ask {
-            self.unasked = 0;
-        }
-        ask
     }
 
     /// The monitor's tick: whether `rcu` has had objects since the last one, and whether the owner
@@ -146,32 +132,15 @@ pub(crate) struct Tick {
     pub(crate) flush: bool,
 }
 
-/// A slot's line of memory: its local lock, what that guards, and a hint beside it.
+/// A slot's line of memory: its local lock, what that guards, and counters beside it.
 #[repr(C, align(128))]
 pub(crate) struct SlotCell<L> {
     pub(crate) cell: LocalCell<L, SlotState>,
-    /// The cookie last asked for by this slot, its lowest bit flipped so that zero is
-    /// [`Cookie::COMPLETED`].
-    asked: AtomicUsize,
     pub(crate) tally: Tally,
 }
 
-// SAFETY: zero is valid for the cell (its own impl) and the hint.
+// SAFETY: zero is valid for the cell (its own impl) and the counters.
 unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
 // A slot is a power of two of bytes, its first 128 what the fast paths use, or a shift to find it becomes a multiplication.
 const_assert!(size_of::<SlotCell<rcu_core::cpu::BiasedLock>>() == 256);
 const_assert!(size_of::<SlotCell<rcu_core::cpu::SpinLock>>() == 256);
-
-impl<L> SlotCell<L> {
-    /// The cookie that this slot last asked for.
-    pub(crate) fn asked(&self) -> Cookie {
-        // ORDERING: Relaxed: a hint whether driving is worth while; the cookie is polled again.
-        Cookie::from_raw(self.asked.load(Ordering::Relaxed) ^ Cookie::COMPLETED.raw())
-    }
-
-    pub(crate) fn set_asked(&self, cookie: Cookie) {
-        let raw = cookie.raw() ^ Cookie::COMPLETED.raw();
-        // ORDERING: Relaxed: a hint, as above.
-        self.asked.store(raw, Ordering::Relaxed);
-    }
-}

@@ -49,6 +49,28 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         }
     }
 
+    /// As [`Self::retire`] where the layout is known and all it takes is a push: see [`RawCache::retire_hit`](crate::RawCache::retire_hit).
+    /// No page's tag is looked at, and what the CPU does next does not wait for one.
+    ///
+    /// With debug assertions, and with the feature `checks`, the tag is looked at all the same, and a layout of another class ends the program.
+    ///
+    /// # Safety
+    /// 1. As for [`Self::retire`]; the memory is given up if true comes back.
+    /// 2. As for [`Self::kfree_sized`].
+    #[inline(always)]
+    #[must_use]
+    pub unsafe fn retire_sized_hit(&self, memory: NonNull<u8>, layout: Layout) -> bool {
+        let class = class_of(layout);
+        if VERIFIES {
+            self.expect_class(memory, class, layout);
+        }
+        match class {
+            // SAFETY: the class's object (2); debt 1.
+            Some(class) => unsafe { self.cache(class).retire_hit(memory) },
+            None => false,
+        }
+    }
+
     /// Aborts if the page's tag does not name that class, or none where that is none.
     fn expect_class(&self, memory: NonNull<u8>, class: Option<usize>, layout: Layout) {
         let found = match self.kind_of(memory.as_ptr()) {
