@@ -292,26 +292,17 @@ unsafe impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> DeferFree for Kvfree<C, P
             return;
         }
         // SAFETY: the caller's debts 1 and 2.
-        if unsafe { self.inner().objects.try_defer(object) } {
-            return;
-        }
-        let entry = self.entry_of(object);
-        self.inner().note_overdraft();
-        if self.push(entry, &mut None, Context::Any).is_none() {
-            // SAFETY: the caller's debts; the offset is how the object is found again.
-            unsafe { self.queue_head(head, entry.bytes) };
+        if !unsafe { self.inner().objects.try_defer_hit(object) } {
+            self.retire_with_head(object, head);
         }
     }
 
+    #[inline]
     unsafe fn retire_mightsleep(&self, object: NonNull<u8>) {
-        // SAFETY: the caller's debt 1. Above the limit the allocator's own batches take no more than ours do.
-        if !self.inner().is_over() && unsafe { self.inner().objects.try_defer(object) } {
-            return;
+        // SAFETY: the caller's debt 1.
+        if !unsafe { self.inner().objects.try_defer_hit(object) } {
+            self.retire_slow(object);
         }
-        self.push_mightsleep(self.entry_of(object), || {
-            // SAFETY: a grace period has passed since the caller gave the object up.
-            unsafe { self.inner().objects.free_bulk(&mut [object]) };
-        });
     }
 
     fn barrier(&self) {

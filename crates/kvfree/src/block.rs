@@ -41,16 +41,23 @@ pub(crate) enum Kind {
     Glue,
     /// Objects that their [`DropManyFn`](crate::DropManyFn) drops and frees, many at a time.
     Typed,
+    /// Objects whose [`DropManyFn`](crate::DropManyFn) gives memory back and drops nothing.
+    Plain,
 }
 
 impl Kind {
-    /// Whether freeing such objects runs foreign code.
+    /// Whether such objects are not of the [`Objects`], and a function frees them.
     pub(crate) const fn is_foreign(self) -> bool {
+        matches!(self, Self::Glue | Self::Typed | Self::Plain)
+    }
+
+    /// Whether freeing such objects runs destructors, or whatever else a user's function does.
+    pub(crate) const fn runs_foreign_code(self) -> bool {
         matches!(self, Self::Glue | Self::Typed)
     }
 }
 
-pub(crate) const NR_KINDS: usize = 4;
+pub(crate) const NR_KINDS: usize = 5;
 
 /// One page: a header and pointers.
 #[repr(C)]
@@ -180,7 +187,7 @@ impl Block {
         let all = unsafe { &mut *(all as *mut [NonNull<u8>]) };
         let mut freed = Freed::default();
         let n = match self.kind {
-            Kind::Large | Kind::Typed => keep_first(all, &mut freed),
+            Kind::Large | Kind::Typed | Kind::Plain => keep_first(all, &mut freed),
             // A slab keeps book of its objects itself; and what a `DropFn` gets may be the same twice, a count's owners say.
             Kind::Small | Kind::Glue => all.len(),
         };

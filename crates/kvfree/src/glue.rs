@@ -21,6 +21,8 @@ pub(crate) enum Glue {
     Each(DropFn),
     /// Many at a time.
     Many(DropManyFn),
+    /// Many at a time, by giving memory back: no destructor is run.
+    Plain(DropManyFn),
 }
 
 impl Glue {
@@ -29,6 +31,7 @@ impl Glue {
         match self {
             Self::Each(_) => Kind::Glue,
             Self::Many(_) => Kind::Typed,
+            Self::Plain(_) => Kind::Plain,
         }
     }
 
@@ -36,7 +39,7 @@ impl Glue {
     pub(crate) fn word(self) -> *mut () {
         match self {
             Self::Each(drop) => drop as *mut (),
-            Self::Many(drop) => drop as *mut (),
+            Self::Many(drop) | Self::Plain(drop) => drop as *mut (),
         }
     }
 
@@ -46,7 +49,7 @@ impl Glue {
     /// 1. The word came from [`Self::word`] of glue of this kind.
     pub(crate) unsafe fn of(kind: Kind, word: *mut ()) -> Self {
         match kind {
-            Kind::Typed => {
+            Kind::Typed | Kind::Plain => {
                 // SAFETY: made from such a function (1).
                 Self::Many(unsafe { core::mem::transmute::<*mut (), DropManyFn>(word) })
             }
@@ -75,7 +78,7 @@ impl Glue {
             // SAFETY: 1.
             Self::Each(drop) => each_contained(objects, |object| unsafe { drop(object) }),
             // SAFETY: 1.
-            Self::Many(drop) => unsafe { drop(objects) },
+            Self::Many(drop) | Self::Plain(drop) => unsafe { drop(objects) },
         }
     }
 }
@@ -121,7 +124,7 @@ pub fn each_contained(objects: &[NonNull<u8>], mut f: impl FnMut(NonNull<u8>)) -
 /// 1. Each pair is an object that nobody sees any more, and the word of a function of this kind that frees it.
 pub(crate) unsafe fn free_pairs(pairs: &mut [[*mut (); 2]], kind: Kind) -> Freed {
     let mut freed = Freed::default();
-    if kind == Kind::Typed {
+    if kind != Kind::Glue {
         // By the function; by the object, too, so that an object that is there twice meets itself.
         pairs.sort_unstable_by_key(|pair| (pair[1].addr(), pair[0].addr()));
     }
@@ -131,7 +134,7 @@ pub(crate) unsafe fn free_pairs(pairs: &mut [[*mut (); 2]], kind: Kind) -> Freed
         let Some(object) = NonNull::new(object.cast::<u8>()) else {
             continue;
         };
-        if kind == Kind::Typed && last.replace(object) == Some(object) {
+        if kind != Kind::Glue && last.replace(object) == Some(object) {
             freed.note_double(object);
             continue;
         }

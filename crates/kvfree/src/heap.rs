@@ -6,7 +6,6 @@
 
 use crate::boxes::dealloc_many;
 use crate::glue::each_contained;
-use crate::objects::DeferFree;
 use crate::stack::{Global, StackDomain};
 use core::alloc::Layout;
 use core::fmt;
@@ -256,11 +255,13 @@ unsafe impl<D: StackDomain, M: Memory<D>> Reclaimer for Heap<D, M> {
     unsafe fn retire<T: 'static>(&self, object: NonNull<T>) {
         // SAFETY: the object came from `allocate` (the caller's debt 1).
         let headed = unsafe { Headed::around(object) };
-        let (head, front) = (headed.cast::<Head>(), D::stack().front());
+        let head = headed.cast::<Head>();
         if M::IS_OWN && !needs_drop::<T>() {
-            // SAFETY: the caller's debts; nothing to drop.
-            unsafe { front.retire(head, Headed::<T>::HEAD) };
+            let layout = Layout::new::<Headed<T>>();
+            // SAFETY: the caller's debts; allocated for this layout, and there is nothing to drop.
+            unsafe { D::stack().retire_sized(head, Headed::<T>::HEAD, layout) };
         } else {
+            let front = D::stack().front();
             let one = Callback::Run(Headed::<T>::drop_and_free::<D, M>);
             let many = Headed::<T>::drop_and_free_many::<D, M>;
             let bytes = size_of::<Headed<T>>();

@@ -2,7 +2,7 @@
 
 use crate::objects::Objects;
 use core::ptr::NonNull;
-use pagealloc::PageAlloc;
+use pagealloc::{Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
 use slab::Kmalloc;
@@ -16,6 +16,17 @@ unsafe impl<C: Cpus + Send + Sync, P: PageAlloc, G: GracePeriod + Send + Sync> O
     unsafe fn try_defer(&self, object: NonNull<u8>) -> bool {
         // SAFETY: the caller's debt 1.
         unsafe { self.retire(object) }.is_ok()
+    }
+
+    #[inline(always)]
+    unsafe fn try_defer_hit(&self, object: NonNull<u8>) -> bool {
+        // SAFETY: the caller's debt 1.
+        unsafe { self.retire_hit(object) }
+    }
+
+    unsafe fn try_defer_mightsleep(&self, object: NonNull<u8>) -> bool {
+        // SAFETY: the caller's debt 1; it may sleep.
+        unsafe { self.retire_attempt(object, Attempt::MayGrow) }.is_ok()
     }
 
     fn is_large(&self, object: NonNull<u8>) -> bool {

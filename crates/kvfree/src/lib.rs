@@ -66,8 +66,8 @@ pub use stack::retire_box_in;
 #[cfg(feature = "std")]
 pub use stack::{
     Builder, Global, InUse, Stack, StackDomain, StackStats, TypedCache, barrier, cache, front,
-    objects, pages, read_lock, retire, retire_box, retire_in_mightsleep, retire_mightsleep, stats,
-    synchronize, unbatched,
+    objects, pages, read_lock, retire, retire_box, retire_in_mightsleep, retire_mightsleep,
+    retire_sized_mightsleep, stats, synchronize, unbatched,
 };
 
 /// Tests the example of the workspace's README.

@@ -22,6 +22,27 @@ pub unsafe trait Objects {
     /// 1. `object` came from this allocator, no new reader can find it, and it is given up if true comes back.
     unsafe fn try_defer(&self, object: NonNull<u8>) -> bool;
 
+    /// As `try_defer`, if that is a push and no more: the way that most objects go, of which callers look at no limit. The provided
+    /// one takes nothing.
+    ///
+    /// # Safety
+    /// As for `try_defer`.
+    #[inline]
+    unsafe fn try_defer_hit(&self, _object: NonNull<u8>) -> bool {
+        false
+    }
+
+    /// As `try_defer`, for a caller that may sleep: for memory, and a little so that a grace period may end. The provided one does as
+    /// `try_defer`.
+    ///
+    /// # Safety
+    /// As for `try_defer`. Not inside a section.
+    #[inline]
+    unsafe fn try_defer_mightsleep(&self, object: NonNull<u8>) -> bool {
+        // SAFETY: the caller's debts.
+        unsafe { self.try_defer(object) }
+    }
+
     /// Whether the object is large enough to have pages of its own; these wait in a channel of their own.
     #[doc(alias = "is_vmalloc_addr")]
     fn is_large(&self, object: NonNull<u8>) -> bool;
@@ -54,6 +75,18 @@ unsafe impl<O: Objects + ?Sized> Objects for &O {
     unsafe fn try_defer(&self, object: NonNull<u8>) -> bool {
         // SAFETY: the caller's debt 1.
         unsafe { (**self).try_defer(object) }
+    }
+
+    #[inline]
+    unsafe fn try_defer_hit(&self, object: NonNull<u8>) -> bool {
+        // SAFETY: the caller's debts.
+        unsafe { (**self).try_defer_hit(object) }
+    }
+
+    #[inline]
+    unsafe fn try_defer_mightsleep(&self, object: NonNull<u8>) -> bool {
+        // SAFETY: the caller's debts.
+        unsafe { (**self).try_defer_mightsleep(object) }
     }
 
     fn is_large(&self, object: NonNull<u8>) -> bool {

@@ -31,7 +31,8 @@ pub use caches::TypedCache;
 pub use front_door::retire_box_in;
 pub use front_door::{
     Global, barrier, cache, front, objects, pages, read_lock, retire, retire_box,
-    retire_in_mightsleep, retire_mightsleep, stats, synchronize, unbatched,
+    retire_in_mightsleep, retire_mightsleep, retire_sized_mightsleep, stats, synchronize,
+    unbatched,
 };
 pub use stats::StackStats;
 
@@ -41,13 +42,15 @@ use crate::monitor::Monitor;
 use crate::objects::DeferFree;
 use crate::unbatched::Unbatched;
 use caches::Caches;
+use core::alloc::Layout;
 use core::fmt;
+use core::mem::needs_drop;
 use core::ptr::{self, NonNull};
 use core::time::Duration;
 use pagealloc::{Attempt, Mmap, Zone};
 use rcu_core::cpu::{Cpus, OfflineHook, Threads};
 use rcu_core::sync::atomic::{AtomicU32, Ordering};
-use rcu_core::{Domain, HasHead};
+use rcu_core::{Callback, Domain, HasHead, Head, HeadOffset};
 use rcu_tree::Tree;
 use slab::{CreateError, Kmalloc};
 use std::sync::OnceLock;
@@ -408,8 +411,63 @@ impl<D: StackDomain> Stack<D> {
     #[inline]
     #[doc(alias = "kvfree_rcu_mightsleep")]
     pub unsafe fn retire_mightsleep(&'static self, object: NonNull<u8>) {
+        // Not by way of the front end, which is two loads away. Who has a sheaf to push to has made that.
+        if let Some(objects) = self.objects.get()
+            // SAFETY: the caller's debts.
+            && unsafe { objects.retire_hit(object) }
+        {
+            return;
+        }
+        self.retire_missed(object);
+    }
+
+    /// As [`Self::retire_mightsleep`], for who knows the layout: see [`retire_sized_mightsleep`].
+    ///
+    /// # Safety
+    /// As for [`retire_sized_mightsleep`], with an object of [`Self::objects`] and this stack's readers.
+    #[inline]
+    #[doc(alias = "kvfree_rcu_mightsleep")]
+    pub unsafe fn retire_sized_mightsleep(&'static self, object: NonNull<u8>, layout: Layout) {
+        if let Some(objects) = self.objects.get()
+            // SAFETY: the caller's debts.
+            && unsafe { objects.retire_sized_hit(object, layout) }
+        {
+            return;
+        }
+        self.retire_missed(object);
+    }
+
+    /// Retires an object of this stack's allocator whose layout is known, by its head, which lies `offset` into it.
+    ///
+    /// # Safety
+    /// As for [`DeferFree::retire`]; `layout` is as for [`retire_sized_mightsleep`].
+    #[inline]
+    pub(crate) unsafe fn retire_sized(
+        &'static self,
+        head: NonNull<Head>,
+        offset: HeadOffset,
+        layout: Layout,
+    ) {
         // SAFETY: the caller's debts.
-        unsafe { self.front().retire_mightsleep(object) };
+        let object = unsafe { offset.object(head) };
+        // SAFETY: the head is valid, as the caller owes.
+        if !unsafe { head.as_ref() }.begin_call(Callback::Free(offset)) {
+            return;
+        }
+        if let Some(objects) = self.objects.get()
+            // SAFETY: the caller's debts.
+            && unsafe { objects.retire_sized_hit(object, layout) }
+        {
+            return;
+        }
+        self.front().retire_with_head(object, head);
+    }
+
+    /// The rest of [`Self::retire_mightsleep`].
+    #[cold]
+    #[inline(never)]
+    fn retire_missed(&'static self, object: NonNull<u8>) {
+        self.front().retire_slow(object);
     }
 
     /// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made. May sleep; see
@@ -427,6 +485,9 @@ impl<D: StackDomain> Stack<D> {
         if size_of::<T>() == 0 {
             // SAFETY: the caller's debts, and a grace period has passed.
             unsafe { free(&mut [object.cast()]) };
+        } else if !needs_drop::<T>() {
+            // SAFETY: nothing is dropped, and the global allocator may be called wherever one may sleep; the caller's debts 1 and 2.
+            unsafe { (self.front()).retire_plain_mightsleep(object.cast(), free, size_of::<T>()) };
         } else {
             // SAFETY: `T: Send`, so any thread may drop it; the caller's debts 1 and 2.
             unsafe { (self.front()).retire_many_mightsleep(object.cast(), free, size_of::<T>()) };

@@ -4,7 +4,7 @@
 //! | field | holds | cookie |
 //! |---|---|---|
 //! | `open[kind]` | the block being filled, or null | refreshed at each push |
-//! | `line` | full blocks of objects, oldest first | each block's own |
+//! | `line` | full blocks of objects without drop glue, oldest first | each block's own |
 //! | `glue` | full blocks of objects with drop glue, oldest first | each block's own |
 //! | `heads` | objects linked by their embedded heads, for want of a block | `heads_cookie`, refreshed at each push |
 //! | `sealed` | such objects, sealed together | `sealed_cookie` |
@@ -195,7 +195,7 @@ impl Waiting {
     const fn line_of(&mut self, kind: Kind) -> &mut Line {
         match kind {
             Kind::Glue | Kind::Typed => &mut self.glue,
-            Kind::Small | Kind::Large => &mut self.line,
+            Kind::Small | Kind::Large | Kind::Plain => &mut self.line,
         }
     }
 
@@ -355,7 +355,13 @@ impl Waiting {
 
     /// Puts the open blocks in line as they are, and seals the heads if none are sealed (I1).
     pub(crate) fn seal(&mut self) {
-        for kind in [Kind::Small, Kind::Large, Kind::Glue, Kind::Typed] {
+        for kind in [
+            Kind::Small,
+            Kind::Large,
+            Kind::Glue,
+            Kind::Typed,
+            Kind::Plain,
+        ] {
             let open = core::mem::replace(&mut self.open[kind as usize], ptr::null_mut());
             if let Some(block) = NonNull::new(open) {
                 self.line_of(kind).push(block);

@@ -116,6 +116,42 @@ fn k11_a_drain_interval_costs_one_grace_period() {
     ledger.assert_no_faults();
 }
 
+/// Objects that wait are in no hurry: neither the first of them, nor a block that has filled, asks for a grace period. What has waited
+/// for a drain interval does, and so does what is more than a slot's share.
+#[test]
+fn k21_what_waits_is_lazy_until_its_interval_is_over() {
+    let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::new());
+    let ledger = Ledger::new(&rcu, Defer::Never);
+    let front = front(
+        &hand,
+        &pages,
+        &rcu,
+        &ledger,
+        Config::new().ask_after_blocks(3),
+    );
+    for _ in 0..2 * BLOCK {
+        retire(&front, &ledger, false);
+    }
+    rcu.advance_wanted();
+    assert_eq!(rcu.grace_periods(), 0, "two blocks full: nobody asked");
+    front.tick();
+    rcu.advance_wanted();
+    assert_eq!(rcu.grace_periods(), 1, "their interval is over");
+    front.tick();
+    assert_eq!(ledger.waiting(), 0);
+    for _ in 0..3 * BLOCK + 1 {
+        retire(&front, &ledger, false);
+    }
+    rcu.advance_wanted();
+    assert_eq!(
+        rcu.grace_periods(),
+        2,
+        "three blocks are enough to ask at once"
+    );
+    front.barrier();
+    ledger.assert_no_faults();
+}
+
 /// Objects and pages are counted, ripe ones freed, and all that is kept goes back.
 #[test]
 fn k12_the_shrinker_frees_what_is_ripe_and_drops_what_is_kept() {

@@ -86,6 +86,23 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         unsafe { self.retire_foreign(object, Glue::Many(drop), size_bytes) };
     }
 
+    /// As [`Self::retire_many_mightsleep`], with a function that gives memory back to its allocator and does nothing else: no destructor
+    /// runs, so that who retires may call it for what has become ripe, as for the [`Objects`]' own.
+    ///
+    /// # Safety
+    /// As for [`Self::retire_many_mightsleep`]; `free` may be called wherever who retires may sleep, and inside of an allocation from
+    /// this front end's pages.
+    #[cfg(feature = "std")]
+    pub(crate) unsafe fn retire_plain_mightsleep(
+        &self,
+        object: NonNull<u8>,
+        free: DropManyFn,
+        size_bytes: usize,
+    ) {
+        // SAFETY: the caller's debts.
+        unsafe { self.retire_foreign(object, Glue::Plain(free), size_bytes) };
+    }
+
     /// # Safety
     /// As for [`Self::retire_with_mightsleep`].
     unsafe fn retire_foreign(&self, object: NonNull<u8>, glue: Glue, bytes: usize) {
@@ -131,6 +148,37 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             // SAFETY: the caller's debts.
             unsafe { self.queue_head(head, size_bytes) };
         }
+    }
+
+    /// [`retire`](crate::DeferFree::retire) of an object whose allocator has to do more than a push for it. The object is given up.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn retire_with_head(&self, object: NonNull<u8>, head: NonNull<Head>) {
+        // SAFETY: the debts of `retire`'s caller.
+        if unsafe { self.inner().objects.try_defer(object) } {
+            return;
+        }
+        let entry = self.entry_of(object);
+        self.inner().note_overdraft();
+        if self.push(entry, &mut None, Context::Any).is_none() {
+            // SAFETY: the debts of `retire`'s caller; the callback is noted in the head, and is how the object is found again.
+            unsafe { self.queue_head(head, entry.bytes) };
+        }
+    }
+
+    /// The same of [`retire_mightsleep`](crate::DeferFree::retire_mightsleep). What waits is looked at here, once in a sheaf.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn retire_slow(&self, object: NonNull<u8>) {
+        let objects = &self.inner().objects;
+        // SAFETY: the debts of `retire_mightsleep`'s caller. Above the limit the allocator's own batches take no more than ours do.
+        if !self.inner().is_over() && unsafe { objects.try_defer_mightsleep(object) } {
+            return;
+        }
+        self.push_mightsleep(self.entry_of(object), || {
+            // SAFETY: a grace period has passed since the caller gave the object up.
+            unsafe { objects.free_bulk(&mut [object]) };
+        });
     }
 
     pub(super) fn entry_of(&self, object: NonNull<u8>) -> Entry {
@@ -218,7 +266,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             return;
         }
         // Only who may sleep frees here, and no foreign code: the rest is the monitor's, soon.
-        let frees_here = context == Context::MaySleep && !kind.is_foreign();
+        let frees_here = context == Context::MaySleep && !kind.runs_foreign_code();
         if ask {
             inner.rcu.start();
             if !frees_here {

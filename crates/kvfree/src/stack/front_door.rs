@@ -2,6 +2,7 @@
 
 use super::{Front, Objs, Pages, Stack, StackStats, TypedCache};
 use crate::unbatched::Unbatched;
+use core::alloc::Layout;
 use core::ptr::NonNull;
 use rcu_core::{Guard, HasHead};
 use slab::CreateError;
@@ -140,9 +141,36 @@ pub unsafe fn retire_mightsleep(object: NonNull<u8>) {
     unsafe { stack().retire_mightsleep(object) };
 }
 
+/// As [`retire_mightsleep`], for who knows the layout, as Rust code does: no page is looked at to find out where the object belongs, which
+/// takes longer than all the rest.
+///
+/// ```
+/// use core::alloc::Layout;
+/// let layout = Layout::new::<[u64; 8]>();
+/// let object = kvfree::objects().kmalloc(layout).unwrap();
+/// // … published, used, and unlinked …
+/// // SAFETY: it came from `objects()` for this layout, is given up, and no new reader can find it.
+/// unsafe { kvfree::retire_sized_mightsleep(object, layout) };
+/// kvfree::barrier();
+/// ```
+///
+/// # Aborts
+/// With debug assertions, and with slab's feature `checks`, if the object is not of the layout's size class.
+///
+/// # Safety
+/// 1. As for [`retire`].
+/// 2. `object` was allocated for `layout`, or for one of the same alignment and of the same size class, and came from no
+///    [`krealloc`](slab::Kmalloc::krealloc).
+#[inline]
+#[doc(alias = "kvfree_rcu_mightsleep")]
+pub unsafe fn retire_sized_mightsleep(object: NonNull<u8>, layout: Layout) {
+    // SAFETY: the caller's debts.
+    unsafe { stack().retire_sized_mightsleep(object, layout) };
+}
+
 /// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made: after a grace period it is
-/// dropped and freed, batched with others of its type, on the monitor's thread or in a barrier. May sleep; not inside a
-/// section.
+/// dropped and freed, batched with others of its type, on the monitor's thread or in a barrier; where there is nothing to drop,
+/// also by a thread that retires. May sleep; not inside a section.
 ///
 /// Takes a pointer and not a box, because a box promises that nobody else looks (hole 10 of the peers). For an owner that
 /// needs no `unsafe` there is [`GlobalBox`](crate::GlobalBox).
