@@ -9,6 +9,7 @@ mod options;
 mod report;
 pub(crate) mod runner;
 mod table;
+mod targets;
 pub(crate) mod trace;
 
 use std::fs;
@@ -58,7 +59,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
         membarrier: runner::probe_membarrier(&worker),
     };
     let rows = measure(&worker, &cases, options)?;
-    let verdicts = table::verdicts(&rows);
+    let verdicts = targets::verdicts(&rows);
     let mut text = table::render(&rows);
     for verdict in &verdicts {
         text.push_str(&format!("\n{verdict}"));

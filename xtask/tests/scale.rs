@@ -29,13 +29,19 @@ fi
 reads=null
 [ "$readers" -gt 0 ] && reads=3.5e8
 lost=0
+retire=null
+tail=400
+[ "$engine" = crossbeam-epoch ] && tail=9000
+[ "$workload" = latency ] && retire='{"p50":20,"p99":40,"p999":'$tail',"max":50000}'
 case "$engine" in
     kvfree) ns=3.1 gps=100 ms=0.003 kib=500 ;;
-    kvfree-headless) ns=4.6 gps=110 ms=0.005 kib=700 ;;
-    kvfree-unbatched) ns=140.2 gps=4000 ms=0.14 kib=2500 ;;
+    kvfree-headless|kvfree-sized) ns=4.6 gps=110 ms=0.005 kib=700 ;;
+    kvfree-box) ns=20.6 gps=110 ms=0.02 kib=700 ;;
+    kvfree-unbatched) ns=140.2 gps=12000 ms=0.14 kib=2500 ;;
     malloc-free) ns=6.1 gps=null ms=0.006 kib=0 ;;
     crossbeam-epoch) ns=43.7 gps=null ms=0.04 kib=900 ;;
     kovan) ns=18.4 gps=null ms=0.02 kib=600 ;;
+    mimalloc|rusty_alloc) ns=5.1 gps=null ms=0.005 kib=0 ;;
 esac
 [ "$FAKE" = "fail:$engine" ] && { echo "first line" >&2; echo "out of pages" >&2; exit 1; }
 [ "$FAKE" = "leak:$engine" ] && lost=3
@@ -46,7 +52,7 @@ while [ $i -lt 60 ]; do
     echo "$i $ms $kib" | awk '{ t = $1 * $2 * 80; s = $1 < 58 ? $3 * (0.4 + ($1 % 7) / 11) : 0; printf "{\"sample\":[%f,%f]}\n", t, s }'
     i=$((i + 1))
 done
-echo "{\"result\":{\"threads\":$threads,\"objects\":$objects,\"ns_per_object\":$ns,\"grace_periods\":$gps,\"peak_extra_kib\":$kib,\"outstanding\":$lost,\"reads_per_second\":$reads}}"
+echo "{\"result\":{\"threads\":$threads,\"objects\":$objects,\"ns_per_object\":$ns,\"grace_periods\":$gps,\"peak_extra_kib\":$kib,\"outstanding\":$lost,\"reads_per_second\":$reads,\"retire_ns\":$retire}}"
 "#;
 
 /// A directory of one test's own, with the worker in it; cargo's target directory too, so that no real report is lost.
@@ -112,13 +118,18 @@ fn a_whole_run_leaves_a_table_a_report_and_json() {
     let json: Value = serde_json::from_str(&json).expect("valid JSON");
     assert_eq!(json["machine"]["membarrier"], true);
     let runs = json["runs"].as_array().expect("runs");
-    assert_eq!(runs.len(), 23);
+    assert_eq!(runs.len(), 41);
     let reader = runs.iter().find(|run| run["workload"] == "flood+reader");
     assert_eq!(
         reader.map(|run| &run["reads_per_second"]),
         Some(&Value::from(3.5e8))
     );
-    assert!(runs[0]["reads_per_second"].is_null());
+    assert!(runs[0]["reads_per_second"].is_null() && runs[0]["retire_ns"].is_null());
+    let timed = runs.iter().find(|run| run["workload"] == "latency");
+    assert_eq!(
+        timed.map(|run| &run["retire_ns"]["p999"]),
+        Some(&Value::from(400))
+    );
 
     let html = fs::read_to_string(place.path("target/scale/report.html")).expect("a report");
     assert_eq!(html.matches("<svg").count(), 2);

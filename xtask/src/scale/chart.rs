@@ -35,8 +35,10 @@ fn color(engine: Engine) -> RGBColor {
     match engine {
         Engine::Kvfree => RGBColor(0x0b, 0x4f, 0x8a),
         Engine::KvfreeHeadless => RGBColor(0x3f, 0x8f, 0xcb),
+        Engine::KvfreeSized => RGBColor(0x5f, 0xa4, 0xd6),
+        Engine::KvfreeBox => RGBColor(0x7f, 0xb8, 0xe0),
         Engine::KvfreeUnbatched => RGBColor(0x8e, 0x6b, 0xb8),
-        Engine::MallocFree => RGBColor(0x99, 0x99, 0x99),
+        Engine::MallocFree | Engine::Mimalloc | Engine::RustyAlloc => RGBColor(0x99, 0x99, 0x99),
         Engine::CrossbeamEpoch => RGBColor(0xd9, 0x7b, 0x29),
         Engine::Kovan => RGBColor(0x3a, 0x96, 0x5a),
     }

@@ -79,6 +79,10 @@ pub(crate) enum Engine {
     Kvfree,
     /// `Kmalloc` classes and pages, objects retired without a head.
     KvfreeHeadless,
+    /// The same, by the size that who retires knows.
+    KvfreeSized,
+    /// Boxes of the global allocator, retired in batches.
+    KvfreeBox,
     /// One callback per object, as before batching.
     KvfreeUnbatched,
     /// The global allocator with no deferral at all.
@@ -87,27 +91,55 @@ pub(crate) enum Engine {
     CrossbeamEpoch,
     /// Wait-free eras, with recycling; the best peer.
     Kovan,
+    /// An allocator that frees at once, on traces.
+    Mimalloc,
+    /// The same; the best of them.
+    RustyAlloc,
 }
 
 impl Engine {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Kvfree,
         Self::KvfreeHeadless,
+        Self::KvfreeSized,
+        Self::KvfreeBox,
         Self::KvfreeUnbatched,
         Self::MallocFree,
         Self::CrossbeamEpoch,
         Self::Kovan,
+        Self::Mimalloc,
+        Self::RustyAlloc,
     ];
+
+    /// Whether it can run, and has something to say, on a workload of that kind.
+    fn applies(self, kind: Kind) -> bool {
+        match kind {
+            Kind::Flood | Kind::FloodReader => !matches!(self, Self::Mimalloc | Self::RustyAlloc),
+            // How long one call takes is a question to who defers.
+            Kind::Latency => !matches!(
+                self,
+                Self::KvfreeUnbatched | Self::MallocFree | Self::Mimalloc | Self::RustyAlloc
+            ),
+            // All of ours have the same readers.
+            Kind::Reader => matches!(self, Self::Kvfree | Self::CrossbeamEpoch | Self::Kovan),
+            // A trace's sizes vary, a typed cache has one, and a box's type has one.
+            Kind::Trace => !matches!(self, Self::Kvfree | Self::KvfreeBox),
+        }
+    }
 
     /// Its name in options, rows and JSON.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Kvfree => "kvfree",
             Self::KvfreeHeadless => "kvfree-headless",
+            Self::KvfreeSized => "kvfree-sized",
+            Self::KvfreeBox => "kvfree-box",
             Self::KvfreeUnbatched => "kvfree-unbatched",
             Self::MallocFree => "malloc-free",
             Self::CrossbeamEpoch => "crossbeam-epoch",
             Self::Kovan => "kovan",
+            Self::Mimalloc => "mimalloc",
+            Self::RustyAlloc => "rusty_alloc",
         }
     }
 }
@@ -118,6 +150,10 @@ enum Kind {
     Flood,
     #[value(name = "flood+reader")]
     FloodReader,
+    /// Those readers alone.
+    Reader,
+    /// A flood by one thread, each `retire` timed.
+    Latency,
     Trace,
 }
 
@@ -134,6 +170,10 @@ pub(crate) enum Workload {
     Flood,
     /// A flood beside this many readers.
     FloodReader(u32),
+    /// As many readers, without a flood.
+    Reader(u32),
+    /// A flood, each `retire` timed.
+    Latency,
     Trace(Trace),
 }
 
@@ -143,6 +183,8 @@ impl Workload {
         match self {
             Self::Flood => "flood".to_owned(),
             Self::FloodReader(_) => "flood+reader".to_owned(),
+            Self::Reader(_) => "reader".to_owned(),
+            Self::Latency => "latency".to_owned(),
             Self::Trace(trace) => format!("trace:{}", trace.name),
         }
     }
@@ -200,14 +242,16 @@ impl Options {
 
     fn wants(&self, kind: Kind) -> bool {
         let wanted = self.workload.is_empty() || self.workload.contains(&kind);
-        wanted && (kind != Kind::FloodReader || self.readers > 0)
+        wanted && (!matches!(kind, Kind::FloodReader | Kind::Reader) || self.readers > 0)
     }
 
     /// Whether the options ask for `engine` at all.
     fn selects(&self, engine: Engine) -> bool {
         let named = self.engine.is_empty() || self.engine.contains(&engine);
         let batch = match engine {
-            Engine::Kvfree | Engine::KvfreeHeadless => self.batch != Batch::Off,
+            Engine::Kvfree | Engine::KvfreeHeadless | Engine::KvfreeSized | Engine::KvfreeBox => {
+                self.batch != Batch::Off
+            }
             Engine::KvfreeUnbatched => self.batch != Batch::On,
             _ => true,
         };
@@ -217,8 +261,9 @@ impl Options {
     /// What single options cannot say about themselves. Needs no trace, so it comes before any is opened.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         let wrong = |text: &str| Err(Failure::Usage(text.to_owned()));
-        if self.workload.contains(&Kind::FloodReader) && self.readers == 0 {
-            return wrong("--workload flood+reader needs --readers of at least 1");
+        let with_readers = [Kind::FloodReader, Kind::Reader];
+        if with_readers.iter().any(|kind| self.workload.contains(kind)) && self.readers == 0 {
+            return wrong("--workload flood+reader or reader needs --readers of at least 1");
         }
         if !self.trace.is_empty() && !self.wants_traces() {
             return wrong("--trace is given, but --workload leaves traces out");
@@ -233,19 +278,26 @@ impl Options {
                 self.objects()
             )));
         }
-        let floods = self.wants(Kind::Flood) || self.wants(Kind::FloodReader);
-        if !floods && self.engines(true).is_empty() {
+        let kinds = [
+            Kind::Flood,
+            Kind::FloodReader,
+            Kind::Reader,
+            Kind::Latency,
+            Kind::Trace,
+        ];
+        let has_rows = |kind: &Kind| self.wants(*kind) && !self.engines(*kind).is_empty();
+        if !kinds.iter().any(has_rows) {
             return wrong(
-                "kvfree is a cache of one size and replays no trace; kvfree-headless does",
+                "none of these engines runs these workloads: kvfree and kvfree-box have objects of one size and replay no trace \
+                 (kvfree-headless does), mimalloc and rusty_alloc only replay traces",
             );
         }
         Ok(())
     }
 
-    fn engines(&self, on_trace: bool) -> Vec<Engine> {
+    fn engines(&self, kind: Kind) -> Vec<Engine> {
         let mut engines = Engine::ALL.to_vec();
-        // A trace's sizes vary, a typed cache has one.
-        engines.retain(|engine| self.selects(*engine) && !(on_trace && *engine == Engine::Kvfree));
+        engines.retain(|engine| self.selects(*engine) && engine.applies(kind));
         engines
     }
 
@@ -254,22 +306,29 @@ impl Options {
         let mut workloads = Vec::new();
         if self.wants(Kind::Flood) {
             for threads in self.thread_counts(&[1, 2]) {
-                workloads.push((Workload::Flood, threads));
+                workloads.push((Kind::Flood, Workload::Flood, threads));
             }
         }
         if self.wants(Kind::FloodReader) {
             for threads in self.thread_counts(&[1]) {
-                workloads.push((Workload::FloodReader(self.readers), threads));
+                let workload = Workload::FloodReader(self.readers);
+                workloads.push((Kind::FloodReader, workload, threads));
             }
+        }
+        if self.wants(Kind::Reader) {
+            let workload = Workload::Reader(self.readers);
+            workloads.push((Kind::Reader, workload, self.readers));
+        }
+        if self.wants(Kind::Latency) {
+            workloads.push((Kind::Latency, Workload::Latency, 1));
         }
         for trace in traces {
             let threads = trace.threads;
-            workloads.push((Workload::Trace(trace), threads));
+            workloads.push((Kind::Trace, Workload::Trace(trace), threads));
         }
         let mut cases = Vec::new();
-        for (workload, threads) in workloads {
-            let on_trace = matches!(workload, Workload::Trace(_));
-            for engine in self.engines(on_trace) {
+        for (kind, workload, threads) in workloads {
+            for engine in self.engines(kind) {
                 cases.push(Case {
                     workload: workload.clone(),
                     threads,
@@ -331,16 +390,19 @@ mod tests {
     #[test]
     fn by_default_every_engine_runs_every_workload() {
         let rows = rows("");
-        assert_eq!(rows.len(), 6 + 6 + 6 + 5);
+        assert_eq!(rows.len(), 8 + 8 + 8 + 3 + 6 + 8);
         assert_eq!(rows[0], "flood/1/kvfree");
         assert!(rows.contains(&"flood+reader/1/kovan".to_owned()));
+        assert!(rows.contains(&"trace:sqlite/1/rusty_alloc".to_owned()));
         assert!(!rows.contains(&"trace:sqlite/1/kvfree".to_owned()));
+        assert!(!rows.contains(&"flood/1/mimalloc".to_owned()));
     }
 
     #[test]
     fn options_narrow_the_rows() {
-        assert_eq!(rows("--workload trace").len(), 5);
-        assert_eq!(rows("--readers 0").len(), 6 + 6 + 5);
+        assert_eq!(rows("--workload trace").len(), 8);
+        assert_eq!(rows("--workload reader,latency").len(), 3 + 6);
+        assert_eq!(rows("--readers 0").len(), 8 + 8 + 6 + 8);
         assert_eq!(
             rows("--engine kvfree,kovan --threads 2,2,1 --workload flood"),
             [
@@ -387,7 +449,9 @@ mod tests {
     fn options_that_contradict_each_other_are_refused() {
         for words in [
             "--engine kvfree --batch off",
-            "--engine kvfree --workload trace",
+            "--engine kvfree,kvfree-box --workload trace",
+            "--engine mimalloc --workload flood",
+            "--workload reader --readers 0",
             "--workload flood+reader --readers 0",
             "--workload flood --trace x.trace",
             "--objects 1 --threads 2",

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use super::Machine;
 use super::chart;
 use super::options::Engine;
-use super::table::{self, Row, Verdict};
+use super::table::{self, Row};
+use super::targets::Verdict;
 
 const STYLE: &str = "\
 body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:1000px;margin:2em auto;padding:0 1em}\
@@ -41,7 +42,12 @@ pub(crate) fn render(
     page.push_str("<h2>What an object costs</h2>\n");
     let words = "Wall time of a run over its objects: allocate, touch, retire, and free after a grace period. \
                  malloc-free frees at once.";
-    figure(&mut page, &chart::bars(rows)?, words);
+    // Readers alone have no objects, and who times each call pays for the clock.
+    let costs: Vec<Row> = (rows.iter())
+        .filter(|row| row.workload != "reader" && row.workload != "latency")
+        .cloned()
+        .collect();
+    figure(&mut page, &chart::bars(&costs)?, words);
 
     page.push_str("<h2>What waits to be freed</h2>\n");
     let shown: Vec<&Row> = [Engine::Kvfree, Engine::KvfreeUnbatched]
@@ -149,6 +155,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::table::tests::row;
+    use super::super::targets;
     use super::*;
 
     #[test]
@@ -164,7 +171,7 @@ mod tests {
             row("trace:<b>", 1, Engine::Kovan, 9.0, 0),
         ];
         rows[0].run.samples = vec![(0.0, 1.0), (5.0, 9.0)];
-        let page = render(&machine, "quick", &rows, &table::verdicts(&rows)).expect("renders");
+        let page = render(&machine, "quick", &rows, &targets::verdicts(&rows)).expect("renders");
         assert_eq!(page.matches("<svg").count(), 2);
         assert!(!page.contains("<custom>") && !page.contains("trace:<b>"));
         assert!(page.contains("<td>500</td>") && page.ends_with("</html>\n"));

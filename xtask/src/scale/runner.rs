@@ -31,8 +31,18 @@ pub(crate) struct Run {
     pub(crate) peak_extra_kib: Option<u64>,
     pub(crate) outstanding: Option<u64>,
     pub(crate) reads_per_second: Option<f64>,
+    pub(crate) retire_ns: Option<Latency>,
     /// Milliseconds since the start, KiB retired and not yet freed.
     pub(crate) samples: Vec<(f64, f64)>,
+}
+
+/// How long single calls of `retire` took, in nanoseconds, the clock's own cost included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Latency {
+    pub(crate) p50: u64,
+    pub(crate) p99: u64,
+    pub(crate) p999: u64,
+    pub(crate) max: u64,
 }
 
 /// Builds the bench target `scale` of kvfree and returns its executable.
@@ -70,15 +80,17 @@ pub(crate) fn run(
     command.args(["--engine", case.engine.name()]);
     let readers = match &case.workload {
         Workload::Flood => 0,
-        Workload::FloodReader(readers) => *readers,
-        Workload::Trace(_) => 0,
+        Workload::FloodReader(readers) | Workload::Reader(readers) => *readers,
+        Workload::Latency | Workload::Trace(_) => 0,
     };
-    if let Workload::Trace(trace) = &case.workload {
-        command.args(["--workload", "trace", "--trace"]);
-        command.arg(&trace.plain);
-    } else {
-        command.args(["--workload", "flood"]);
-    }
+    match &case.workload {
+        Workload::Flood | Workload::FloodReader(_) => command.args(["--workload", "flood"]),
+        Workload::Reader(_) => command.args(["--workload", "reader"]),
+        Workload::Latency => command.args(["--workload", "latency"]),
+        Workload::Trace(trace) => command
+            .args(["--workload", "trace", "--trace"])
+            .arg(&trace.plain),
+    };
     command.args(["--threads", &case.threads.to_string()]);
     command.args(["--objects", &options.objects().to_string()]);
     command.args(["--size", &options.size.to_string()]);
@@ -159,6 +171,19 @@ fn parse_result(value: &Value) -> Option<Run> {
         Value::Null => None,
         number => Some(number.as_f64()?),
     };
+    let retire_ns = match &value["retire_ns"] {
+        Value::Null => None,
+        latency => {
+            let ns = |key: &str| latency[key].as_u64();
+            let (p50, p99, p999, max) = (ns("p50")?, ns("p99")?, ns("p999")?, ns("max")?);
+            Some(Latency {
+                p50,
+                p99,
+                p999,
+                max,
+            })
+        }
+    };
     let run = Run {
         threads: value["threads"].as_u64()?.try_into().ok()?,
         objects: value["objects"].as_u64()?,
@@ -167,6 +192,7 @@ fn parse_result(value: &Value) -> Option<Run> {
         peak_extra_kib: optional("peak_extra_kib")?,
         outstanding: optional("outstanding")?,
         reads_per_second,
+        retire_ns,
         samples: Vec::new(),
     };
     (run.ns_per_object > 0.0 && run.objects > 0).then_some(run)
@@ -187,6 +213,15 @@ mod tests {
         let run = transcript.finish().expect("complete");
         assert_eq!(run.samples, [(1.5, 64.0)]);
         assert_eq!((run.grace_periods, run.reads_per_second), (Some(610), None));
+        assert_eq!(run.retire_ns, None);
+        let timed = RESULT.replace(
+            "\"outstanding\"",
+            r#""retire_ns":{"p50":20,"p99":30,"p999":400,"max":9000},"outstanding""#,
+        );
+        let mut transcript = Transcript::default();
+        assert_eq!(transcript.line(&timed), Ok(None));
+        let run = transcript.finish().expect("complete");
+        assert_eq!(run.retire_ns.map(|l| (l.p50, l.p999)), Some((20, 400)));
     }
 
     #[test]
@@ -198,6 +233,7 @@ mod tests {
             r#"{"result":{"threads":1}}"#,
             r#"{"result":{"threads":1,"objects":5,"ns_per_object":-1,"grace_periods":null}}"#,
             r#"{"result":{"threads":1,"objects":5,"ns_per_object":1,"outstanding":"none"}}"#,
+            r#"{"result":{"threads":1,"objects":5,"ns_per_object":1,"retire_ns":{"p50":1}}}"#,
         ] {
             assert!(Transcript::default().line(line).is_err(), "{line}");
         }

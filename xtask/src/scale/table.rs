@@ -1,18 +1,10 @@
-//! What the runs say: one row a case, the table, the verdicts on the design's targets, the JSON.
-
-use std::cmp::Ordering;
-use std::fmt;
+//! What the runs say: one row a case, the table, the JSON.
 
 use serde_json::{Value, json};
 
 use super::Machine;
 use super::options::{self, Case, Engine};
 use super::runner::Run;
-
-/// Batching must need at least this many times fewer grace periods: the figure of the 2019 kfree_rcu batching post.
-const FEWER_GRACE_PERIODS: f64 = 5.0;
-/// `kvfree` must cost at most this share of crossbeam-epoch.
-const SHARE_OF_CROSSBEAM: f64 = 0.5;
 
 /// A case and its median run.
 #[derive(Clone, Debug)]
@@ -65,36 +57,38 @@ impl Row {
 }
 
 /// The row of `engine` that `row` is to be compared with.
-fn peer<'r>(rows: &'r [Row], row: &Row, engine: Engine) -> Option<&'r Row> {
+pub(super) fn peer<'r>(rows: &'r [Row], row: &Row, engine: Engine) -> Option<&'r Row> {
     rows.iter()
         .find(|other| other.engine == engine && other.group() == row.group())
 }
 
 /// `row`'s cost over that of `engine` in the same group.
-fn ratio(rows: &[Row], row: &Row, engine: Engine) -> Option<f64> {
+pub(super) fn ratio(rows: &[Row], row: &Row, engine: Engine) -> Option<f64> {
     let other = peer(rows, row, engine)?;
     Some(row.run.ns_per_object / other.run.ns_per_object)
 }
 
-pub(crate) const COLUMNS: [&str; 11] = [
+pub(crate) const COLUMNS: [&str; 13] = [
     "workload",
     "threads",
     "engine",
     "ns/object",
     "x crossbeam",
     "x kovan",
+    "x malloc",
     "grace periods",
     "objects/GP",
     "peak extra KiB",
     "outstanding",
     "Mreads/s",
+    "p99.9 ns",
 ];
 
 /// Columns that hold words; the others hold numbers and are set to the right.
 pub(crate) const WORDS: [usize; 2] = [0, 2];
 
 /// The cells of all rows, in the order of [`COLUMNS`]; "-" where a column does not apply.
-pub(crate) fn cells(rows: &[Row]) -> Vec<[String; 11]> {
+pub(crate) fn cells(rows: &[Row]) -> Vec<[String; 13]> {
     fn cell<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
         value.map_or_else(|| "-".to_owned(), show)
     }
@@ -109,11 +103,13 @@ pub(crate) fn cells(rows: &[Row]) -> Vec<[String; 11]> {
                 format!("{r:.2}")
             }),
             cell(ratio(rows, row, Engine::Kovan), |r| format!("{r:.2}")),
+            cell(ratio(rows, row, Engine::MallocFree), |r| format!("{r:.2}")),
             cell(run.grace_periods, |n| n.to_string()),
             cell(row.objects_per_grace_period(), |n| format!("{n:.1}")),
             cell(run.peak_extra_kib, |n| n.to_string()),
             cell(run.outstanding, |n| n.to_string()),
             cell(run.reads_per_second, |n| format!("{:.1}", n / 1e6)),
+            cell(run.retire_ns, |l| l.p999.to_string()),
         ]
     };
     rows.iter().map(line).collect()
@@ -152,78 +148,6 @@ pub(crate) fn render(rows: &[Row]) -> String {
     text
 }
 
-/// One target of the design, and whether these runs meet it.
-#[derive(Debug)]
-pub(crate) struct Verdict {
-    pub(crate) holds: bool,
-    pub(crate) text: String,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = if self.holds {
-            "holds      "
-        } else {
-            "FALLS SHORT"
-        };
-        write!(f, "{word}  {}", self.text)
-    }
-}
-
-/// Judges the rows. A target whose rows were not run has no line.
-pub(crate) fn verdicts(rows: &[Row]) -> Vec<Verdict> {
-    let mut verdicts = Vec::new();
-    for row in rows.iter().filter(|row| row.engine == Engine::Kvfree) {
-        verdicts.extend(fewer_grace_periods(rows, row));
-    }
-    for row in rows.iter().filter(|row| row.engine == Engine::Kvfree) {
-        let group = row.group_label();
-        if let Some(ratio) = ratio(rows, row, Engine::CrossbeamEpoch) {
-            verdicts.push(Verdict {
-                holds: ratio <= SHARE_OF_CROSSBEAM,
-                text: format!(
-                    "{group}: kvfree costs {ratio:.2} x crossbeam-epoch (at most {SHARE_OF_CROSSBEAM})"
-                ),
-            });
-        }
-        if let Some(ratio) = ratio(rows, row, Engine::Kovan) {
-            verdicts.push(Verdict {
-                holds: ratio < 1.0,
-                text: format!("{group}: kvfree costs {ratio:.2} x kovan (less than 1)"),
-            });
-        }
-    }
-    let counted = rows.iter().filter_map(|row| row.run.outstanding).count();
-    let lost: u64 = rows.iter().filter_map(|row| row.run.outstanding).sum();
-    if counted > 0 {
-        verdicts.push(Verdict {
-            holds: lost == 0,
-            text: format!("{lost} objects outstanding over {counted} rows (none)"),
-        });
-    }
-    verdicts
-}
-
-fn fewer_grace_periods(rows: &[Row], row: &Row) -> Option<Verdict> {
-    let batched = row.run.grace_periods?;
-    let unbatched = peer(rows, row, Engine::KvfreeUnbatched)?
-        .run
-        .grace_periods?;
-    let holds = unbatched as f64 >= FEWER_GRACE_PERIODS * batched as f64 && unbatched > 0;
-    let times = match batched.cmp(&0) {
-        Ordering::Greater => format!("{:.1} times fewer", unbatched as f64 / batched as f64),
-        _ => "none at all".to_owned(),
-    };
-    Some(Verdict {
-        holds,
-        text: format!(
-            "{}: {} needs {batched} grace periods, unbatched {unbatched}: {times} (at least {FEWER_GRACE_PERIODS})",
-            row.group_label(),
-            row.engine.name()
-        ),
-    })
-}
-
 /// The runs as JSON, one run a line; null where a column does not apply.
 pub(crate) fn json(machine: &Machine, rows: &[Row]) -> String {
     let machine = json!({
@@ -248,6 +172,7 @@ fn row_json(row: &Row) -> Value {
         "peak_extra_kib": run.peak_extra_kib,
         "outstanding": run.outstanding,
         "reads_per_second": run.reads_per_second,
+        "retire_ns": run.retire_ns.map(|l| json!({ "p50": l.p50, "p99": l.p99, "p999": l.p999, "max": l.max })),
     })
 }
 
@@ -268,12 +193,13 @@ pub(crate) mod tests {
                 peak_extra_kib: Some(512),
                 outstanding: Some(0),
                 reads_per_second: None,
+                retire_ns: None,
                 samples: Vec::new(),
             },
         }
     }
 
-    fn sample() -> Vec<Row> {
+    pub(crate) fn sample() -> Vec<Row> {
         vec![
             row("flood", 1, Engine::Kvfree, 3.0, 10),
             row("flood", 1, Engine::KvfreeUnbatched, 100.0, 500),
@@ -321,21 +247,6 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn verdicts_name_what_holds_and_what_does_not() {
-        let verdicts = verdicts(&sample());
-        let holds: Vec<bool> = verdicts.iter().map(|v| v.holds).collect();
-        assert_eq!(holds, [true, true, false, true], "{verdicts:?}");
-        assert!(verdicts[0].text.contains("50.0 times fewer"));
-        assert!(verdicts[2].to_string().starts_with("FALLS SHORT"));
-        let mut rows = sample();
-        rows[1].run.grace_periods = Some(40);
-        rows[3].run.outstanding = Some(1);
-        let verdicts = super::verdicts(&rows);
-        assert!(!verdicts[0].holds && !verdicts[3].holds);
-        assert!(super::verdicts(&[]).is_empty());
-    }
-
-    #[test]
     fn json_has_nulls_where_a_column_does_not_apply() {
         let machine = Machine {
             cpus: 2,
@@ -349,6 +260,6 @@ pub(crate) mod tests {
         assert_eq!(value["runs"].as_array().map(Vec::len), Some(5));
         assert_eq!(value["runs"][0]["grace_periods"], 10);
         assert!(value["runs"][0]["reads_per_second"].is_null());
-        assert_eq!(value["runs"][0].as_object().map(|run| run.len()), Some(9));
+        assert_eq!(value["runs"][0].as_object().map(|run| run.len()), Some(10));
     }
 }

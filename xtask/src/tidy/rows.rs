@@ -24,11 +24,7 @@ const ROWS: [(&str, usize, usize); 9] = [
 ];
 
 /// Rows without a test, and why.
-const WITHOUT: [(&str, &str); 12] = [
-    (
-        "K21",
-        "blocks poll cookies of grace periods that are asked for at once; no list here is lazy, so nothing has to be hurried",
-    ),
+const WITHOUT: [(&str, &str); 11] = [
     (
         "T13",
         "what only a block points to is reachable for Miri, which runs these tests; a checker that cannot see the pages is to run after a barrier",

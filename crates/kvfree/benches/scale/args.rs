@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 pub(crate) enum Workload {
     Flood,
+    /// The readers alone.
+    Reader,
+    /// A flood by one thread, each `retire` timed.
+    Latency,
     Trace(PathBuf),
 }
 
@@ -48,11 +52,17 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Arg
             _ => return Err(format!("no option is called {option}")),
         }
     }
-    let workload = match (workload.as_str(), trace) {
-        ("flood", None) => Workload::Flood,
-        ("trace", Some(file)) => Workload::Trace(file),
-        _ => return Err("--workload is flood, or trace with --trace FILE".into()),
-    };
+    let workload =
+        match (workload.as_str(), trace) {
+            ("flood", None) => Workload::Flood,
+            ("reader", None) if readers > 0 => Workload::Reader,
+            ("latency", None) => Workload::Latency,
+            ("trace", Some(file)) => Workload::Trace(file),
+            _ => return Err(
+                "--workload is flood, latency, reader with --readers N, or trace with --trace FILE"
+                    .into(),
+            ),
+        };
     let engine = engine.unwrap_or_else(|| "kvfree".into());
     Ok(Some(Args {
         engine,

@@ -66,7 +66,7 @@ fn load(cell: &AtomicPtr<usize>) -> usize {
     unsafe { *cell.load(Ordering::Acquire) }
 }
 
-fn read_ours(cell: &AtomicPtr<usize>) {
+pub(crate) fn read_ours(cell: &AtomicPtr<usize>) {
     let guard = kvfree::read_lock();
     black_box(load(cell));
     drop(guard);
@@ -176,6 +176,50 @@ unsafe impl Engine for Headless {
     #[inline]
     fn read(&self, cell: &AtomicPtr<usize>) {
         read_ours(cell);
+    }
+}
+
+/// The same, where who retires knows the size.
+pub(crate) struct BySize(Headless);
+
+impl BySize {
+    pub(crate) fn new() -> Self {
+        Self(Headless::new())
+    }
+}
+
+// SAFETY: objects of `Kmalloc`.
+unsafe impl Engine for BySize {
+    #[inline]
+    fn alloc(&self, size: usize) -> NonNull<u8> {
+        self.0.alloc(size)
+    }
+
+    #[inline]
+    unsafe fn retire(&self, object: NonNull<u8>, size: usize) {
+        // SAFETY: as the caller owes; allocated for this layout.
+        unsafe { kvfree::retire_sized_mightsleep(object, layout(size)) };
+    }
+
+    fn finish(&self, retired: usize) {
+        self.0.finish(retired);
+    }
+
+    fn outstanding(&self, retired: usize, in_use: &[NonNull<u8>]) -> Option<usize> {
+        self.0.outstanding(retired, in_use)
+    }
+
+    fn waiting_bytes(&self, retired: usize, size: usize) -> usize {
+        self.0.waiting_bytes(retired, size)
+    }
+
+    fn grace_periods(&self) -> Option<usize> {
+        self.0.grace_periods()
+    }
+
+    #[inline]
+    fn read(&self, cell: &AtomicPtr<usize>) {
+        self.0.read(cell);
     }
 }
 

@@ -8,12 +8,15 @@
 //! Peers count what they free in a word of the freeing thread's own (one add an object); ours count by sheaf and block.
 
 mod args;
+mod boxes;
 mod count;
 mod engines;
 mod flood;
 mod immediate;
+mod latency;
 mod memory;
 mod report;
+mod timing;
 mod trace;
 
 use args::{Args, Workload};
@@ -32,6 +35,8 @@ fn main() {
     let done = match args.engine.as_str() {
         "kvfree" => run(&engines::Typed::new(args.size), &args),
         "kvfree-headless" => run(&engines::Headless::new(), &args),
+        "kvfree-sized" => run(&engines::BySize::new(), &args),
+        "kvfree-box" => run(&boxes::Boxes::new(), &args),
         "kvfree-unbatched" => run(&engines::NotBatched::new(), &args),
         "malloc-free" => run(&engines::Malloc, &args),
         "crossbeam-epoch" => run(&engines::Crossbeam, &args),
@@ -54,6 +59,8 @@ fn main() {
 fn run<E: Engine>(engine: &E, args: &Args) -> Result<(), String> {
     match &args.workload {
         Workload::Flood => flood::run(engine, args),
+        Workload::Reader => flood::readers(engine, args),
+        Workload::Latency => latency::run(engine, args),
         Workload::Trace(file) => trace::run(engine, &trace::load(file)?),
     }
 }

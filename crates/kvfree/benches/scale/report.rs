@@ -26,6 +26,15 @@ pub(crate) struct Outcome {
     pub(crate) peak_extra_kib: usize,
     pub(crate) outstanding: Option<usize>,
     pub(crate) reads_per_second: Option<f64>,
+    pub(crate) retire_ns: Option<Latency>,
+}
+
+/// How long single calls took, in nanoseconds.
+pub(crate) struct Latency {
+    pub(crate) p50: u32,
+    pub(crate) p99: u32,
+    pub(crate) p999: u32,
+    pub(crate) max: u32,
 }
 
 impl Outcome {
@@ -38,6 +47,9 @@ impl Outcome {
             "peak_extra_kib": self.peak_extra_kib,
             "outstanding": self.outstanding,
             "reads_per_second": self.reads_per_second,
+            "retire_ns": self.retire_ns.as_ref().map(|l| serde_json::json!({
+                "p50": l.p50, "p99": l.p99, "p999": l.p999, "max": l.max,
+            })),
         }}));
     }
 }

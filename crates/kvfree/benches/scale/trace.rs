@@ -153,6 +153,7 @@ pub(crate) fn run<E: Engine>(engine: &E, trace: &Trace) -> Result<(), String> {
         peak_extra_kib: mark.peak_extra_kib(),
         outstanding: engine.outstanding(trace.frees, &in_use),
         reads_per_second: None,
+        retire_ns: None,
     }
     .print();
     Ok(())
