@@ -4,15 +4,16 @@
 //! One workload, generic over the reader; the loop's own instructions are the same for all.
 //!
 //! # The reader's path on x86-64
-//! `pass::<OursGuard>`, one iteration as rustc 1.95 makes it: no locked instruction, no fence, and no jump that is taken but
-//! the loop's. An empty cell reads as zero; the peers' loads are `unsafe` and have no such test. (Who unwraps the reference
-//! under a guard pays two stores more: the landing pad drops the guard, which therefore has to be in memory.)
+//! `pass::<OursGuard>`, one iteration as rustc 1.95 makes it: no locked instruction, no fence. An empty cell reads as zero; the
+//! peers' loads are `unsafe` and have no such test. (Who unwraps the reference under a guard pays two stores more: the
+//! landing pad drops the guard, which therefore has to be in memory.)
 //! ```text
 //!         mov   rax, fs:[REMEMBERED]       ; the word's address
 //!         mov   rdx, [rax]
 //!         test  dx, dx                     ; outermost, and known?
-//!         jne   <nested: rdx + 1; not known: the slow path>
-//!         add   rdx, 0x40001               ; one section more, one level deep
+//!         je    1f
+//!         …                                ; nested: rdx + 1; not known: the slow path
+//!     1:  add   rdx, 0x40001               ; one section more, one level deep
 //!         mov   [rax], rdx                 ; enter
 //!         mov   ecx, [r12]                 ; the fence mode
 //!         test  ecx, ecx

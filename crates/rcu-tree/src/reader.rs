@@ -88,11 +88,6 @@ pub enum Outcome {
     Transition,
 }
 
-/// Moves the way it is on out of the common one's, which then has no jump that is taken. Inline still: a call would be dearer.
-#[cold]
-#[inline(always)]
-const fn seldom() {}
-
 /// The word as one enter left it, for the matching exit to compare with (I4). Of a word of nobody: what somebody else
 /// noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +193,6 @@ impl ReaderWord {
         if word & (NEST | ONLINE) == ONLINE {
             return Some(self.enter_outermost(word));
         }
-        seldom();
         self.enter_nested(word)
     }
 
@@ -211,7 +205,6 @@ impl ReaderWord {
             debug_assert!(word & ONLINE != 0, "I3: knew a word that is offline");
             return Some(self.enter_outermost(word));
         }
-        seldom();
         self.enter_nested(word)
     }
 
