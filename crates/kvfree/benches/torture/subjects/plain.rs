@@ -223,7 +223,7 @@ impl Plain {
         loop {
             let ripe = lock(&self.queue)
                 .waiting
-                .pop_front_if(|(_, cookie)| self.poll(*cookie));
+                .pop_front_if(|(_, cookie)| self.seq().is_done(*cookie));
             let Some((head, _)) = ripe else { return ran };
             if !self.errs(Wrong::LosesCallback, 100) {
                 run(head);
