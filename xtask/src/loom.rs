@@ -150,6 +150,9 @@ const MUTANTS: &[Mutant] = &[
     .in_file("loom_bits"),
     mutant("bits_idle", "pagealloc", "p7_claim_vs_tick").in_file("loom_bits"),
     mutant("gate", "pagealloc", "p12_closing_vs_first_use").in_file("loom_gate"),
+    mutant("p4_ripe", "slab", "h7_recycled_sheaf_vs_reader").in_file("loom_cache"),
+    mutant("p6_deferred", "slab", "p6_deferred_free_vs_alloc").in_file("loom_cache"),
+    mutant("p6_inbox", "slab", "p6_deferred_free_vs_alloc").in_file("loom_cache"),
     mutant("p6_pin", "slab", "p6_pin_vs_reuse").in_file("loom_pin"),
     mutant("p7_stash", "pagealloc", "p7_stash_push_vs_take_all"),
     mutant("p7_take", "pagealloc", "p7_stash_push_vs_take_all"),
@@ -161,6 +164,10 @@ const MUTANTS: &[Mutant] = &[
     mutant("p8_heavy", "rcu-core", "p8_owner_vs_visitor"),
     mutant("p8_push", "rcu-core", "p8_head_stack_hand_over"),
     mutant("p8_revoked", "rcu-core", "p8_owner_vs_visitor"),
+    mutant("p8_spin", "rcu-core", "p8_spin_lock_hand_over"),
+    mutant("p8_spin", "slab", "p6_barn_hand_over").in_file("loom_cache"),
+    mutant("p8_spin", "slab", "p6_slab_hand_over").in_file("loom_cache"),
+    mutant("t15", "slab", "t15_barrier_vs_a_slot_that_ends").in_file("loom_cache"),
     mutant("nulls", "rcu-core", "t23_a_reader_carried_off_starts_again").in_file("loom_r22"),
     mutant(
         "p1_nulls",
@@ -185,7 +192,7 @@ const MODELS: [(&str, &[&str]); 5] = [
     ("rcu-core", &["loom", "loom_r22"]),
     ("rcu-tree", &["loom", "loom_p5"]),
     ("pagealloc", &["loom", "loom_bits", "loom_gate"]),
-    ("slab", &["loom_pin"]),
+    ("slab", &["loom_cache", "loom_pin"]),
     ("kvfree", &["loom"]),
 ];
 

@@ -72,6 +72,11 @@ impl Stock {
         (0..STRIPES).find_map(|n| self.full[(near + n) % STRIPES].pop_front())
     }
 
+    /// Takes a sheaf with objects, for nobody who would miss it.
+    pub(crate) fn take_any(&mut self) -> Option<Sheaf> {
+        self.pop_full(0)
+    }
+
     /// Takes a sheaf with objects, one that was put by the slot of the number `near` if there is one.
     pub(crate) fn take_full(&mut self, near: usize) -> Option<Sheaf> {
         let full = self.pop_full(near);

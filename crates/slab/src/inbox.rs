@@ -11,13 +11,25 @@
 //!
 //! # Orderings
 //! - P6. `push` (Release) / `take_all` (Acquire): the taker sees the node's link and everything the adder wrote to
-//!   the node before.
+//!   the node before. (Mutants: `p6_inbox` weakens the adder's side, `p6_deferred` the taker's; the models are `tests/loom_cache.rs`.)
 //!
 //! # Progress
 //! `take_all` is wait-free, `push` lock-free. Both may be used in any context.
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, Ordering};
+use rcu_core::sync::atomic::{AtomicPtr, Ordering};
+
+/// P6: what adding and taking are worth, and their mutants.
+const ADD: Ordering = if cfg!(weaken = "p6_inbox") {
+    Ordering::Relaxed
+} else {
+    Ordering::Release
+};
+const TAKE: Ordering = if cfg!(weaken = "p6_deferred") {
+    Ordering::Relaxed
+} else {
+    Ordering::Acquire
+};
 
 /// The first word of a node: the next one.
 #[repr(C)]
@@ -33,10 +45,12 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// An empty list.
-    pub(crate) const fn new() -> Self {
-        Self {
-            head: AtomicPtr::new(ptr::null_mut()),
+    rcu_core::const_fn! {
+        /// An empty list.
+        pub(crate) const fn new() -> Self {
+            Self {
+                head: AtomicPtr::new(ptr::null_mut()),
+            }
         }
     }
 
@@ -54,12 +68,10 @@ impl Inbox {
             // SAFETY: the node is writable (debt 1), and nobody else knows it yet.
             unsafe { node.write(link) };
             // ORDERING: P6 (adder's side).
-            match self.head.compare_exchange_weak(
-                head,
-                node.as_ptr(),
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
+            match self
+                .head
+                .compare_exchange_weak(head, node.as_ptr(), ADD, Ordering::Relaxed)
+            {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
@@ -79,7 +91,7 @@ impl Inbox {
             return None;
         }
         // ORDERING: P6 (taker's side).
-        NonNull::new(self.head.swap(ptr::null_mut(), Ordering::Acquire))
+        NonNull::new(self.head.swap(ptr::null_mut(), TAKE))
     }
 }
 

@@ -30,6 +30,7 @@ use crate::checks::Checks;
 use crate::config::{CacheConfig, number_of};
 use crate::error::CreateError;
 use crate::fault::{Fault, broken};
+use crate::slabs::LOOK_AHEAD;
 use crate::stats::CacheStats;
 use arrayvec::ArrayVec;
 use classes::{NAMES, class_align, class_of};
@@ -41,6 +42,9 @@ use huge::Register;
 use pagealloc::{AllocError, Attempt, PageAlloc, PageTag};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::Cpus;
+
+/// Above this size a class keeps one empty slab and not several: they are large.
+const FEW_EMPTY_FROM: usize = 8 << 10;
 
 /// What an address belongs to.
 enum Kind {
@@ -171,6 +175,9 @@ where
             let mut config = CacheConfig::new(name, layout)
                 .number(class as u16)
                 .of_many();
+            if bytes > FEW_EMPTY_FROM {
+                config = config.min_partial(1);
+            }
             if let Some(watch) = watch {
                 config = config.watched_by(watch);
             }
@@ -400,7 +407,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         }
     }
 
-    /// Frees memory of mixed sizes, large blocks too; the array may be reordered.
+    /// Frees memory of mixed sizes, large blocks too, by class as far as those of a class are close to each other; the array is reordered.
     ///
     /// # Safety
     /// As for [`Self::kfree`], for each of them; they differ from each other.
@@ -416,8 +423,18 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
                 continue;
             };
             let is_same =
-                |m: &NonNull<u8>| matches!(self.kind_of(m.as_ptr()), Kind::Class(c) if c == class);
-            let run = 1 + rest[1..].iter().take_while(|m| is_same(m)).count();
+                |m: NonNull<u8>| matches!(self.kind_of(m.as_ptr()), Kind::Class(c) if c == class);
+            // What lies between goes behind the class's (L8); all of it is looked at once more for each class that is passed by.
+            let (mut run, mut next) = (1, 1);
+            while let Some(&memory) = rest.get(next) {
+                if is_same(memory) {
+                    rest.swap(run, next);
+                    run += 1;
+                } else if next - run == LOOK_AHEAD {
+                    break;
+                }
+                next += 1;
+            }
             let (now, later) = rest.split_at_mut(run);
             // SAFETY: the tags say that they all came from this cache; the caller's debts.
             unsafe { self.caches[class].free_bulk(now) };

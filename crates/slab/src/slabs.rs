@@ -62,6 +62,8 @@ use static_assertions::const_assert;
 pub(crate) type Samples = ArrayVec<usize, 8>;
 
 const WORDS: usize = MAX_OBJECTS / 64;
+/// Objects of other slabs that are passed by in the search for more of one.
+pub(crate) const LOOK_AHEAD: usize = 3;
 /// The list of slabs with nothing out.
 const EMPTY: u8 = 0;
 /// Lists 1 to 4 are of slabs by quarters of objects out.
@@ -403,13 +405,16 @@ impl Slabs {
         }
     }
 
-    /// Takes objects back into their slabs. Aborts on one that is not out.
+    /// Takes objects back into their slabs; reorders them. Aborts on one that is not out.
+    ///
+    /// Neighbours in a sheaf are often neighbours in a slab: one look at the tag, and one at the slab's list, for all that come within
+    /// [`LOOK_AHEAD`] others of each other. Those others change places with what went home, and are next (L8).
     pub(crate) fn put<P: PageAlloc>(
         &mut self,
         cache: *const (),
         shape: &Shape,
         pages: &P,
-        objects: &[NonNull<u8>],
+        objects: &mut [NonNull<u8>],
         dying: &mut Dying,
     ) {
         let slab_bytes = shape.order.bytes();
@@ -418,20 +423,23 @@ impl Slabs {
             let slab = find(cache, shape, pages, first);
             let this = self.slab(slab);
             let base = this.base.addr().get();
-            // Neighbours in a sheaf are often neighbours in a slab: one look at the tag for all.
-            let mut taken = 0;
-            for &object in rest {
+            let (mut taken, mut next) = (0, 0);
+            while let Some(&object) = rest.get(next) {
                 let offset = object.addr().get().wrapping_sub(base);
-                if offset >= slab_bytes {
+                if offset < slab_bytes {
+                    this.take_back(object, offset, shape);
+                    // What lies between goes behind what is home.
+                    rest.swap(taken, next);
+                    taken += 1;
+                } else if next - taken == LOOK_AHEAD {
                     break;
                 }
-                this.take_back(object, offset, shape);
-                taken += 1;
+                next += 1;
             }
             this.inuse -= taken as u16;
             self.inuse -= taken;
             self.settle(slab, shape, dying);
-            rest = &rest[taken..];
+            rest = &mut rest[taken..];
         }
     }
 

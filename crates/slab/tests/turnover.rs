@@ -5,7 +5,7 @@ mod common;
 use common::{Hand, Pages};
 use pagealloc::Attempt;
 use rcu_core::manual::ManualGp;
-use slab::{CacheConfig, Checks, RawCache};
+use slab::{CacheConfig, Checks, Kmalloc, RawCache};
 use std::alloc::Layout;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
@@ -166,4 +166,46 @@ fn bulk_calls_move_every_object_once() {
             assert_eq!(cache.stats().live, 0);
         }
     });
+}
+
+/// Objects of two slabs, freed by turns, go home by fours: one look for the slab's tag each.
+#[test]
+fn l8_objects_of_a_slab_go_home_together() {
+    let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
+    let layout = Layout::from_size_align(64, 8).unwrap();
+    let config = CacheConfig::new("mixed", layout).checks(Checks::empty());
+    // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
+    let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
+    let mut objects = alloc(&cache, 128);
+    objects.sort_unstable();
+    let (one, other) = objects.split_at(64);
+    free(&cache, one.iter().zip(other).flat_map(|(&a, &b)| [a, b]));
+    let before = pages.looks();
+    cache.shrink(usize::MAX);
+    let looks = pages.looks() - before;
+    assert_eq!(cache.stats().slabs, 0);
+    assert!(looks <= 128 / 4 + 2, "{looks} looks");
+    cache.destroy().expect("nothing is out");
+    assert_eq!(pages.outstanding(), 0);
+}
+
+/// What one call frees is taken by classes, not in the order in which it comes.
+#[test]
+fn l8_mixed_classes_are_sorted_as_they_are_freed() {
+    let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
+    // SAFETY: the allocator is destroyed below, before what it borrows ends; a panic drops it.
+    let km = unsafe { Kmalloc::new_scoped(&cpus, &pages, &gp) }.unwrap();
+    let kmalloc = |size| {
+        km.kmalloc(Layout::from_size_align(size, 8).unwrap())
+            .unwrap()
+    };
+    let mut memory: Vec<_> = (0..64).map(|i| kmalloc([64, 1000][i % 2])).collect();
+    let small: Vec<_> = memory.iter().copied().step_by(2).collect();
+    // SAFETY: the test had the memory.
+    unsafe { km.free_bulk(&mut memory) };
+    let runs = memory.chunk_by(|a, b| small.contains(a) == small.contains(b));
+    let runs = runs.count();
+    assert!(runs <= 64 / 4 + 1, "{runs} runs of a class");
+    km.destroy().expect("nothing is out");
+    assert_eq!(pages.outstanding(), 0);
 }

@@ -73,6 +73,13 @@ pub unsafe trait LocalLock: super::ZeroInit + Send + Sync {
     /// Whether `try_enter` is only right from one thread of execution at a time (and its interrupts).
     const NEEDS_OWNER: bool;
 
+    /// An unlocked lock for a model, whose words cannot be made of zeroed memory.
+    #[cfg(loom)]
+    #[doc(hidden)]
+    fn for_model() -> Self
+    where
+        Self: Sized;
+
     /// Enters as the slot's owner; false if a visitor is in or the caller interrupted itself.
     ///
     /// # Safety
@@ -257,6 +264,12 @@ const REVOKED_LOAD: Ordering = if cfg!(weaken = "p8_revoked") {
 } else {
     Ordering::Acquire
 };
+/// P8: what a spin lock's exit is worth, and its mutant.
+const HELD_CLEAR: Ordering = if cfg!(weaken = "p8_spin") {
+    Ordering::Relaxed
+} else {
+    Ordering::Release
+};
 const BUSY_CLEAR: Ordering = if cfg!(weaken = "p8_busy") {
     Ordering::Relaxed
 } else {
@@ -266,6 +279,11 @@ const BUSY_CLEAR: Ordering = if cfg!(weaken = "p8_busy") {
 // SAFETY: 1 by I1 and I2; 2 by I3 and because `try_visit` backs out; 3: both words zero is unlocked.
 unsafe impl LocalLock for BiasedLock {
     const NEEDS_OWNER: bool = true;
+
+    #[cfg(loom)]
+    fn for_model() -> Self {
+        Self::new()
+    }
 
     #[inline(always)]
     unsafe fn try_enter(&self) -> bool {
@@ -389,6 +407,11 @@ impl fmt::Debug for SpinLock {
 unsafe impl LocalLock for SpinLock {
     const NEEDS_OWNER: bool = false;
 
+    #[cfg(loom)]
+    fn for_model() -> Self {
+        Self::new()
+    }
+
     #[inline(always)]
     unsafe fn try_enter(&self) -> bool {
         // ORDERING: P8 (lock word): Acquire meets the last holder's Release.
@@ -400,7 +423,7 @@ unsafe impl LocalLock for SpinLock {
     #[inline(always)]
     unsafe fn leave(&self) {
         // ORDERING: P8 (lock word): Release meets the next holder's Acquire.
-        self.held.store(0, Ordering::Release);
+        self.held.store(0, HELD_CLEAR);
     }
 
     fn visit(&self) {
@@ -464,6 +487,12 @@ impl fmt::Debug for UpLock {
 // interrupted the owner would spin for ever: it is not for interrupt handlers).
 unsafe impl LocalLock for UpLock {
     const NEEDS_OWNER: bool = true;
+
+    #[cfg(loom)]
+    fn for_model() -> Self {
+        // SAFETY: a model that has this lock has one thread.
+        unsafe { Self::new() }
+    }
 
     #[inline(always)]
     unsafe fn try_enter(&self) -> bool {

@@ -60,24 +60,26 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
                 return Ok(object);
             }
         }
-        let (object, error) = self.inner().alloc_slow_in_registers(attempt);
+        let (object, error) = self.alloc_slow_in_registers(attempt);
         object.ok_or(error)
     }
-}
 
-impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
-    /// [`Self::alloc_slow`] for the fast path: a pair comes back in registers, where a `Result` goes through memory, for
+    /// `alloc_slow` for the fast path: a pair comes back in registers, where a `Result` goes through memory, for
     /// which the fast path would have to store its own result too. The error means nothing beside an object.
+    ///
+    /// Of the handle, so that the fast path need not load what is behind it.
     #[cold]
     #[inline(never)]
     #[track_caller]
     fn alloc_slow_in_registers(&self, attempt: Attempt) -> (Option<NonNull<u8>>, AllocError) {
-        match self.alloc_slow(attempt) {
+        match self.inner().alloc_slow(attempt) {
             Ok(object) => (Some(object), AllocError::Exhausted),
             Err(error) => (None, error),
         }
     }
+}
 
+impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     #[track_caller]
     pub(super) fn alloc_slow(&self, attempt: Attempt) -> Result<NonNull<u8>, AllocError> {
         let result = self.alloc_hidden(attempt);
@@ -346,7 +348,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let mut dying = Dying::default();
         let mut sheaf = {
             let mut stock = self.barn.0.lock(attempt)?;
-            match stock.take_full(0) {
+            match stock.take_any() {
                 Some(sheaf) => sheaf,
                 None => {
                     let orphan = self.hide_ripe(stock.take_ripe(&self.gp)?);

@@ -15,12 +15,50 @@ use core::alloc::Layout;
 use core::fmt;
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicUsize;
-use pagealloc::{AllocError, Order, PAGE_SIZE, PageAlloc, PageReq, PressureHook};
+use pagealloc::{AllocError, Attempt, Order, PAGE_SIZE, PageAlloc, PageReq, PressureHook};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OfflineHook, SpinMutex};
+use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::slot::SlotCell;
+
+/// Pages in which the cells of caches with many slots begin at different places.
+const SPREAD_PAGES: usize = 4;
+/// As many pages of cells are many.
+const MANY_PAGES: usize = 16;
+
+/// Where the cells of a cache's slots lie.
+///
+/// A slot's cells in several caches, which a thread uses by turns (the size classes above all), would have the same place in their pages, and
+/// with as many slots as there are threads in the same 256 KiB: all of them in the same few sets of the processor's first and second cache.
+/// So each cache begins at another cell.
+struct SlotsPlan {
+    pages: usize,
+    offset: usize,
+}
+
+impl SlotsPlan {
+    fn new<C: Cpus>(cpus: &C) -> Result<Self, CreateError> {
+        /// Caches made so far. Not loom's, whose words are not for statics.
+        static CACHES: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
+        let slots = cpus.nr_slots();
+        let cell = size_of::<SlotCell<C::Lock>>();
+        let cells = Layout::array::<SlotCell<C::Lock>>(slots).map_or(usize::MAX, |l| l.size());
+        let whole = cells.div_ceil(PAGE_SIZE).max(1);
+        let spread = if whole < MANY_PAGES { 0 } else { SPREAD_PAGES };
+        let pages = whole.saturating_add(spread);
+        if pages > Order::MAX.pages() {
+            return Err(CreateError::TooManySlots { slots });
+        }
+        // ORDERING: Relaxed: any order of places will do.
+        let number = CACHES.fetch_add(1, Ordering::Relaxed);
+        let places = (pages * PAGE_SIZE - cells) / cell + 1;
+        Ok(Self {
+            pages,
+            offset: number % places * cell,
+        })
+    }
+}
 
 /// A cache that cannot end because objects of it are out.
 #[derive(Debug)]
@@ -84,29 +122,32 @@ where
         gp: G,
     ) -> Result<Self, CreateError> {
         let shape = config.shape()?;
-        let slots_order = Self::slots_order(&cpus)?;
+        let plan = SlotsPlan::new::<C>(&cpus)?;
         let inner_bytes = size_of::<Inner<C, P, G>>();
         let inner_order = Order::for_size(inner_bytes).ok_or(AllocError::Invalid)?;
-        let slots = pages.alloc(PageReq::new(slots_order).zeroed())?;
+        let run = pages.alloc_run(plan.pages, PageReq::new(Order::ZERO).zeroed())?;
+        let run_pages = pages.run_pages(run.as_ptr()).unwrap_or(plan.pages);
         let block = match pages.alloc(PageReq::new(inner_order)) {
             Ok(block) => block,
             Err(error) => {
-                // SAFETY: the block came from `pages` just now.
-                unsafe { pages.free(slots, slots_order) };
+                // SAFETY: the run came from `pages` just now.
+                unsafe { pages.free_run_at(run, run_pages, Attempt::NoWait) };
                 return Err(error.into());
             }
         };
         let quarantine = match Self::quarantine(&shape, &pages) {
             Ok(quarantine) => quarantine,
             Err(error) => {
-                // SAFETY: the block came from `pages` just now.
-                unsafe { pages.free(slots, slots_order) };
+                // SAFETY: the run came from `pages` just now.
+                unsafe { pages.free_run_at(run, run_pages, Attempt::NoWait) };
                 // SAFETY: as above.
                 unsafe { pages.free(block, inner_order) };
                 return Err(error.into());
             }
         };
         let inner: NonNull<Inner<C, P, G>> = block.cast();
+        // SAFETY: the cells begin inside the run (`SlotsPlan`).
+        let slots = unsafe { run.add(plan.offset) };
         // SAFETY: the function takes the pointer for what it is; the hook is removed, and waited for, before the cache ends, and
         // everything it touches may be touched from any thread (the bounds of this impl).
         let hook = unsafe { OfflineHook::new(Inner::<C, P, G>::offline, inner.as_ptr().cast()) };
@@ -119,7 +160,8 @@ where
             gp,
             shape,
             slots: slots.cast(),
-            slots_order,
+            slots_run: run,
+            slots_pages: run_pages,
             inner_order,
             hook,
             nr_used: AtomicUsize::new(0),
@@ -143,6 +185,13 @@ where
             inner,
             slots: slots.cast(),
         };
+        #[cfg(loom)]
+        for number in 0..this.inner().cpus.nr_slots() {
+            // SAFETY: the block has that many cells (`SlotsPlan`).
+            let cell = unsafe { this.slots.add(number) };
+            // SAFETY: as above; nobody else has it yet.
+            unsafe { cell.write(SlotCell::new()) };
+        }
         // SAFETY: the hook is pinned in the block until `drop` has removed it, and is on no list.
         unsafe { this.inner().cpus.add_offline_hook(this.hook()) };
         // SAFETY: as above.
@@ -170,12 +219,6 @@ where
 }
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
-    fn slots_order(cpus: &C) -> Result<Order, CreateError> {
-        let slots = cpus.nr_slots();
-        let bytes = Layout::array::<SlotCell<C::Lock>>(slots).map(|layout| layout.size());
-        (bytes.ok().and_then(Order::for_size)).ok_or(CreateError::TooManySlots { slots })
-    }
-
     /// The quarantine of a new cache.
     fn quarantine(shape: &Shape, pages: &P) -> Result<Quarantine, AllocError> {
         if !shape.checks.contains(Checks::QUARANTINE) {
@@ -236,11 +279,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
         }
         inner.sheaves.0.release(&inner.pages);
         inner.descriptors.0.release(&inner.pages);
-        let (slots, slots_order, inner_order) = (inner.slots, inner.slots_order, inner.inner_order);
+        let (run, run_pages, inner_order) = (inner.slots_run, inner.slots_pages, inner.inner_order);
         // SAFETY: the value is initialised, and is not used in place again: its memory goes below.
         let inner = unsafe { self.inner.read() };
-        // SAFETY: the block came from `pages` with this order, and nothing refers to it any more.
-        unsafe { inner.pages.free(slots.cast(), slots_order) };
+        // SAFETY: the run came from `pages` with so many pages, and nothing refers to it any more.
+        unsafe { inner.pages.free_run_at(run, run_pages, Attempt::NoWait) };
         // SAFETY: the block came from `pages` with this order; the value was moved out.
         unsafe { inner.pages.free(self.inner.cast(), inner_order) };
         // When all is done: should it panic, only what it tells of is lost.

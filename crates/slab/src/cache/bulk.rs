@@ -79,7 +79,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
                 continue;
             }
             // Turns the slot's sheaves over and makes room for more, or goes to the slab.
-            self.inner().free_slow(next, Attempt::NoWait);
+            self.free_slow(next, Attempt::NoWait);
             rest = after;
         }
     }

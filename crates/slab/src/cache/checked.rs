@@ -233,8 +233,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         slabs: &mut Slabs,
         dying: &mut Dying,
     ) {
-        if let Some(eldest) = kept.swap(object) {
-            let eldest = core::slice::from_ref(&eldest);
+        if let Some(mut eldest) = kept.swap(object) {
+            let eldest = core::slice::from_mut(&mut eldest);
             slabs.put(self.identity(), &self.shape, &self.pages, eldest, dying);
         }
     }
@@ -244,8 +244,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let mut dying = Dying::default();
         let mut ended = 0;
         if let Some((mut kept, mut slabs)) = self.home(attempt) {
-            while let Some(object) = kept.pop() {
-                let object = core::slice::from_ref(&object);
+            while let Some(mut object) = kept.pop() {
+                let object = core::slice::from_mut(&mut object);
                 slabs.put(
                     self.identity(),
                     &self.shape,

@@ -47,7 +47,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
                 return;
             }
         }
-        self.inner().free_slow(object, Attempt::NoWait);
+        self.free_slow(object, Attempt::NoWait);
     }
 
     /// Frees an object for reuse, going as far as `attempt`. At [`Attempt::TryLock`] and below it waits for nobody, and may come in
@@ -70,15 +70,21 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
                 return;
             }
         }
+        self.free_slow(object, attempt);
+    }
+
+    /// Of the handle, so that the fast path need not load what is behind it.
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    pub(super) fn free_slow(&self, object: NonNull<u8>, attempt: Attempt) {
         self.inner().free_slow(object, attempt);
     }
 }
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
-    #[cold]
-    #[inline(never)]
     #[track_caller]
-    pub(super) fn free_slow(&self, object: NonNull<u8>, attempt: Attempt) {
+    fn free_slow(&self, object: NonNull<u8>, attempt: Attempt) {
         self.settle_deferred(attempt);
         if self.shape.is_delayed() {
             return self.free_delayed(object, attempt, Location::caller());
@@ -191,13 +197,13 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     }
 
     /// Frees without a slot or a sheaf: straight to the slabs.
-    fn free_shared(&self, object: NonNull<u8>, attempt: Attempt) {
+    fn free_shared(&self, mut object: NonNull<u8>, attempt: Attempt) {
         let mut dying = Dying::default();
         match lock(&self.slabs.0, attempt) {
             Some(mut slabs) => {
                 self.tally(Event::FreeSingle);
                 let (shape, pages) = (&self.shape, &self.pages);
-                let objects = slice::from_ref(&object);
+                let objects = slice::from_mut(&mut object);
                 slabs.put(self.identity(), shape, pages, objects, &mut dying);
             }
             None => self.defer(object),

@@ -78,10 +78,10 @@ use crate::stats::{Event, Tally};
 use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
 use pagealloc::{AllocError, Attempt, Order, PageAlloc, PressureHook};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OfflineHook, Slot, SpinMutex, in_register};
+use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 use slot::SlotCell;
 use waiting::Waiting;
 
@@ -97,7 +97,9 @@ struct Inner<C: Cpus, P: PageAlloc, G: GracePeriod> {
     gp: G,
     shape: Shape,
     slots: NonNull<SlotCell<C::Lock>>,
-    slots_order: Order,
+    /// The pages that `slots` lies in.
+    slots_run: NonNull<u8>,
+    slots_pages: usize,
     inner_order: Order,
     hook: OfflineHook,
     nr_used: AtomicUsize,
@@ -355,7 +357,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let Some(mut slabs) = crate::pool::lock(&self.slabs.0, attempt) else {
             return Err(sheaf);
         };
-        let objects = sheaf.as_slice();
+        let objects = sheaf.as_mut_slice();
         slabs.put(self.identity(), &self.shape, &self.pages, objects, dying);
         drop(slabs);
         sheaf.clear();
@@ -367,7 +369,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         let mut dying = Dying::default();
         while let Some(mut stock) = self.barn.0.lock(attempt) {
             let surplus = if self.shape.is_checked() {
-                stock.take_full(0)
+                stock.take_any()
             } else {
                 stock.take_surplus()
             };

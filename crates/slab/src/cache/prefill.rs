@@ -218,7 +218,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 self.barn_sheaf(&mut slot, &mut stock, self.number_of(local))
             });
         }
-        self.barn.0.lock(attempt)?.take_full(0)
+        self.barn.0.lock(attempt)?.take_any()
     }
 
     /// A sheaf without objects, from the barn or the pool.

@@ -89,13 +89,19 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         if unsafe { self.retire_hit(object) } {
             return Ok(());
         }
+        self.retire_slow(object, attempt)
+    }
+
+    /// Of the handle, so that the fast path need not load what is behind it.
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn retire_slow(&self, object: NonNull<u8>, attempt: Attempt) -> Result<(), NonNull<u8>> {
         self.inner().retire_slow(object, attempt)
     }
 }
 
 impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
-    #[cold]
-    #[inline(never)]
     #[track_caller]
     fn retire_slow(&self, object: NonNull<u8>, attempt: Attempt) -> Result<(), NonNull<u8>> {
         let result = self.retire_as(object, attempt, Move::Retire, Location::caller());

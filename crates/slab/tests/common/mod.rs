@@ -8,7 +8,7 @@ use std::alloc::Layout;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// When a page source fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ struct State {
 unsafe impl Send for State {}
 
 /// Pages from the global allocator, behind one mutex.
-pub(crate) struct Pages(Mutex<State>);
+pub(crate) struct Pages(Mutex<State>, AtomicUsize);
 
 impl Pages {
     pub(crate) const fn new() -> Self {
@@ -45,11 +45,12 @@ impl Pages {
     }
 
     pub(crate) const fn failing(failure: Failure) -> Self {
-        Self(Mutex::new(State {
+        let state = State {
             blocks: BTreeMap::new(),
             calls: 0,
             failure,
-        }))
+        };
+        Self(Mutex::new(state), AtomicUsize::new(0))
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -63,6 +64,11 @@ impl Pages {
     /// How often memory was asked for.
     pub(crate) fn calls(&self) -> usize {
         self.state().calls
+    }
+
+    /// How often somebody looked for a tag.
+    pub(crate) fn looks(&self) -> usize {
+        self.1.load(Ordering::Relaxed)
     }
 
     /// Blocks that are out.
@@ -142,6 +148,7 @@ unsafe impl PageAlloc for Pages {
     }
 
     fn tag(&self, address: *const u8) -> Option<PageTag> {
+        self.1.fetch_add(1, Ordering::Relaxed);
         let state = self.state();
         let (start, block) = state.blocks.range(..=address.addr()).next_back()?;
         (address.addr() - start < block.order.bytes()).then_some(block.tag)
