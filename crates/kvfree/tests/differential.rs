@@ -86,7 +86,7 @@ enum Op {
     Barrier,
 }
 
-const SIZES: [usize; 7] = [24, 64, 100, 512, 2000, 8192, 20_000];
+const SIZES: [usize; 7] = [24, 64, 100, 512, 2000, 8192, 70_000];
 
 fn op() -> impl Strategy<Value = Op> {
     let n = any::<usize>;

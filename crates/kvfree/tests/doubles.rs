@@ -98,7 +98,7 @@ fn k18_a_foreign_object_retired_twice_is_freed_once() {
 #[test]
 fn k18_a_large_object_retired_twice_is_freed_once() {
     with_front(|front| {
-        let layout = Layout::from_size_align(40_000, 8).unwrap();
+        let layout = Layout::from_size_align(80_000, 8).unwrap();
         let object = front.objects().kmalloc(layout).unwrap();
         for _ in 0..3 {
             // SAFETY: an object of the allocator; given up more than once, which is what is tested.
@@ -122,7 +122,7 @@ fn k18_an_object_with_a_head_is_found_at_once() {
     has_head!(Node, head);
     rcu_core::on_double_call(|_| ());
     with_front(|front| {
-        for bytes in [size_of::<Node>(), 20_000] {
+        for bytes in [size_of::<Node>(), 70_000] {
             let layout = Layout::from_size_align(bytes, 8).unwrap();
             let node = front.objects().kmalloc(layout).unwrap().cast::<Node>();
             // SAFETY: fresh memory of at least this size.

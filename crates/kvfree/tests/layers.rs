@@ -121,7 +121,7 @@ fn k12_pressure_takes_what_is_ripe() {
     let hook = front.shrinker();
     // SAFETY: it stays until it is taken off, below; it is on no list.
     unsafe { zone.add_pressure_hook(hook) };
-    let large = Layout::from_size_align(20_000, 8).unwrap();
+    let large = Layout::from_size_align(70_000, 8).unwrap();
     // A page for the slot's list, where blocks come from.
     drop(PageBlock::new(&zone, PageReq::new(Order::ZERO)).unwrap());
     // In a section, so that nobody frees them before it has ended.
@@ -201,7 +201,7 @@ type Failing<'p> = Kmalloc<Threads, &'p Pages, Layered>;
 
 /// Retires something through every channel; says how often pages were asked for.
 fn every_channel(failure: Failure) -> usize {
-    const SIZES: [usize; 4] = [64, 512, 4096, 20_000];
+    const SIZES: [usize; 4] = [64, 512, 4096, 70_000];
     let pages = Pages::new();
     // SAFETY: everything is dropped in the reverse order, and nothing forgotten.
     let kmalloc: Failing<'_> = unsafe { Kmalloc::new_scoped(Threads, &pages, Layered) }.unwrap();

@@ -33,7 +33,7 @@ fn the_monitor_frees_what_nobody_waits_for() {
     for round in 1..=3 {
         drop(RcuBox::new(Counts(&DROPPED)));
         wait_until(|| DROPPED.load(Ordering::Acquire) == round);
-        for bytes in [64, 20_000] {
+        for bytes in [64, 70_000] {
             let object = kvfree::objects().kmalloc(Layout::from_size_align(bytes, 8).unwrap());
             // SAFETY: allocated just now, and seen by nobody.
             unsafe { kvfree::retire_mightsleep(object.unwrap()) };

@@ -9,16 +9,24 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 use pagealloc::{Order, PAGE_SIZE};
 
-/// The largest object a cache can have: a slab of the largest order.
-pub const MAX_OBJECT_BYTES: usize = PAGE_SIZE << MAX_SLAB_ORDER;
+/// The largest object a cache can have: half a slab of the largest order.
+pub const MAX_OBJECT_BYTES: usize = PAGE_SIZE << (MAX_SLAB_ORDER - 1);
 
 /// Slabs have at most this order, which a page allocator's per-slot lists still serve.
 #[doc(alias = "PAGE_ALLOC_COSTLY_ORDER")]
-const MAX_SLAB_ORDER: u8 = 3;
+const COMMON_SLAB_ORDER: u8 = 3;
+/// Slabs of objects that are too large for those.
+const MAX_SLAB_ORDER: u8 = 6;
+/// Objects up to this size lie in slabs of a common order.
+const COMMON_OBJECT_BYTES: usize = 10 << 10;
+/// As many of the others a slab has at least, if it can: each takes a lock of the page allocator's.
+const FEW_OBJECTS: usize = 4;
 /// As many objects as a slab's bitmap has bits.
 pub(crate) const MAX_OBJECTS: usize = 512;
 /// A slab is made larger until it holds this many objects, so that one page request serves many misses.
 const GOOD_OBJECTS: usize = 32;
+/// Bits behind the point of a size's reciprocal.
+const RECIPROCAL_BITS: u32 = 40;
 /// A slab may leave this part of its pages unused.
 const WASTE_PART: usize = 8;
 /// A cache line.
@@ -264,7 +272,7 @@ impl CacheConfig {
         let colour_bytes = self.layout.align().max(LINE_BYTES);
         let unused = order.bytes() - nr_objects * size;
         let colours = if self.colour {
-            1 + unused / colour_bytes
+            1 + unused.min(u16::MAX.into()) / colour_bytes
         } else {
             1
         };
@@ -281,7 +289,7 @@ impl CacheConfig {
             size,
             lead: frame.lead,
             checks,
-            reciprocal: (1_u64 << 32).div_ceil(size as u64),
+            reciprocal: (1_u64 << RECIPROCAL_BITS).div_ceil(size as u64),
             nr_objects,
             order,
             colour_bytes,
@@ -388,19 +396,27 @@ impl Shape {
     /// Which object of its slab begins `offset` bytes into it, if one does.
     ///
     /// The product with the rounded-up reciprocal is exact: its error is below `offset * size`, and
-    /// offset < 2¹⁵, size ≤ 2¹⁵, so below 2³². (Tested for every offset and size.) An offset that wrapped below zero
-    /// equals no product of an index below 2³².
+    /// offset < 2¹⁸, size ≤ 2¹⁷, so below 2⁴⁰. (Tested for many offsets and sizes.) An offset that wrapped below zero
+    /// equals no product of an index below 2²⁴.
     pub(crate) fn index_of(&self, offset: usize) -> Option<usize> {
         let offset = offset.wrapping_sub(self.lead);
-        let index = ((offset as u64).wrapping_mul(self.reciprocal) >> 32) as usize;
+        let index = ((offset as u64).wrapping_mul(self.reciprocal) >> RECIPROCAL_BITS) as usize;
         (index * self.size == offset && index < self.nr_objects).then_some(index)
     }
 }
 
 /// The smallest order with enough objects and little waste; failing that, the one with least waste.
 fn slab_order(size: usize) -> Option<Order> {
+    let (orders, enough) = if size <= COMMON_OBJECT_BYTES {
+        (0..=COMMON_SLAB_ORDER, GOOD_OBJECTS)
+    } else {
+        (COMMON_SLAB_ORDER..=MAX_SLAB_ORDER, FEW_OBJECTS)
+    };
+    if size > MAX_OBJECT_BYTES {
+        return None;
+    }
     let mut best: Option<(usize, Order)> = None;
-    for order in (0..=MAX_SLAB_ORDER).filter_map(Order::new) {
+    for order in orders.filter_map(Order::new) {
         let bytes = order.bytes();
         let fit = bytes / size;
         let objects = fit.min(MAX_OBJECTS);
@@ -409,11 +425,11 @@ fn slab_order(size: usize) -> Option<Order> {
         }
         let waste = bytes - objects * size;
         let is_thrifty = waste * WASTE_PART <= bytes;
-        if is_thrifty && (objects >= GOOD_OBJECTS) {
+        if is_thrifty && objects >= enough {
             return Some(order);
         }
         // Per byte of slab, in units that compare across orders.
-        let part = waste * (MAX_OBJECT_BYTES / bytes);
+        let part = waste * ((PAGE_SIZE << MAX_SLAB_ORDER) / bytes);
         if is_thrifty || best.is_none_or(|(least, _)| part < least) {
             best = Some((part, order));
         }
@@ -497,7 +513,8 @@ mod tests {
 
     #[test]
     fn every_object_is_found_by_its_offset_and_nothing_else_is() {
-        for size in (8..=MAX_OBJECT_BYTES).step_by(8) {
+        let sizes = (8..=COMMON_OBJECT_BYTES).step_by(8);
+        for size in sizes.chain((COMMON_OBJECT_BYTES..=MAX_OBJECT_BYTES).step_by(328)) {
             let shape = shape(size, 8).unwrap();
             for offset in (0..shape.order.bytes()).step_by(if size < 512 { 1 } else { 97 }) {
                 let expected = offset / size;
@@ -512,7 +529,9 @@ mod tests {
 
     #[test]
     fn slabs_waste_little_and_fit_the_bitmap() {
-        for size in 1..=MAX_OBJECT_BYTES {
+        for size in
+            (1..=COMMON_OBJECT_BYTES).chain((COMMON_OBJECT_BYTES..=MAX_OBJECT_BYTES).step_by(61))
+        {
             let shape = shape(size, 1).unwrap();
             assert!((1..=MAX_OBJECTS).contains(&shape.nr_objects));
             assert!(shape.nr_objects * shape.size <= shape.order.bytes());
@@ -522,8 +541,20 @@ mod tests {
             }
         }
         assert!(shape(MAX_OBJECT_BYTES + 1, 1).is_err());
-        let orders = [8, 64, 128, 192, 256, 1024, 8192].map(|s| shape(s, 8).unwrap().order.get());
-        assert_eq!(orders, [0, 0, 0, 1, 1, 3, 3]);
+        let orders = [
+            8,
+            64,
+            128,
+            192,
+            256,
+            1024,
+            8192,
+            16 << 10,
+            32 << 10,
+            64 << 10,
+        ];
+        let orders = orders.map(|s| shape(s, 8).unwrap().order.get());
+        assert_eq!(orders, [0, 0, 0, 1, 1, 3, 3, 4, 5, 6]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod cfg {
 type Pages = &'static Zone<Threads, Mmap>;
 type Kernel = Kmalloc<Threads, Pages, &'static ManualGp>;
 
-const SIZES: [usize; 6] = [16, 64, 200, 1000, 4096, 20_000];
+const SIZES: [usize; 6] = [16, 64, 200, 1000, 4096, 70_000];
 
 fn layout(round: usize) -> Layout {
     Layout::from_size_align(SIZES[round % SIZES.len()], 8).unwrap()

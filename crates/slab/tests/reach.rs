@@ -85,7 +85,7 @@ fn l12_kmalloc_frees_whatever_it_is_where_nobody_may_wait() {
     let (pages, cpus, gp) = (Pages::new(), Hand::new(1), ManualGp::new());
     // SAFETY: the allocator is destroyed below, before what it borrows ends; a panic drops it.
     let km = unsafe { Kmalloc::new_scoped(&cpus, &pages, &gp) }.unwrap();
-    for bytes in [8, 100, 5000, 20_000] {
+    for bytes in [8, 100, 5000, 70_000] {
         let layout = Layout::from_size_align(bytes, 8).unwrap();
         let memory = km.kmalloc_attempt(layout, Attempt::TryLock).unwrap();
         // SAFETY: the test had the memory.
@@ -380,7 +380,8 @@ fn l1_slabs_hold_enough_objects_and_waste_little() {
         (256, 1),
         (1024, 3),
         (4096, 3),
-        (32768, 3),
+        (32768, 5),
+        (65536, 6),
     ] {
         let pages = Pages::new();
         let (cpus, gp) = (Hand::new(1), ManualGp::new());
@@ -409,7 +410,7 @@ fn l8_bulk_free_over_mixed_caches_and_large_blocks() {
     let km = unsafe { Kmalloc::new_scoped(&cpus, &pages, &gp) }.unwrap();
     // SAFETY: an empty slice has nothing wrong in it.
     unsafe { km.free_bulk(&mut []) };
-    let sizes = [8, 3000, 64, 64, 20_000, 96, 8192, 9000, 64, 1, 40_000];
+    let sizes = [8, 3000, 64, 64, 20_000, 96, 8192, 9000, 70_000, 1, 400_000];
     let mut memory: Vec<_> = (0..400)
         .map(|i| {
             cpus.go(Some(i as u32 % 2));

@@ -49,7 +49,7 @@ fn h13_memory_is_accounted_for_to_the_byte() {
         Checks::RED_ZONE,
         Checks::RANDOM,
     ] {
-        for size in [0, 1, 24, 61, 1000, 5000, 20_000] {
+        for size in [0, 1, 24, 61, 1000, 5000, 70_000] {
             let layout = Layout::from_size_align(size, 8).unwrap();
             let config = CacheConfig::new("bytes", layout).checks(checks);
             with_cache(config, |cache, cpus, pages| {

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What large objects are said to give back.
-pub(crate) const LARGE_BYTES: usize = 40_000;
+pub(crate) const LARGE_BYTES: usize = 80_000;
 
 /// Whether the allocator has batches of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

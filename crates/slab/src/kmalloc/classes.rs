@@ -2,17 +2,18 @@
 //!
 //! Source: Linux `mm/slab_common.c`, `kmalloc_info` (facts and constants only). Linux has powers of two and 96 and 192; here every
 //! doubling above 64 bytes has four steps, as in most allocators of user space, so that no class wastes more than a fifth of an
-//! object (or a quarter of the request). One class lies above two pages, Linux's limit: whole pages waste a third just above there.
+//! object (or a quarter of the request). They go on above two pages, Linux's limit, up to 64 KiB: programs have many buffers of 16 to 64 KiB, and a
+//! run of pages takes a lock of the page allocator's each time.
 //!
 //! # Invariants
-//! - I1. A class is aligned to the largest power of two that divides its size; so the class for a size that was rounded up to a multiple of
+//! - I1. A class is aligned to the largest power of two that divides its size, up to 8 KiB, and serves no more; so the class for a size that was rounded up to a multiple of
 //!   its alignment is aligned enough, for between two powers of two all classes are multiples of a quarter of the lower one (of a half
 //!   below 64), and so is every size that was rounded up to more. (Tested for every size and alignment.)
 
 use core::alloc::Layout;
 
 /// How many size classes there are.
-pub const NR_CLASSES: usize = 35;
+pub const NR_CLASSES: usize = 46;
 
 /// Bytes of the objects of each class. Each is aligned to the largest power of two that divides it, powers of two so to
 /// themselves.
@@ -21,7 +22,8 @@ pub const NR_CLASSES: usize = 35;
 pub const CLASS_BYTES: [usize; NR_CLASSES] = [
     8, 16, 24, 32, 48, 64,
     80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024,
-    1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192, 10240,
+    1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192,
+    10240, 12288, 14336, 16384, 20480, 24576, 28672, 32768, 40960, 49152, 57344, 65536,
 ];
 
 /// Larger requests get pages of their own.
@@ -36,7 +38,10 @@ pub(super) const NAMES: [&str; NR_CLASSES] = [
     "kmalloc-640", "kmalloc-768", "kmalloc-896", "kmalloc-1k",
     "kmalloc-1280", "kmalloc-1536", "kmalloc-1792", "kmalloc-2k",
     "kmalloc-2560", "kmalloc-3k", "kmalloc-3584", "kmalloc-4k",
-    "kmalloc-5k", "kmalloc-6k", "kmalloc-7k", "kmalloc-8k", "kmalloc-10k",
+    "kmalloc-5k", "kmalloc-6k", "kmalloc-7k", "kmalloc-8k",
+    "kmalloc-10k", "kmalloc-12k", "kmalloc-14k", "kmalloc-16k",
+    "kmalloc-20k", "kmalloc-24k", "kmalloc-28k", "kmalloc-32k",
+    "kmalloc-40k", "kmalloc-48k", "kmalloc-56k", "kmalloc-64k",
 ];
 
 /// Up to this size classes are found in [`FINE`], by words of 8 bytes; above it in [`COARSE`], by 256 bytes, which all classes
@@ -61,9 +66,17 @@ const fn table<const N: usize>(step_bytes: usize) -> [u8; N] {
     table
 }
 
-/// The largest power of two that divides a class's size.
+/// No class is aligned to more: who asks for that gets pages, of which what lies in front goes back.
+const MAX_CLASS_ALIGN: usize = 8 << 10;
+
+/// The largest power of two that divides a class's size, up to [`MAX_CLASS_ALIGN`].
 pub(super) const fn class_align(class: usize) -> usize {
-    1 << CLASS_BYTES[class].trailing_zeros()
+    let natural = 1 << CLASS_BYTES[class].trailing_zeros();
+    if natural < MAX_CLASS_ALIGN {
+        natural
+    } else {
+        MAX_CLASS_ALIGN
+    }
 }
 
 /// The class for `layout`, if it is not too large; below [`NR_CLASSES`]. Nothing counts as one byte.
@@ -76,7 +89,7 @@ pub(super) const fn class_of(layout: Layout) -> Option<usize> {
     let last = layout.size().saturating_sub(1) | (layout.align() - 1);
     if last < FINE_BYTES {
         Some(FINE[last >> 3] as usize)
-    } else if last < MAX_CLASS_BYTES {
+    } else if last < MAX_CLASS_BYTES && layout.align() <= MAX_CLASS_ALIGN {
         Some(COARSE[last >> 8] as usize)
     } else {
         None
@@ -90,7 +103,11 @@ mod tests {
     #[test]
     fn l10_every_request_gets_the_smallest_class_that_fits() {
         for align in (0..15).map(|a| 1 << a) {
-            for size in 0..=MAX_CLASS_BYTES + 1 {
+            let borders = CLASS_BYTES.iter().flat_map(|&c| c - 1..=c + 1);
+            for size in (0..8200)
+                .chain(borders)
+                .chain((8200..MAX_CLASS_BYTES).step_by(97))
+            {
                 let layout = Layout::from_size_align(size, align).unwrap();
                 let fits = |c: &usize| CLASS_BYTES[*c] >= size && class_align(*c) >= align;
                 // Beyond the largest class's own alignment a request is rounded up first, and may be too large then.

@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn l10_every_size_that_fits_a_block_names_its_class() {
         for align in (0..14).map(|a| 1 << a) {
-            for size in 1..=super::super::MAX_CLASS_BYTES {
+            for size in (1..8200).chain((8200..=super::super::MAX_CLASS_BYTES).step_by(67)) {
                 let layout = Layout::from_size_align(size, align).unwrap();
                 let Some(class) = class_of(layout) else {
                     continue;
