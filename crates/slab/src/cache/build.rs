@@ -15,25 +15,26 @@ use core::alloc::Layout;
 use core::fmt;
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use pagealloc::{AllocError, Attempt, Order, PAGE_SIZE, PageAlloc, PageReq, PressureHook};
+use pagealloc::{AllocError, Order, PAGE_SIZE, PageAlloc, PageReq, PressureHook};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OfflineHook, SpinMutex};
 use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::slot::SlotCell;
-
-/// Pages in which the cells of caches with many slots begin at different places.
-const SPREAD_PAGES: usize = 4;
-/// As many pages of cells are many.
-const MANY_PAGES: usize = 16;
+#[cfg(loom)]
+use super::slot::cell_of;
+#[cfg(loom)]
+use rcu_core::cpu::Slot;
 
 /// Where the cells of a cache's slots lie.
 ///
-/// A slot's cells in several caches, which a thread uses by turns (the size classes above all), would have the same place in their pages, and
-/// with as many slots as there are threads in the same 256 KiB: all of them in the same few sets of the processor's first and second cache.
-/// So each cache begins at another cell.
+/// A slot's cells in several caches, which a thread uses by turns (the size classes above all), would have the same place in their blocks, and
+/// with as many slots as there may be threads in the same 256 KiB: all of them in the same few sets of the processor's first and second cache.
+/// So each cache begins at another cell, its number `colour`, and the cell of a slot is the one whose number is the slot's, exclusive-or `colour`. As a
+/// block is aligned to its size, and a cell is a power of two, that is the first one's address exclusive-or the slot's offset: as cheap as a sum.
 struct SlotsPlan {
-    pages: usize,
+    order: Order,
+    /// Bytes from the block's start to the cell of slot 0.
     offset: usize,
 }
 
@@ -43,19 +44,19 @@ impl SlotsPlan {
         static CACHES: core::sync::atomic::AtomicUsize = core::sync::atomic::AtomicUsize::new(0);
         let slots = cpus.nr_slots();
         let cell = size_of::<SlotCell<C::Lock>>();
-        let cells = Layout::array::<SlotCell<C::Lock>>(slots).map_or(usize::MAX, |l| l.size());
-        let whole = cells.div_ceil(PAGE_SIZE).max(1);
-        let spread = if whole < MANY_PAGES { 0 } else { SPREAD_PAGES };
-        let pages = whole.saturating_add(spread);
-        if pages > Order::MAX.pages() {
-            return Err(CreateError::TooManySlots { slots });
-        }
-        // ORDERING: Relaxed: any order of places will do.
+        let cells = Layout::array::<SlotCell<C::Lock>>(slots).map(|layout| layout.size());
+        let order =
+            (cells.ok().and_then(Order::for_size)).ok_or(CreateError::TooManySlots { slots })?;
+        // ORDERING: Relaxed: any order of colours will do.
         let number = CACHES.fetch_add(1, Ordering::Relaxed);
-        let places = (pages * PAGE_SIZE - cells) / cell + 1;
+        let colours = if cell.is_power_of_two() {
+            order.bytes() / cell
+        } else {
+            1
+        };
         Ok(Self {
-            pages,
-            offset: number % places * cell,
+            order,
+            offset: number % colours * cell,
         })
     }
 }
@@ -125,29 +126,28 @@ where
         let plan = SlotsPlan::new::<C>(&cpus)?;
         let inner_bytes = size_of::<Inner<C, P, G>>();
         let inner_order = Order::for_size(inner_bytes).ok_or(AllocError::Invalid)?;
-        let run = pages.alloc_run(plan.pages, PageReq::new(Order::ZERO).zeroed())?;
-        let run_pages = pages.run_pages(run.as_ptr()).unwrap_or(plan.pages);
+        let cells = pages.alloc(PageReq::new(plan.order).zeroed())?;
         let block = match pages.alloc(PageReq::new(inner_order)) {
             Ok(block) => block,
             Err(error) => {
-                // SAFETY: the run came from `pages` just now.
-                unsafe { pages.free_run_at(run, run_pages, Attempt::NoWait) };
+                // SAFETY: the block came from `pages` just now.
+                unsafe { pages.free(cells, plan.order) };
                 return Err(error.into());
             }
         };
         let quarantine = match Self::quarantine(&shape, &pages) {
             Ok(quarantine) => quarantine,
             Err(error) => {
-                // SAFETY: the run came from `pages` just now.
-                unsafe { pages.free_run_at(run, run_pages, Attempt::NoWait) };
+                // SAFETY: the block came from `pages` just now.
+                unsafe { pages.free(cells, plan.order) };
                 // SAFETY: as above.
                 unsafe { pages.free(block, inner_order) };
                 return Err(error.into());
             }
         };
         let inner: NonNull<Inner<C, P, G>> = block.cast();
-        // SAFETY: the cells begin inside the run (`SlotsPlan`).
-        let slots = unsafe { run.add(plan.offset) };
+        // SAFETY: the cell of slot 0 is inside the block (`SlotsPlan`).
+        let slots = unsafe { cells.add(plan.offset) };
         // SAFETY: the function takes the pointer for what it is; the hook is removed, and waited for, before the cache ends, and
         // everything it touches may be touched from any thread (the bounds of this impl).
         let hook = unsafe { OfflineHook::new(Inner::<C, P, G>::offline, inner.as_ptr().cast()) };
@@ -160,8 +160,8 @@ where
             gp,
             shape,
             slots: slots.cast(),
-            slots_run: run,
-            slots_pages: run_pages,
+            slots_block: cells,
+            slots_order: plan.order,
             inner_order,
             hook,
             nr_used: AtomicUsize::new(0),
@@ -187,9 +187,8 @@ where
         };
         #[cfg(loom)]
         for number in 0..this.inner().cpus.nr_slots() {
-            // SAFETY: the block has that many cells (`SlotsPlan`).
-            let cell = unsafe { this.slots.add(number) };
-            // SAFETY: as above; nobody else has it yet.
+            let cell = cell_of(this.slots, Slot::new(number as u32));
+            // SAFETY: the cell is inside the block, and nobody else has it yet.
             unsafe { cell.write(SlotCell::new()) };
         }
         // SAFETY: the hook is pinned in the block until `drop` has removed it, and is on no list.
@@ -279,11 +278,12 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Drop for RawCache<C, P, G> {
         }
         inner.sheaves.0.release(&inner.pages);
         inner.descriptors.0.release(&inner.pages);
-        let (run, run_pages, inner_order) = (inner.slots_run, inner.slots_pages, inner.inner_order);
+        let (cells, cells_order) = (inner.slots_block, inner.slots_order);
+        let inner_order = inner.inner_order;
         // SAFETY: the value is initialised, and is not used in place again: its memory goes below.
         let inner = unsafe { self.inner.read() };
-        // SAFETY: the run came from `pages` with so many pages, and nothing refers to it any more.
-        unsafe { inner.pages.free_run_at(run, run_pages, Attempt::NoWait) };
+        // SAFETY: the block came from `pages` with this order, and nothing refers to it any more.
+        unsafe { inner.pages.free(cells, cells_order) };
         // SAFETY: the block came from `pages` with this order; the value was moved out.
         unsafe { inner.pages.free(self.inner.cast(), inner_order) };
         // When all is done: should it panic, only what it tells of is lost.

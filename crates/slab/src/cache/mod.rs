@@ -82,7 +82,7 @@ use pagealloc::{AllocError, Attempt, Order, PageAlloc, PressureHook};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OfflineHook, Slot, SpinMutex, in_register};
 use rcu_core::sync::atomic::{AtomicUsize, Ordering};
-use slot::SlotCell;
+use slot::{SlotCell, cell_of};
 use waiting::Waiting;
 
 /// Keeps what has its own lock on its own cache lines.
@@ -97,9 +97,9 @@ struct Inner<C: Cpus, P: PageAlloc, G: GracePeriod> {
     gp: G,
     shape: Shape,
     slots: NonNull<SlotCell<C::Lock>>,
-    /// The pages that `slots` lies in.
-    slots_run: NonNull<u8>,
-    slots_pages: usize,
+    /// The block that all cells lie in.
+    slots_block: NonNull<u8>,
+    slots_order: Order,
     inner_order: Order,
     hook: OfflineHook,
     nr_used: AtomicUsize,
@@ -127,7 +127,7 @@ struct Inner<C: Cpus, P: PageAlloc, G: GracePeriod> {
 #[doc(alias = "kmem_cache")]
 pub struct RawCache<C: Cpus, P: PageAlloc, G: GracePeriod> {
     inner: NonNull<Inner<C, P, G>>,
-    /// The slots' array, beside the pointer that leads to it: one load less on the fast paths.
+    /// The cell of slot 0, beside the pointer that leads to it: one load less on the fast paths. For the others see [`cell_of`].
     slots: NonNull<SlotCell<C::Lock>>,
 }
 
@@ -153,9 +153,9 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     #[inline(always)]
     fn local(&self) -> Option<&SlotCell<C::Lock>> {
         let slot = self.inner().cpus.current_if_online()?;
-        // SAFETY: slots are below `nr_slots` (guarantee 1 of `Cpus`), as many as the array has.
-        let cell = in_register(unsafe { self.slots.add(slot.index()) });
-        // SAFETY: the array lives until the handle is dropped; its zeroed elements are valid.
+        let cell = in_register(cell_of(self.slots, slot));
+        // SAFETY: slots are below `nr_slots` (guarantee 1 of `Cpus`), as many as the block has cells; it lives until the handle is dropped, and
+        // zeroed cells are valid.
         Some(unsafe { cell.as_ref() })
     }
 
@@ -243,15 +243,15 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
 
     /// The number of the slot that has this cell.
     fn number_of(&self, cell: &SlotCell<C::Lock>) -> usize {
-        let offset = core::ptr::from_ref(cell).addr() - self.slots.addr().get();
+        let offset = core::ptr::from_ref(cell).addr() ^ self.slots.addr().get();
         offset / size_of::<SlotCell<C::Lock>>()
     }
 
     fn slot(&self, slot: Slot) -> &SlotCell<C::Lock> {
         debug_assert!(slot.index() < self.cpus.nr_slots());
-        // SAFETY: slots are below `nr_slots` (guarantee 1 of `Cpus`), as many as the array has.
-        let cell = unsafe { self.slots.add(slot.index()) };
-        // SAFETY: the array lives as long as the cache; its zeroed elements are valid.
+        let cell = cell_of(self.slots, slot);
+        // SAFETY: slots are below `nr_slots` (guarantee 1 of `Cpus`), as many as the block has cells; it lives as long as the cache, and zeroed
+        // cells are valid.
         unsafe { cell.as_ref() }
     }
 

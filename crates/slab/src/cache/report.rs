@@ -3,7 +3,7 @@
 use super::{Inner, RawCache};
 use crate::checks::Quarantine;
 use crate::stats::{CacheStats, Event, MemoryStats, SlotStats};
-use pagealloc::{Attempt, PAGE_SIZE, PageAlloc};
+use pagealloc::{Attempt, PageAlloc};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, Slot};
 use rcu_core::sync::atomic::Ordering;
@@ -119,7 +119,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             waiting: kept * shape.order.bytes(),
             sheaves: self.sheaves.0.bytes(),
             descriptors: self.descriptors.0.bytes(),
-            slots: self.slots_pages * PAGE_SIZE,
+            slots: self.slots_order.bytes(),
             cache: self.inner_order.bytes(),
             quarantine: usize::from(ring) * Quarantine::ORDER.bytes(),
         }

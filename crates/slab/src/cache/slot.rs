@@ -9,8 +9,9 @@
 
 use crate::sheaf::{Installed, Sheaf, SheafList};
 use crate::stats::Tally;
+use core::ptr::NonNull;
 use rcu_core::GracePeriod;
-use rcu_core::cpu::{LocalCell, LocalLock, ZeroInit};
+use rcu_core::cpu::{LocalCell, LocalLock, Slot, ZeroInit};
 #[cfg(not(loom))]
 use static_assertions::const_assert;
 
@@ -131,6 +132,15 @@ impl SlotState {
 pub(crate) struct Tick {
     pub(crate) seal: bool,
     pub(crate) flush: bool,
+}
+
+/// The cell of `slot`, where `first` is that of slot 0: see `SlotsPlan` in `build`.
+#[inline(always)]
+pub(crate) fn cell_of<L>(first: NonNull<SlotCell<L>>, slot: Slot) -> NonNull<SlotCell<L>> {
+    let offset = slot.index() * size_of::<SlotCell<L>>();
+    let cell = first.as_ptr().map_addr(|address| address ^ offset);
+    // SAFETY: no cell is at address zero: they are in one block with the first.
+    unsafe { NonNull::new_unchecked(cell) }
 }
 
 /// A slot's line of memory: its local lock, what that guards, and counters beside it.

@@ -310,8 +310,8 @@ fn an_idle_allocator_costs_a_page_a_class() {
     let zone = zone();
     // SAFETY: dropped before the zone.
     let km = unsafe { Kmalloc::new_scoped(Threads, &zone, NoReaders) }.unwrap();
-    // Addresses for each thread there may be, and a few for classes to begin at different ones, zeroed by the system when they are touched; and one page that is.
-    let slots = 1024 * 256 / PAGE_SIZE + 4;
+    // Addresses for each thread there may be, zeroed by the system when they are touched; and one page that is.
+    let slots = 1024 * 256 / PAGE_SIZE;
     // What is checked has one more page, of its quarantine.
     let touched = 1 + usize::from(cfg!(feature = "checks"));
     assert_eq!(zone.nr_allocated(), NR_CLASSES * (slots + touched));
