@@ -69,6 +69,8 @@ impl<L: LocalLock, B: Lower> SharedHeld<'_, L, B> {
             }
         }
         self.hooks.forget_runner();
+        // No model forks.
+        #[cfg(not(loom))]
         self.shared.gate.open_in_child();
         // Left already.
         self.nr = 0;
