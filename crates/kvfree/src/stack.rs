@@ -395,6 +395,8 @@ impl<D: StackDomain> Stack<D> {
     /// # Safety
     /// 1. `object` came from [`Self::objects`], with the provenance of the whole object, and is given up.
     /// 2. No new reader can find it. Its destructor is not run.
+    ///
+    /// The crate's function of this name has an example.
     #[inline]
     #[doc(alias = "kfree_rcu")]
     pub unsafe fn retire<T: HasHead>(&'static self, object: NonNull<T>) {
@@ -408,6 +410,8 @@ impl<D: StackDomain> Stack<D> {
     ///
     /// # Safety
     /// As for [`Self::retire`].
+    ///
+    /// The crate's function of this name has an example.
     #[inline]
     #[doc(alias = "kvfree_rcu_mightsleep")]
     pub unsafe fn retire_mightsleep(&'static self, object: NonNull<u8>) {
@@ -476,6 +480,8 @@ impl<D: StackDomain> Stack<D> {
     /// # Safety
     /// 1. `object` came from [`Box::into_raw`], and is given up.
     /// 2. No new reader can find it.
+    ///
+    /// The crate's function of this name has an example.
     pub unsafe fn retire_box<T: Send + 'static>(&'static self, object: NonNull<T>) {
         if size_of::<T>() == 0 {
             // Values without a size share their address: they cannot wait by it.
@@ -502,6 +508,8 @@ impl<D: StackDomain> Stack<D> {
     /// # Safety
     /// 1. `object` came from a box of this `A`, any value of which frees what any other allocated; it is given up.
     /// 2. No new reader can find it.
+    ///
+    /// The example of [`retire_box`](crate::retire_box) holds for it.
     #[cfg(feature = "allocator-api2")]
     pub unsafe fn retire_box_in<T: Send + 'static, A>(&'static self, object: NonNull<T>)
     where
@@ -525,6 +533,8 @@ impl<D: StackDomain> Stack<D> {
     /// # Safety
     /// 1. `object` came from `cache`, and is given up. `T` needs no dropping (checked when compiled).
     /// 2. No new reader can find it.
+    ///
+    /// The crate's function of this name has an example.
     #[inline]
     #[doc(alias = "kfree_rcu")]
     pub unsafe fn retire_in_mightsleep<T>(&self, cache: &TypedCache<T, D>, object: NonNull<T>) {

@@ -18,6 +18,8 @@ impl<R: Rcu, O: Objects> Unbatched<R, O> {
     ///
     /// # Safety
     /// 1. `rcu` was given a way to free objects by offset (`with_free`), which frees objects of `objects`.
+    ///
+    /// For an example see [`unbatched`](crate::stack::Stack::unbatched), which puts one together.
     pub const unsafe fn new(rcu: R, objects: O) -> Self {
         Self { rcu, objects }
     }

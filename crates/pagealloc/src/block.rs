@@ -114,6 +114,21 @@ impl<'z, P: PageAlloc + ?Sized> PageBlock<'z, P, Unfilled> {
     ///
     /// # Safety
     /// 1. Every byte of the block is initialised.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux"))] {
+    /// # use pagealloc::{Mmap, Order, PageBlock, PageReq, Zone};
+    /// # use rcu_core::cpu::Threads;
+    /// # let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// let mut block = PageBlock::new(&zone, PageReq::new(Order::ZERO)).unwrap();
+    /// for byte in block.as_uninit() {
+    ///     byte.write(7);
+    /// }
+    /// // SAFETY: just written, all of it.
+    /// let block = unsafe { block.assume_filled() };
+    /// assert_eq!(block[100], 7);
+    /// # }
+    /// ```
     pub unsafe fn assume_filled(self) -> PageBlock<'z, P, Filled> {
         let (pages, order) = (self.pages, self.order);
         // SAFETY: `into_raw` gave it up; filled by debt 1.

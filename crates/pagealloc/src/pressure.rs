@@ -119,6 +119,8 @@ impl PressureHook {
     /// # Safety
     /// 1. While the hook is listed, `run(data, _)` may be called from any thread, in the midst of an allocation of that thread at
     ///    [`Attempt::MayGrow`](crate::Attempt::MayGrow).
+    ///
+    /// See [the type](Self) for an example.
     #[must_use]
     pub const unsafe fn new(run: unsafe fn(*const (), usize) -> usize, data: *const ()) -> Self {
         Self {

@@ -82,17 +82,17 @@ pub enum SourceError {
 impl fmt::Display for SourceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Empty => f.write_str("the region is empty"),
+            Self::Empty => f.write_str("the region is empty: it needs a page at least"),
             Self::Overflow => f.write_str("the region ends past the end of the address space"),
-            Self::Misaligned => f.write_str("the region is not made of whole, aligned pages"),
+            Self::Misaligned => f.write_str("the region is not made of whole, aligned pages: round its start up and its end down to 4096"),
             Self::TooSmall { needed } => write!(
                 f,
                 "the region is too small: the zone's own structures need {needed} bytes"
             ),
-            Self::Overlap => f.write_str("a part of the region is taken already"),
+            Self::Overlap => f.write_str("a part of the region is taken already: the map lists these bytes twice"),
             Self::Outside => f.write_str("the region is not one that the source has"),
-            Self::TooManyRegions => f.write_str("there are too many regions"),
-            Self::Exhausted => f.write_str("the source has given all its memory"),
+            Self::TooManyRegions => f.write_str("there are too many regions: join neighbours, or give the source more room for them"),
+            Self::Exhausted => f.write_str("the source has given all its memory: free some, or reserve more"),
             Self::Unsupported => f.write_str("the source cannot do this"),
             Self::System(errno) => write!(f, "the system refused memory (error {errno})"),
         }

@@ -22,6 +22,7 @@ use core::ptr;
 /// # Invariants
 /// The section is entered while the guard exists.
 #[must_use = "the section ends at once if the guard is not kept"]
+#[doc(alias = "rcu_read_unlock")]
 pub struct Guard<R: Rcu> {
     rcu: R,
     token: R::Token,

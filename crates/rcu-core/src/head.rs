@@ -96,6 +96,21 @@ impl HeadOffset {
     ///
     /// # Safety
     /// 1. `head` lies this many bytes into an object, and its provenance covers the whole object.
+    ///
+    /// ```
+    /// use core::ptr::NonNull;
+    /// use rcu_core::{HasHead, Head, has_head};
+    /// struct Route { gateway: u32, head: Head }
+    /// has_head!(Route, head);
+    ///
+    /// let route = NonNull::from(Box::leak(Box::new(Route { gateway: 1, head: Head::new() })));
+    /// // SAFETY: a whole route.
+    /// let head = unsafe { Route::head_of(route) };
+    /// // SAFETY: the head lies at its offset in the route, and came from the whole of it.
+    /// assert_eq!(unsafe { Route::OFFSET.object(head) }, route.cast());
+    /// # // SAFETY: leaked above.
+    /// # drop(unsafe { Box::from_raw(route.as_ptr()) });
+    /// ```
     #[must_use]
     pub const unsafe fn object(self, head: NonNull<Head>) -> NonNull<u8> {
         // SAFETY: the object starts `bytes` before the head, in the same allocation (debt 1).

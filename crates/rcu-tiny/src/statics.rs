@@ -39,6 +39,15 @@ impl TinyStatic {
     /// 2. None preempts another that is inside a method of the value or inside a read-side critical
     ///    section of it, interrupt handlers excepted, which leave every section they enter before they return.
     /// 3. The program's `critical-section` keeps those interrupt handlers out.
+    ///
+    /// ```
+    /// use rcu_core::{GracePeriod, Rcu};
+    /// use rcu_tiny::{Tiny, TinyStatic};
+    /// // SAFETY: this program has one thread, and no interrupt handler.
+    /// static RCU: TinyStatic = unsafe { TinyStatic::new(Tiny::new()) };
+    /// drop(RCU.read_lock());
+    /// RCU.synchronize();
+    /// ```
     #[must_use]
     pub const unsafe fn new(tiny: Tiny) -> Self {
         Self(tiny)

@@ -125,6 +125,7 @@ impl Geometry {
 
 /// One node: its words on a line of their own.
 #[repr(align(128))]
+#[doc(alias = "rcu_node")]
 pub struct Node {
     online: AtomicU64,
     waiting: [AtomicU64; Lane::ALL.len()],

@@ -14,6 +14,7 @@ use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// Its size is a power of two, so that a slot's address is a shift and an addition.
 #[repr(C, align(256))]
+#[doc(alias = "rcu_data")]
 pub struct TreeSlot<L> {
     pub(crate) reader: CachePadded<ReaderWord>,
     pub(crate) calls: SlotCalls<L>,

@@ -199,6 +199,23 @@ impl CacheConfig {
     ///
     /// # Safety
     /// 1. `constructor` may be called with any memory of the configuration's layout, from any thread, and does not unwind.
+    ///
+    /// ```
+    /// use core::alloc::Layout;
+    /// use core::ptr::NonNull;
+    /// use slab::CacheConfig;
+    ///
+    /// /// # Safety
+    /// /// `at` is memory for a word.
+    /// unsafe fn seven(at: NonNull<u8>) {
+    ///     // SAFETY: the caller's debt.
+    ///     unsafe { at.cast::<u64>().write(7) };
+    /// }
+    /// let config = CacheConfig::new("sevens", Layout::new::<u64>());
+    /// // SAFETY: it writes a word where there is room for one, from any thread, and cannot panic.
+    /// let config = unsafe { config.constructor(seven) };
+    /// # let _ = config;
+    /// ```
     pub const unsafe fn constructor(mut self, constructor: Constructor) -> Self {
         self.constructor = Some(constructor);
         self

@@ -40,14 +40,27 @@ impl From<AllocError> for CreateError {
 impl fmt::Display for CreateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooLarge { bytes } => write!(f, "objects of {bytes} bytes do not fit a slab"),
-            Self::TooManySlots { slots } => write!(f, "too many slots for a cache: {slots}"),
-            Self::WrongLayout => f.write_str("the configuration has another type's layout"),
+            Self::TooLarge { bytes } => write!(
+                f,
+                "objects of {bytes} bytes do not fit a slab: take pages for them, or `Kmalloc`, or fewer checks"
+            ),
+            Self::TooManySlots { slots } => write!(
+                f,
+                "{slots} slots are too many for a cache: `Cpus::nr_slots` is to say how many CPUs or threads there can be"
+            ),
+            Self::WrongLayout => f.write_str(
+                "the configuration has another type's layout: make it by the cache's own `config`",
+            ),
             Self::NotTypeStable(checks) => {
-                write!(f, "a type-stable cache cannot have {checks:?}")
+                write!(
+                    f,
+                    "a type-stable cache cannot have {checks:?}: leave these checks out, or test with `Stability::Delayed`"
+                )
             }
-            Self::WritesValues => f.write_str("a cache of values cannot be type-stable"),
-            Self::Memory(_) => f.write_str("no memory for a cache"),
+            Self::WritesValues => f.write_str(
+                "a cache of values cannot be type-stable: objects that readers may find after they were freed are a `StableCache`'s",
+            ),
+            Self::Memory(_) => f.write_str("no memory for a cache's own structures"),
         }
     }
 }

@@ -227,6 +227,21 @@ where
     ///
     /// # Safety
     /// As for [`RawCache::new_scoped`].
+    ///
+    /// ```
+    /// # use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    /// # use pagealloc::{Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::{StableCache, TypeStable};
+    /// # struct Key(AtomicU64);
+    /// # impl TypeStable for Key { fn construct() -> Self { Self(AtomicU64::new(0)) } }
+    /// let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// let config = StableCache::<Key, Threads, &Zone<Threads, Mmap>, NoReaders>::config("key");
+    /// // SAFETY: destroyed below, before the zone ends.
+    /// let cache: StableCache<Key, _, _, _> =
+    ///     unsafe { StableCache::new_scoped(config, Threads, &zone, NoReaders) }.unwrap();
+    /// assert!(cache.destroy().is_ok(), "nothing is out");
+    /// ```
     pub unsafe fn new_scoped(
         config: CacheConfig,
         cpus: C,
@@ -360,6 +375,22 @@ impl<T: TypeStable, C: Cpus, P: PageAlloc, G: GracePeriod> StableCache<T, C, P, 
     ///
     /// # Safety
     /// 1. `value` came from [`Pinned::into_raw`] of an object of this cache, and was not made a reference since.
+    ///
+    /// ```
+    /// # use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    /// # use pagealloc::{Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::{StableCache, TypeStable};
+    /// # struct Key(AtomicU64);
+    /// # impl TypeStable for Key { fn construct() -> Self { Self(AtomicU64::new(0)) } }
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let cache = StableCache::<Key, _, _, _>::new("key", Threads, zone, NoReaders).unwrap();
+    /// let raw = cache.alloc(|key| key.0.store(7, Relaxed)).unwrap().into_raw();
+    /// // … kept in a structure of one's own …
+    /// // SAFETY: made raw once, just now.
+    /// let key = unsafe { cache.from_raw(raw) };
+    /// assert_eq!(key.0.load(Relaxed), 7);
+    /// ```
     pub unsafe fn from_raw(&self, value: NonNull<T>) -> Pinned<'_, T, C, P, G> {
         // SAFETY: debt 1: inside of an object.
         let object = unsafe { value.byte_sub(offset_of!(Object<T>, value)) }.cast();

@@ -105,6 +105,19 @@ where
     ///
     /// # Safety
     /// As for [`RawCache::new_scoped`].
+    ///
+    /// ```
+    /// use pagealloc::{Mmap, Zone};
+    /// use rcu_core::{NoReaders, cpu::Threads};
+    /// use slab::Cache;
+    ///
+    /// let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// let config = Cache::<u64, Threads, &Zone<Threads, Mmap>, NoReaders>::config("local");
+    /// // SAFETY: destroyed below, before the zone ends.
+    /// let cache: Cache<u64, _, _, _> =
+    ///     unsafe { Cache::new_scoped(config, Threads, &zone, NoReaders) }.unwrap();
+    /// assert!(cache.destroy().is_ok(), "nothing is out");
+    /// ```
     pub unsafe fn new_scoped(
         config: CacheConfig,
         cpus: C,
@@ -183,6 +196,17 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
     /// # Safety
     /// 1. `object` came from [`Self::alloc`] of this cache, is not used any more, and was neither freed nor retired since.
     /// 2. No reader can still find it (else retire it).
+    ///
+    /// ```
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::Cache;
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let names = Cache::new("name", Threads, zone, NoReaders).unwrap();
+    /// let name = names.alloc(String::from("Ada")).unwrap();
+    /// // SAFETY: from this cache, and nobody else has it.
+    /// unsafe { names.free(name) }; // drops the string
+    /// ```
     #[inline]
     #[track_caller]
     pub unsafe fn free(&self, object: NonNull<T>) {
@@ -208,6 +232,17 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
     /// # Safety
     /// As for [`Self::free`]; dropping the value is right in the caller's context, and above [`Attempt::TryLock`] that is no signal
     /// handler or interrupt.
+    ///
+    /// ```
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::Cache;
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let names = Cache::new("name", Threads, zone, NoReaders).unwrap();
+    /// let name = names.alloc([b'A', b'd', b'a']).unwrap();
+    /// // SAFETY: from this cache, nobody else has it, and there is nothing to drop.
+    /// unsafe { names.free_attempt(name, Attempt::TryLock) };
+    /// ```
     #[inline]
     #[track_caller]
     pub unsafe fn free_attempt(&self, object: NonNull<T>, attempt: Attempt) {
@@ -283,6 +318,18 @@ impl<T, C: Cpus, P: PageAlloc, G: GracePeriod> Cache<T, C, P, G> {
     ///
     /// # Safety
     /// As for [`Self::retire`]. Above [`Attempt::TryLock`], not from signal handlers and interrupts.
+    ///
+    /// ```
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::Cache;
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let names = Cache::new("name", Threads, zone, NoReaders).unwrap();
+    /// let name = names.alloc([b'A', b'd', b'a']).unwrap();
+    /// // SAFETY: from this cache, no new reader can find it, and this is no interrupt handler.
+    /// let taken = unsafe { names.retire_attempt(name, Attempt::MayGrow) };
+    /// assert!(taken.is_ok(), "there is memory");
+    /// ```
     #[inline]
     #[track_caller]
     pub unsafe fn retire_attempt(

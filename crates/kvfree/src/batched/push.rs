@@ -23,6 +23,27 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// # Safety
     /// 1. `head` is on no list, and valid until the callback gets it; the function may run on any thread.
     /// 2. No new reader can find the object, and it is given up. About `size_bytes` come free with it.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// use core::ptr::NonNull;
+    /// use rcu_core::{Callback, Head};
+    /// #[repr(C)]
+    /// struct Name { head: Head, text: String }
+    /// /// # Safety
+    /// /// `head` is that of a leaked name, which is given up.
+    /// unsafe fn drop_name(head: NonNull<Head>) {
+    ///     // SAFETY: the head is the first field.
+    ///     drop(unsafe { Box::from_raw(head.cast::<Name>().as_ptr()) });
+    /// }
+    /// let name = Box::new(Name { head: Head::new(), text: String::from("Ada") });
+    /// let name = NonNull::from(Box::leak(name));
+    /// // … published, used, and unlinked …
+    /// // SAFETY: such a name, which any thread may drop; no new reader can find it.
+    /// unsafe { kvfree::front().retire_head(name.cast(), Callback::Run(drop_name), size_of::<Name>()) };
+    /// kvfree::barrier();
+    /// # }
+    /// ```
     pub unsafe fn retire_head(&self, head: NonNull<Head>, callback: Callback, size_bytes: usize) {
         // SAFETY: the head is valid (1).
         if !unsafe { head.as_ref() }.begin_call(callback) {
@@ -40,6 +61,20 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     ///
     /// # Safety
     /// 1. The object came from [`Self::objects`]; no new reader can find it; it is given up if `Ok` comes back.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// use core::alloc::Layout;
+    /// let object = kvfree::objects().kmalloc(Layout::new::<[u64; 4]>()).unwrap();
+    /// // … published, used, and unlinked …
+    /// // SAFETY: it came from the front end's objects, and no new reader can find it.
+    /// if let Err(object) = unsafe { kvfree::front().try_retire(object) } {
+    ///     // Too much waits. Where one may wait, it can be made to:
+    ///     // SAFETY: as above, and this is no section.
+    ///     unsafe { kvfree::retire_mightsleep(object) };
+    /// }
+    /// # }
+    /// ```
     pub unsafe fn try_retire(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
         let taken = !self.inner().is_over()
             // SAFETY: the caller's debt 1.
@@ -61,6 +96,23 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// # Safety
     /// 1. `drop(object)` may be called once, from any thread, `size_bytes` being what it gives back.
     /// 2. No new reader can find the object, and it is given up.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// use core::ptr::NonNull;
+    /// /// # Safety
+    /// /// `object` was a leaked box of a string, and is given up.
+    /// unsafe fn drop_string(object: NonNull<u8>) {
+    ///     // SAFETY: the caller's debt.
+    ///     drop(unsafe { Box::from_raw(object.cast::<String>().as_ptr()) });
+    /// }
+    /// let name = NonNull::from(Box::leak(Box::new(String::from("Ada"))));
+    /// // … published, used, and unlinked …
+    /// // SAFETY: such a string, which any thread may drop; no new reader can find it, and this is no section.
+    /// unsafe { kvfree::front().retire_with_mightsleep(name.cast(), drop_string, size_of::<String>()) };
+    /// kvfree::barrier();
+    /// # }
+    /// ```
     pub unsafe fn retire_with_mightsleep(
         &self,
         object: NonNull<u8>,
@@ -76,6 +128,25 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     ///
     /// # Safety
     /// As for [`Self::retire_with_mightsleep`]; `drop` keeps what [`DropManyFn`] says.
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// use core::ptr::NonNull;
+    /// /// # Safety
+    /// /// Each was a leaked box of a string, and is given up.
+    /// unsafe fn drop_strings(objects: &mut [NonNull<u8>]) -> usize {
+    ///     kvfree::each_contained(objects, |object| {
+    ///         // SAFETY: the caller's debt.
+    ///         drop(unsafe { Box::from_raw(object.cast::<String>().as_ptr()) });
+    ///     })
+    /// }
+    /// let name = NonNull::from(Box::leak(Box::new(String::from("Ada"))));
+    /// // … published, used, and unlinked …
+    /// // SAFETY: such a string, which any thread may drop; no new reader can find it, and this is no section.
+    /// unsafe { kvfree::front().retire_many_mightsleep(name.cast(), drop_strings, size_of::<String>()) };
+    /// kvfree::barrier();
+    /// # }
+    /// ```
     pub unsafe fn retire_many_mightsleep(
         &self,
         object: NonNull<u8>,
@@ -125,6 +196,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// # Safety
     /// 1. As for [`Self::retire_head`].
     /// 2. `drop(object)` does what the callback does with the head; either may be called, once, from any thread.
+    ///
+    /// The examples of [`Self::retire_head`] and [`Self::retire_many_mightsleep`] are its two halves.
     pub unsafe fn retire_head_typed(
         &self,
         head: NonNull<Head>,

@@ -95,7 +95,7 @@ pub struct InUse;
 
 impl fmt::Display for InUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the stack is in use, or its settings were installed before")
+        f.write_str("the stack is in use, or its settings were installed before: install them first thing in `main`")
     }
 }
 

@@ -64,6 +64,16 @@ pub fn cache<T>(name: &'static str) -> Result<TypedCache<T>, CreateError> {
 /// # Safety
 /// 1. `object` came from `cache`, and is given up. `T` needs no dropping (checked when compiled).
 /// 2. No new reader can find it.
+///
+/// ```
+/// let routes = kvfree::cache::<[u64; 4]>("route").unwrap();
+/// let route = routes.alloc([10, 0, 0, 1]).unwrap();
+/// // … published, used, and unlinked …
+/// // SAFETY: it came from this cache, no new reader can find it, and this is no section.
+/// unsafe { kvfree::retire_in_mightsleep(&routes, route) };
+/// kvfree::barrier();
+/// assert_eq!(routes.raw().stats().live, 0);
+/// ```
 #[inline]
 #[doc(alias = "kfree_rcu")]
 pub unsafe fn retire_in_mightsleep<T>(cache: &TypedCache<T>, object: NonNull<T>) {
@@ -134,6 +144,15 @@ pub unsafe fn retire<T: HasHead>(object: NonNull<T>) {
 ///
 /// # Safety
 /// As for [`retire`].
+///
+/// ```
+/// use core::alloc::Layout;
+/// let object = kvfree::objects().kmalloc(Layout::new::<[u64; 4]>()).unwrap();
+/// // … published, used, and unlinked …
+/// // SAFETY: it came from `objects()`, no new reader can find it, and this is no section.
+/// unsafe { kvfree::retire_mightsleep(object) };
+/// kvfree::barrier();
+/// ```
 #[inline]
 #[doc(alias = "kvfree_rcu_mightsleep")]
 pub unsafe fn retire_mightsleep(object: NonNull<u8>) {
@@ -197,6 +216,8 @@ pub unsafe fn retire_box<T: Send + 'static>(object: NonNull<T>) {
 ///
 /// # Safety
 /// As for [`Stack::retire_box_in`].
+///
+/// The example of [`retire_box`] holds for it.
 #[cfg(feature = "allocator-api2")]
 pub unsafe fn retire_box_in<T: Send + 'static, A>(object: NonNull<T>)
 where

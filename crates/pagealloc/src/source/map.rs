@@ -117,6 +117,8 @@ impl<const N: usize> MemoryMap<N> {
     /// # Safety
     /// 1. The region is in the allocation of the map's base, valid for reads and writes through it for as long as the map lives, and used by nobody
     ///    else meanwhile.
+    ///
+    /// The crate's documentation has an example.
     #[doc(alias = "memblock_add")]
     pub unsafe fn add(&mut self, start: usize, size_bytes: usize) -> Result<(), SourceError> {
         let piece = self.checked(start, size_bytes)?;
@@ -138,6 +140,8 @@ impl<const N: usize> MemoryMap<N> {
     ///
     /// # Safety
     /// 1. The addresses are in the allocation of the map's base.
+    ///
+    /// The crate's documentation has an example.
     pub unsafe fn reserve(&mut self, start: usize, size_bytes: usize) -> Result<(), SourceError> {
         let piece = self.checked(start, size_bytes)?;
         self.widen(piece);
@@ -148,6 +152,8 @@ impl<const N: usize> MemoryMap<N> {
     ///
     /// # Safety
     /// 1. They are valid for reads and writes for as long as the map lives, read as zeroes, are in no region, and are used by nobody else.
+    ///
+    /// As for [`Self::add`], the example is in the crate's documentation.
     pub unsafe fn metadata_at(&mut self, start: NonNull<u8>, size_bytes: usize) {
         self.metadata = Some((start, size_bytes));
     }

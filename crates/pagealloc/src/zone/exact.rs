@@ -23,8 +23,8 @@ pub enum SplitError {
 impl fmt::Display for SplitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Order => "a piece cannot be larger than the whole",
-            Self::Misaligned => "no block of the new order can start there",
+            Self::Order => "a piece cannot be larger than the whole: the second order must not be above the first (for a merge, below)",
+            Self::Misaligned => "no block of the new order can start there: its address must be a multiple of its size",
         })
     }
 }
@@ -138,6 +138,23 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// # Safety
     /// 1. The blocks from `block` on, `into.pages() / order.pages()` of them, came from this zone with this `order` and are still out; the
     ///    caller owns all of them.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux"))] {
+    /// # use pagealloc::{Mmap, Order, PageAlloc, PageReq, Zone};
+    /// # use rcu_core::cpu::Threads;
+    /// # let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// let (one, two) = (Order::ZERO, Order::new(1).unwrap());
+    /// let pair = zone.alloc(PageReq::new(two)).unwrap();
+    /// // SAFETY: the block is the caller's.
+    /// unsafe { zone.split(pair, two, one) }.unwrap();
+    /// // … the two pages are used apart …
+    /// // SAFETY: both pages of the pair are still out, and the caller's.
+    /// unsafe { zone.merge(pair, one, two) }.unwrap();
+    /// // SAFETY: a block of this order again.
+    /// unsafe { zone.free(pair, two) };
+    /// # }
+    /// ```
     #[cfg_attr(feature = "history", track_caller)]
     pub unsafe fn merge(
         &self,
@@ -206,6 +223,17 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Zone<C, S, B> {
     ///
     /// # Safety
     /// 1. `run` came from [`Self::alloc_exact`] of this zone with the same `pages`, and is not used any more.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux"))] {
+    /// # use pagealloc::{Mmap, Order, PageAlloc, PageReq, Zone};
+    /// # use rcu_core::cpu::Threads;
+    /// # let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// let run = zone.alloc_exact(11, PageReq::new(Order::ZERO)).unwrap();
+    /// // SAFETY: from there, as many pages, and not used any more.
+    /// unsafe { zone.free_exact(run, 11) };
+    /// # }
+    /// ```
     #[doc(alias = "free_pages_exact")]
     #[cfg_attr(feature = "history", track_caller)]
     pub unsafe fn free_exact(&self, run: NonNull<u8>, pages: usize) {
@@ -217,6 +245,19 @@ impl<C: Cpus + Send + Sync, S: Source + Send + Sync, B: Lower> Zone<C, S, B> {
     ///
     /// # Safety
     /// As for [`Self::free_exact`].
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "std", target_os = "linux"))] {
+    /// # use pagealloc::{Mmap, Order, PageAlloc, PageReq, Zone};
+    /// # use rcu_core::cpu::Threads;
+    /// # let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// use pagealloc::Attempt;
+    /// let run = zone.alloc_exact(11, PageReq::new(Order::ZERO)).unwrap();
+    /// // In an interrupt handler.
+    /// // SAFETY: from there, as many pages, and not used any more.
+    /// unsafe { zone.free_exact_at(run, 11, Attempt::TryLock) };
+    /// # }
+    /// ```
     #[cfg_attr(feature = "history", track_caller)]
     pub unsafe fn free_exact_at(&self, run: NonNull<u8>, pages: usize, attempt: Attempt) {
         if let Some(order) = Order::for_size(pages.saturating_mul(PAGE_SIZE))

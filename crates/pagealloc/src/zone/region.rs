@@ -30,6 +30,8 @@ impl<C: Cpus, S: Source, B: Lower> Zone<C, S, B> {
     /// 1. The memory is valid for reads and writes, through the pointer of the zone's span, until the range is removed or the zone dropped. A source that
     ///    brings the memory itself ([`Mmap`](https://docs.rs/pagealloc)) sees to that, and so does every source for what it gave and lost before.
     /// 2. Nobody else uses it meanwhile.
+    ///
+    /// The crate's documentation has an example.
     #[doc(alias = "add_memory")]
     #[doc(alias = "online_pages")]
     pub unsafe fn add_region(&self, range: Range) -> Result<(), RegionError> {

@@ -239,6 +239,8 @@ crate::has_head!(Freed, head);
 ///
 /// # Safety
 /// 1. `object` is the start of an object that the test retired.
+///
+/// For an example: `rcu_conformance!(name, free: Tiny::new().with_kfree(note_free))`.
 pub unsafe fn note_free(object: NonNull<u8>) {
     // SAFETY: the test retires objects of this type only, which live until it ends.
     let object = unsafe { object.cast::<Freed>().as_ref() };

@@ -38,6 +38,22 @@ impl OfflineHook {
     ///
     /// # Safety
     /// 1. While the hook is listed, `run(data, slot)` may be called from the thread that owns `slot`.
+    ///
+    /// ```
+    /// use core::ptr::{self, NonNull};
+    /// use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    /// use rcu_core::cpu::{HookList, OfflineHook, Slot};
+    ///
+    /// static GONE: AtomicU32 = AtomicU32::new(0);
+    /// /// Hands over what is left on the slot; false if it is to be kept from its next owner for now.
+    /// unsafe fn hand_over(_layer: *const (), _slot: Slot) -> bool {
+    ///     GONE.fetch_add(1, Relaxed);
+    ///     true
+    /// }
+    /// // SAFETY: it may be called at any time.
+    /// let hook = unsafe { OfflineHook::new(hand_over, ptr::null()) };
+    /// # let _ = (hook, HookList::new(), NonNull::<u8>::dangling());
+    /// ```
     #[must_use]
     pub const unsafe fn new(run: unsafe fn(*const (), Slot) -> bool, data: *const ()) -> Self {
         Self {
@@ -104,6 +120,29 @@ impl HookList {
     /// # Safety
     /// 1. `hook` stays valid and in place until [`Self::remove`] returned for it.
     /// 2. It is on no list.
+    ///
+    /// ```
+    /// # use core::ptr::{self, NonNull};
+    /// # use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    /// # use rcu_core::cpu::{HookList, OfflineHook, Slot};
+    ///
+    /// # static GONE: AtomicU32 = AtomicU32::new(0);
+    /// # /// Hands over what is left on the slot; false if it is to be kept from its next owner for now.
+    /// # unsafe fn hand_over(_layer: *const (), _slot: Slot) -> bool {
+    /// #     GONE.fetch_add(1, Relaxed);
+    /// #     true
+    /// # }
+    /// # // SAFETY: it may be called at any time.
+    /// # let hook = unsafe { OfflineHook::new(hand_over, ptr::null()) };
+    /// let hooks = HookList::new();
+    /// // SAFETY: it stays until it is removed, and is on no list.
+    /// unsafe { hooks.add(NonNull::from(&hook)) };
+    /// // A CPU goes down; it runs this itself, last of all.
+    /// // SAFETY: the caller owns the slot.
+    /// assert_eq!(unsafe { hooks.run(Slot::new(3)) }, 0, "nobody keeps it");
+    /// assert_eq!(GONE.load(Relaxed), 1);
+    /// hooks.remove(NonNull::from(&hook));
+    /// ```
     pub unsafe fn add(&self, hook: NonNull<OfflineHook>) {
         let mut first = self.first.lock();
         // SAFETY: `hook` is valid (1) and on no list (2), and the lock is held.
@@ -140,6 +179,8 @@ impl HookList {
     ///
     /// # Safety
     /// 1. The caller owns `slot`, and `Cpus::current` still returns it.
+    ///
+    /// See [`Self::add`] for an example.
     pub unsafe fn run(&self, slot: Slot) -> u32 {
         let first = self.first.lock();
         let mut current = *first;

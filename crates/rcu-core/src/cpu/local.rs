@@ -36,6 +36,16 @@ impl<L: LocalLock, T> LocalCell<L, T> {
     ///
     /// # Safety
     /// 1. If `L::NEEDS_OWNER`, the caller is the owner of the slot this cell belongs to.
+    ///
+    /// ```
+    /// use rcu_core::cpu::{LocalCell, SpinLock};
+    /// let list = LocalCell::new(SpinLock::new(), Vec::new());
+    /// // SAFETY: a spin lock needs no owner.
+    /// let mut entered = unsafe { list.try_enter() }.expect("nobody is in");
+    /// entered.push(1);
+    /// // SAFETY: as above.
+    /// assert!(unsafe { list.try_enter() }.is_none(), "an interrupt on top of it does not get in");
+    /// ```
     #[inline(always)]
     pub unsafe fn try_enter(&self) -> Option<OwnerGuard<'_, L, T>> {
         // SAFETY: debt 1 is passed on.
@@ -61,6 +71,17 @@ impl<L: LocalLock, T> LocalCell<L, T> {
     ///
     /// # Safety
     /// 1. A [`VisitorGuard`] of this cell was forgotten, and not left before.
+    ///
+    /// ```
+    /// use rcu_core::cpu::{LocalCell, SpinLock};
+    /// let cells = [(); 100].map(|()| LocalCell::new(SpinLock::new(), 0));
+    /// cells.iter().for_each(|cell| core::mem::forget(cell.visit()));
+    /// // … nobody is in any of them …
+    /// for cell in &cells {
+    ///     // SAFETY: its guard was forgotten above.
+    ///     unsafe { cell.unvisit() };
+    /// }
+    /// ```
     pub unsafe fn unvisit(&self) {
         // SAFETY: the guard was made by entering (1).
         unsafe { self.lock.unvisit() };
@@ -71,6 +92,16 @@ impl<L: LocalLock, T> LocalCell<L, T> {
     ///
     /// # Safety
     /// 1. Those of [`LocalLock::seize`].
+    ///
+    /// ```
+    /// use rcu_core::cpu::{LocalCell, SpinLock};
+    /// let list = LocalCell::new(SpinLock::new(), 0);
+    /// // A thread that is not there in this child of a fork was inside.
+    /// core::mem::forget(list.visit());
+    /// // SAFETY: the child's only thread, which is not inside.
+    /// let (list, is_whole) = unsafe { list.seize() };
+    /// assert!(!is_whole && *list == 0);
+    /// ```
     pub unsafe fn seize(&self) -> (VisitorGuard<'_, L, T>, bool) {
         // SAFETY: the caller's debt.
         let whole = unsafe { self.lock.seize() };

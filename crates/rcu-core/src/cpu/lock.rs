@@ -69,6 +69,7 @@ use static_assertions::const_assert;
 /// 2. `try_enter` and `try_visit` never wait; `try_enter` fails, and harms nothing, when the caller
 ///    interrupted an owner that is inside.
 /// 3. All-zero bytes are an unlocked lock.
+#[doc(alias = "local_trylock_t")]
 pub unsafe trait LocalLock: super::ZeroInit + Send + Sync {
     /// Whether `try_enter` is only right from one thread of execution at a time (and its interrupts).
     const NEEDS_OWNER: bool;

@@ -204,6 +204,13 @@ impl OneCpu {
     /// # Safety
     /// 1. No two threads of execution run the layers above with this value in parallel or
     ///    preempt each other in the middle of a call, interrupt handlers that return excepted.
+    ///
+    /// ```
+    /// use rcu_core::cpu::{Cpus, OneCpu, Slot};
+    /// // SAFETY: this program has one thread.
+    /// let cpu = unsafe { OneCpu::new() };
+    /// assert_eq!(cpu.current(), Some(Slot::new(0)));
+    /// ```
     #[must_use]
     pub const unsafe fn new() -> Self {
         Self(())

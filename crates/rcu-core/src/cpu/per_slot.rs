@@ -133,6 +133,19 @@ impl<'a, T> PerSlot<'a, T> {
     /// 1. `memory` is valid for reads and writes for `'a`, laid out as [`Self::layout`]`(len)` says,
     ///    and nothing else refers to it.
     /// 2. It is all zero.
+    ///
+    /// ```
+    /// use core::ptr::NonNull;
+    /// use rcu_core::cpu::{LocalCell, PerSlot, Slot, SpinLock};
+    /// type Count = LocalCell<SpinLock, u32>;
+    ///
+    /// let layout = PerSlot::<Count>::layout(4);
+    /// // SAFETY: the layout has a size.
+    /// let memory = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).unwrap();
+    /// // SAFETY: zeroed memory of this layout, which nobody else has, for as long as this program runs.
+    /// let counts = unsafe { PerSlot::<Count>::from_zeroed(memory, 4) };
+    /// *counts.get(Slot::new(3)).unwrap().visit() += 1;
+    /// ```
     #[cfg(not(loom))]
     #[must_use]
     pub const unsafe fn from_zeroed(memory: NonNull<u8>, len: usize) -> Self
@@ -181,6 +194,14 @@ impl<'a, T> PerSlot<'a, T> {
     /// # Safety
     /// 1. `slot` is below [`Self::len`]: for a slot from [`Cpus::current`](super::Cpus::current),
     ///    its guarantee 1 and an array of `nr_slots` elements.
+    ///
+    /// ```
+    /// use rcu_core::cpu::{PerSlot, Slot};
+    /// let counts = [10, 20];
+    /// let counts = PerSlot::from_slice(&counts);
+    /// // SAFETY: one of two.
+    /// assert_eq!(unsafe { counts.get_unchecked(Slot::new(1)) }, &20);
+    /// ```
     #[inline(always)]
     #[must_use]
     pub unsafe fn get_unchecked(&self, slot: Slot) -> &T {

@@ -42,6 +42,16 @@ impl<T> SpinMutex<T> {
     ///
     /// # Safety
     /// 1. No other thread uses the mutex, nor ever will while it believes to hold it; the caller does not hold it.
+    ///
+    /// ```
+    /// use rcu_core::cpu::SpinMutex;
+    /// static COUNT: SpinMutex<u32> = SpinMutex::new(0);
+    /// // A thread that is not there in this child of a fork had it.
+    /// core::mem::forget(COUNT.lock());
+    /// // SAFETY: the child's only thread, which does not hold it.
+    /// let (count, is_whole) = unsafe { COUNT.seize() };
+    /// assert!(!is_whole && *count == 0);
+    /// ```
     pub unsafe fn seize(&self) -> (SpinGuard<'_, T>, bool) {
         // SAFETY: the caller's debt.
         let whole = unsafe { self.lock.seize() };

@@ -130,6 +130,30 @@ impl<L: HoldStill> fmt::Debug for Still<L> {
 /// # Safety
 /// 1. `still` was not listed before. The code of this library, and of the layer, stays loaded until the process ends.
 /// 2. Nobody forks while holding a guard of the layer, or from one of its functions.
+///
+/// ```
+/// use rcu_core::cpu::{SpinGuard, SpinMutex};
+/// use rcu_core::fork::{HoldStill, Still, hold_still};
+///
+/// /// An allocator's books.
+/// struct Books(SpinMutex<Vec<u32>>);
+/// impl HoldStill for Books {
+///     type Held<'a> = SpinGuard<'a, Vec<u32>>;
+///     fn hold(&self) -> Self::Held<'_> {
+///         self.0.lock()
+///     }
+///     unsafe fn let_go_in_child<'a>(held: Self::Held<'a>)
+///     where
+///         Self: 'a,
+///     {
+///         drop(held); // nobody was inside, so they are whole
+///     }
+/// }
+/// static BOOKS: Books = Books(SpinMutex::new(Vec::new()));
+/// static STILL: Still<Books> = Still::new(&BOOKS);
+/// // SAFETY: listed once; nobody forks while holding the books.
+/// unsafe { hold_still(&STILL) }.unwrap();
+/// ```
 #[doc(alias = "pthread_atfork")]
 pub unsafe fn hold_still<L: HoldStill + Sync>(still: &'static Still<L>) -> io::Result<()> {
     // ORDERING: Relaxed: decides who notes it; that comes before any layer's first fork, for each layer waits here.

@@ -73,6 +73,7 @@ use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 /// tree.wait(cookie);
 /// assert!(tree.poll(cookie));
 /// ```
+#[doc(alias = "rcu_state")]
 pub struct Tree<'a, C: Cpus, T: Trace = NoTrace> {
     cpus: C,
     slots: PerSlot<'a, TreeSlot<C::Lock>>,
@@ -117,6 +118,8 @@ impl<'a, C: Cpus> Tree<'a, C> {
         ///    kernel: preemption is off from enter to exit). The reader's word has one owner, who does not lock it.
         /// 3. `slots` and `nodes` are as they were made (or all zero, where they may be): no other tree uses them, nor has used
         ///    them before.
+        ///
+        /// See [the type](Tree) for an example.
         #[must_use]
         pub const unsafe fn new(
             cpus: C,
@@ -139,6 +142,8 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         ///
         /// # Safety
         /// As for [`Tree::new`].
+        ///
+        /// The example of [the type](Tree) holds for it, with one argument more.
         #[must_use]
         pub const unsafe fn traced(
             cpus: C,
@@ -174,6 +179,26 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     ///
     /// # Safety
     /// 1. `free` may be called with any object whose head is queued with an offset, once, from any thread.
+    ///
+    /// ```
+    /// # use rcu_core::cpu::{BiasedLock, Cpus, PerSlot, Threads};
+    /// # use rcu_tree::{Geometry, Node, Tree, TreeSlot};
+    /// # use std::ptr::NonNull;
+    /// /// # Safety
+    /// /// `object` was a leaked box of four words, and is given up.
+    /// unsafe fn free(object: NonNull<u8>) {
+    ///     // SAFETY: the caller's debt.
+    ///     drop(unsafe { Box::from_raw(object.cast::<[u64; 4]>().as_ptr()) });
+    /// }
+    /// # let slots: Vec<_> = (0..Threads.nr_slots()).map(|_| TreeSlot::new(BiasedLock::new())).collect();
+    /// # let geometry = Geometry::new(slots.len());
+    /// # let nodes: Vec<_> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
+    /// # // SAFETY: the tree is neither moved nor forgotten below; a thread keeps its slot.
+    /// # let tree = unsafe { Tree::new(Threads, PerSlot::from_slice(&slots), geometry, &nodes) };
+    /// // SAFETY: what is queued with an offset in this program are such boxes.
+    /// let tree = unsafe { tree.with_free(free) };
+    /// # let _ = tree;
+    /// ```
     #[must_use]
     pub const unsafe fn with_free(mut self, free: FreeObject) -> Self {
         self.callbacks.set_free(free);

@@ -116,6 +116,19 @@ where
     /// # Safety
     /// 1. The handle is dropped or destroyed before anything that `cpus`, `pages` and `gp` borrow ends: it is not forgotten. (The
     ///    cache's offline hook would go on using them.)
+    ///
+    /// ```
+    /// use core::alloc::Layout;
+    /// use pagealloc::{Mmap, Zone};
+    /// use rcu_core::{NoReaders, cpu::Threads};
+    /// use slab::{CacheConfig, RawCache};
+    ///
+    /// let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    /// let config = CacheConfig::new("local", Layout::new::<u64>());
+    /// // SAFETY: destroyed below, before the zone ends.
+    /// let cache = unsafe { RawCache::new_scoped(config, Threads, &zone, NoReaders) }.unwrap();
+    /// cache.destroy().expect("nothing is out");
+    /// ```
     pub unsafe fn new_scoped(
         config: CacheConfig,
         cpus: C,

@@ -67,6 +67,22 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     ///
     /// # Safety
     /// As for [`Self::free`], for each of them; they differ from each other.
+    ///
+    /// ```
+    /// # use core::alloc::Layout;
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::{CacheConfig, RawCache};
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let config = CacheConfig::new("example", Layout::new::<[u64; 4]>());
+    /// # let cache = RawCache::new(config, Threads, zone, NoReaders).unwrap();
+    /// let mut objects = [const { core::mem::MaybeUninit::uninit() }; 20];
+    /// cache.alloc_bulk(&mut objects, Attempt::MayGrow).unwrap();
+    /// // SAFETY: all are there.
+    /// let mut objects = objects.map(|object| unsafe { object.assume_init() });
+    /// // SAFETY: from this cache, different from each other, and nobody else has them.
+    /// unsafe { cache.free_bulk(&mut objects) };
+    /// ```
     #[track_caller]
     #[doc(alias = "kmem_cache_free_bulk")]
     pub unsafe fn free_bulk(&self, objects: &mut [NonNull<u8>]) {

@@ -34,6 +34,20 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// 1. `object` came from this cache, is not used any more, and was neither freed nor retired since.
     /// 2. No reader can still find it (else retire it), but for those of a type-stable cache who know that it may be another object by
     ///    now, and leave their section before long.
+    ///
+    /// ```
+    /// # use core::alloc::Layout;
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::{CacheConfig, RawCache};
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let config = CacheConfig::new("example", Layout::new::<[u64; 4]>());
+    /// # let cache = RawCache::new(config, Threads, zone, NoReaders).unwrap();
+    /// let object = cache.alloc().unwrap();
+    /// // SAFETY: from this cache, and nobody else has it.
+    /// unsafe { cache.free(object) };
+    /// assert_eq!(cache.stats().live, 0);
+    /// ```
     #[inline]
     #[track_caller]
     #[doc(alias = "kmem_cache_free")]
@@ -56,6 +70,20 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     ///
     /// # Safety
     /// As for [`Self::free`]. Above `TryLock`, not from signal handlers and interrupts.
+    ///
+    /// ```
+    /// # use core::alloc::Layout;
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::{CacheConfig, RawCache};
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let config = CacheConfig::new("example", Layout::new::<[u64; 4]>());
+    /// # let cache = RawCache::new(config, Threads, zone, NoReaders).unwrap();
+    /// let object = cache.alloc().unwrap();
+    /// // In an interrupt handler.
+    /// // SAFETY: from this cache, and nobody else has it; `TryLock` may be from there.
+    /// unsafe { cache.free_attempt(object, Attempt::TryLock) };
+    /// ```
     #[inline]
     #[track_caller]
     #[doc(alias = "kfree_nolock")]

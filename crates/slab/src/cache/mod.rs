@@ -163,6 +163,20 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     ///
     /// # Safety
     /// 1. The handle is not used after the cache was dropped or destroyed, nor ever dropped itself.
+    ///
+    /// ```
+    /// # use core::alloc::Layout;
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::{CacheConfig, RawCache};
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let config = CacheConfig::new("example", Layout::new::<[u64; 4]>());
+    /// # let cache = RawCache::new(config, Threads, zone, NoReaders).unwrap();
+    /// // SAFETY: used before the cache ends, and never dropped.
+    /// let again = unsafe { cache.share() };
+    /// again.reap();
+    /// cache.destroy().expect("nothing is out");
+    /// ```
     #[must_use]
     pub const unsafe fn share(&self) -> ManuallyDrop<Self> {
         ManuallyDrop::new(Self {

@@ -44,6 +44,25 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     /// # Safety
     /// 1. `object` came from this cache, and was neither freed nor retired since.
     /// 2. No *new* reader can find it; readers that have found it stay within their sections.
+    ///
+    /// ```
+    /// # use core::alloc::Layout;
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::{CacheConfig, RawCache};
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let config = CacheConfig::new("example", Layout::new::<[u64; 4]>());
+    /// # let cache = RawCache::new(config, Threads, zone, NoReaders).unwrap();
+    /// let object = cache.alloc().unwrap();
+    /// // … published, used, and unlinked …
+    /// // SAFETY: from this cache, and no new reader can find it.
+    /// if let Err(object) = unsafe { cache.retire(object) } {
+    ///     // No room now. Where one may wait: for a grace period, then
+    ///     // SAFETY: as above, and no reader is left.
+    ///     unsafe { cache.free(object) };
+    /// }
+    /// cache.barrier();
+    /// ```
     #[inline]
     #[track_caller]
     #[doc(alias = "kfree_rcu")]
@@ -78,6 +97,21 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     ///
     /// # Safety
     /// As for [`Self::retire`]. Above `TryLock`, not from signal handlers and interrupts.
+    ///
+    /// ```
+    /// # use core::alloc::Layout;
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::{CacheConfig, RawCache};
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let config = CacheConfig::new("example", Layout::new::<[u64; 4]>());
+    /// # let cache = RawCache::new(config, Threads, zone, NoReaders).unwrap();
+    /// let object = cache.alloc().unwrap();
+    /// // SAFETY: from this cache, no new reader can find it, and this is no interrupt handler.
+    /// let taken = unsafe { cache.retire_attempt(object, Attempt::MayGrow) };
+    /// assert!(taken.is_ok(), "there is memory");
+    /// cache.barrier();
+    /// ```
     #[inline]
     #[track_caller]
     pub unsafe fn retire_attempt(

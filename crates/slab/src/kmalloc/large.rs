@@ -188,6 +188,20 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     ///
     /// # Safety
     /// As for [`Self::kfree`].
+    ///
+    /// ```
+    /// # use core::alloc::Layout;
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::Kmalloc;
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let kmalloc = Kmalloc::new(Threads, zone, NoReaders).unwrap();
+    /// let layout = Layout::new::<[u64; 5]>();
+    /// let memory = kmalloc.kmalloc(layout).unwrap();
+    /// // … a key is written to it, and used …
+    /// // SAFETY: from this allocator, and nobody else has it.
+    /// unsafe { kmalloc.kfree_sensitive(memory) };
+    /// ```
     #[doc(alias = "kzfree")]
     #[track_caller]
     pub unsafe fn kfree_sensitive(&self, memory: NonNull<u8>) {

@@ -33,6 +33,19 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// 1. As for [`Self::kfree`].
     /// 2. `memory` was allocated for `layout`, or for one of the same alignment and of the same class, and came from no
     ///    [`Self::krealloc`]. (Of [`GlobalAlloc::realloc`](core::alloc::GlobalAlloc::realloc) it may have come.)
+    ///
+    /// ```
+    /// # use core::alloc::Layout;
+    /// # use pagealloc::{Attempt, Mmap, Zone};
+    /// # use rcu_core::{NoReaders, cpu::Threads};
+    /// # use slab::Kmalloc;
+    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
+    /// # let kmalloc = Kmalloc::new(Threads, zone, NoReaders).unwrap();
+    /// let layout = Layout::new::<[u64; 5]>();
+    /// let memory = kmalloc.kmalloc(layout).unwrap();
+    /// // SAFETY: from this allocator, for this layout, and nobody else has it.
+    /// unsafe { kmalloc.kfree_sized(memory, layout) };
+    /// ```
     #[inline]
     #[track_caller]
     #[doc(alias = "free_sized")]
