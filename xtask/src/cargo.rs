@@ -49,22 +49,7 @@ impl Workspace {
     /// Asks cargo. The answer is about the tree that holds this program's sources, and about the current directory's
     /// workspace should that tree have moved since the build.
     pub(crate) fn locate() -> Result<Self, Failure> {
-        let mut command = cargo();
-        command.args(["metadata", "--format-version", "1", "--no-deps"]);
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
-        if manifest.is_file() {
-            command.arg("--manifest-path").arg(manifest);
-        }
-        let output = command
-            .output()
-            .map_err(|error| Failure::Run(format!("cargo metadata does not start: {error}")))?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr);
-            let line = text.lines().next().unwrap_or("no message");
-            return Err(Failure::Run(format!("cargo metadata failed: {line}")));
-        }
-        let metadata: Value = serde_json::from_slice(&output.stdout)
-            .map_err(|error| Failure::Run(format!("cargo metadata is not JSON: {error}")))?;
+        let metadata = metadata(&["--no-deps"])?;
         let path = |key: &str| metadata[key].as_str().map(PathBuf::from);
         match (path("workspace_root"), path("target_directory")) {
             (Some(root), Some(target)) => Ok(Self {
@@ -76,6 +61,11 @@ impl Workspace {
                 "cargo metadata names no workspace root".to_owned(),
             )),
         }
+    }
+
+    /// `cargo metadata` with everything from outside that `Cargo.lock` names.
+    pub(crate) fn resolved(&self) -> Result<Value, Failure> {
+        metadata(&["--all-features"])
     }
 
     /// The workspace's packages, as metadata objects.
@@ -99,6 +89,27 @@ impl Workspace {
         command.current_dir(&self.root);
         command
     }
+}
+
+/// `cargo metadata` with these options.
+fn metadata(options: &[&str]) -> Result<Value, Failure> {
+    let mut command = cargo();
+    command.args(["metadata", "--format-version", "1"]);
+    command.args(options);
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    if manifest.is_file() {
+        command.arg("--manifest-path").arg(manifest);
+    }
+    let output = command
+        .output()
+        .map_err(|error| Failure::Run(format!("cargo metadata does not start: {error}")))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let line = text.lines().next().unwrap_or("no message");
+        return Err(Failure::Run(format!("cargo metadata failed: {line}")));
+    }
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| Failure::Run(format!("cargo metadata is not JSON: {error}")))
 }
 
 /// The six library crates, lowest layer first.

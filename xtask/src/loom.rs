@@ -11,8 +11,10 @@ use std::process::{Command, Output};
 use std::time::Instant;
 
 use clap::Args;
+use indicatif::ProgressBar;
 
 use crate::cargo::{Failure, Workspace, host_triple, with_rustflags};
+use crate::scale::progress_bar;
 
 /// Run the loom models and, with --mutants, check that each catches its weakened ordering
 #[derive(Args)]
@@ -215,11 +217,16 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
         bench.models()?;
     }
     let mut survivors = Vec::new();
+    let bar = progress_bar(chosen.len() as u64);
     for mutant in chosen {
-        if !bench.kills(mutant)? {
+        bar.set_message(mutant.weaken);
+        // On failure the bar goes with the value.
+        if !bench.kills(mutant, &bar)? {
             survivors.push(mutant.weaken);
         }
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     if survivors.is_empty() {
         Ok(())
     } else {
@@ -305,7 +312,7 @@ impl<'w> Bench<'w> {
     }
 
     /// Runs one model on its mutant. A build that fails is an error, not a kill.
-    fn kills(&self, mutant: &Mutant) -> Result<bool, Failure> {
+    fn kills(&self, mutant: &Mutant, bar: &ProgressBar) -> Result<bool, Failure> {
         let Mutant {
             weaken,
             package,
@@ -329,6 +336,7 @@ impl<'w> Bench<'w> {
             .output()
             .map_err(|error| Failure::Run(format!("cargo does not start: {error}")))?;
         let seconds = begun.elapsed().as_secs_f64();
+        let say = |line: &str| bar.suspend(|| say(line));
         match judge(&output, test) {
             Fate::Killed => {
                 say(&format!(

@@ -1,12 +1,14 @@
 //! The workspace's own commands: `scale` (the main job), `bench`, `icount`, `simulate`, `torture`, `test-all`, `loom`, `nostd`, `asan`,
-//! `valgrind`, `fuzz` and `tidy`.
+//! `valgrind`, `fuzz`, `tidy` and `completions`.
 //!
 //! One file per verb. What they share is in [`cargo`]: where the workspace is, how cargo is called, and how a failure
-//! ends the program: one line on stderr, exit status 2 for a bad option or bad input, 1 for a failed run or test.
+//! ends the program: one line on stderr, exit status 2 for a bad option or bad input, 1 for a failed run or test. Progress bars
+//! and colours are for terminals; a pipe gets plain lines.
 
 mod asan;
 mod bench;
 mod cargo;
+mod completions;
 mod fuzz;
 mod icount;
 mod loom;
@@ -20,10 +22,12 @@ mod torture;
 mod valgrind;
 mod worker;
 
+use std::env;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cargo::{Failure, Workspace};
 
@@ -52,10 +56,28 @@ enum Verb {
     Valgrind(valgrind::Options),
     Fuzz(fuzz::Options),
     Tidy(tidy::Options),
+    Completions(completions::Options),
+}
+
+/// What the status of every verb means.
+const EXIT_STATUS: &str = "Exit status: 0 all is well; 1 a check, a test or a run failed; 2 a bad option or bad input, and nothing was run.";
+
+/// The command line, with the exit statuses below each verb's examples.
+fn command() -> Command {
+    let with_status = |verb: Command| {
+        let examples = verb.get_after_help().cloned().unwrap_or_default();
+        verb.after_help(format!("{examples}\n\n{EXIT_STATUS}"))
+    };
+    with_status(Cli::command()).mut_subcommands(with_status)
+}
+
+fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = command().try_get_matches_from(words)?;
+    Cli::from_arg_matches(&matches)
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match parse(env::args_os()) {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp) => {
             // A closed pipe behind `--help` is not worth a message.
@@ -64,7 +86,12 @@ fn main() -> ExitCode {
         }
         Err(error) => return report(&Failure::Usage(one_line(&error))),
     };
+    if let Verb::Completions(options) = &cli.verb {
+        completions::run(options, &mut command());
+        return ExitCode::SUCCESS;
+    }
     let verdict = Workspace::locate().and_then(|workspace| match cli.verb {
+        Verb::Completions(_) => Ok(()),
         Verb::Scale(options) => scale::run(&workspace, &options),
         Verb::Bench(options) => bench::run(&workspace, &options),
         Verb::Icount(options) => icount::run(&workspace, &options),
@@ -105,14 +132,35 @@ fn one_line(error: &clap::Error) -> String {
 mod tests {
     use super::*;
 
+    fn words(words: &[&str]) -> Vec<OsString> {
+        words.iter().map(OsString::from).collect()
+    }
+
     #[test]
     fn clap_agrees_with_itself() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_examples_and_says_what_its_status_means() {
+        for verb in command().get_subcommands_mut() {
+            let help = verb.render_long_help().to_string();
+            let example = format!("cargo xtask {}", verb.get_name());
+            assert!(
+                help.contains("Examples:") && help.contains(&example),
+                "{help}"
+            );
+            assert_eq!(help.matches("Exit status: ").count(), 1, "{help}");
+            assert!(
+                help.is_ascii() || !help.contains('\u{1b}'),
+                "colour in a pipe"
+            );
+        }
     }
 
     #[test]
     fn a_bad_option_is_one_line() {
-        for words in [
+        for line in [
             &["xtask"][..],
             &["xtask", "nothing"],
             &["xtask", "scale", "--objects", "0"],
@@ -121,7 +169,7 @@ mod tests {
             &["xtask", "simulate", "--cpus", "0"],
             &["xtask", "torture", "--seconds", "0"],
         ] {
-            let error = Cli::try_parse_from(words).err().expect("must be refused");
+            let error = parse(words(line)).err().expect("must be refused");
             let line = one_line(&error);
             assert!(!line.contains('\n') && !line.is_empty(), "{line}");
             assert!(!line.starts_with("error"), "{line}");

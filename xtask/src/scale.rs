@@ -77,6 +77,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
         save(&path, &html)?;
         say(&format!("\nreport: {}", path.display()));
     }
+    if let Some(folder) = &options.pictures {
+        fs::create_dir_all(folder).map_err(|error| cannot_write(folder, &error.to_string()))?;
+        for (name, svg) in report::pictures(&rows).map_err(|error| cannot_write(folder, &error))? {
+            save(&folder.join(name), &svg)?;
+        }
+    }
     let leaks: Vec<String> = rows.iter().filter_map(Row::leak).collect();
     if leaks.is_empty() {
         Ok(())

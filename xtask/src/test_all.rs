@@ -22,7 +22,7 @@ const LONG_PROPTEST_CASES: &str = "2000";
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  cargo xtask test-all\n  cargo xtask test-all --quick\n\n\
-                  All steps run, and the exit status is 1 when one failed. PROPTEST_CASES sets the cases per property \
+                  All steps run, whatever fails. PROPTEST_CASES sets the cases per property \
                   (default 64)."
 )]
 pub(crate) struct Options {

@@ -3,7 +3,10 @@
 //! Each check is a function from plain values to a list of complaints, tested on small inputs with a passing and a
 //! failing case. This file only gathers the inputs: `cargo metadata` and the files that git knows or would add.
 
+mod api;
 mod layers;
+mod licences;
+mod never;
 mod orderings;
 mod rows;
 mod text;
@@ -17,16 +20,23 @@ use clap::Args;
 
 use crate::cargo::{CRATES, Failure, Workspace};
 
-/// Check layers, dependencies, file lengths, paths, leftovers, the comments on atomic accesses and the rows' tests
+/// Check layers, dependencies, licences, file lengths, paths, leftovers, comments on atomic accesses, rows and public interfaces
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cargo xtask tidy\n  cargo xtask tidy --rows\n\n\
-                  Prints one line a violation, with file and line, and exits with 1 if there is any."
+    after_help = "Examples:\n  cargo xtask tidy\n  cargo xtask tidy --bless      after a change of a public interface\n  \
+                  cargo xtask tidy --rows\n  cargo xtask tidy --licences\n\n\
+                  Prints one line a violation, with file and line."
 )]
 pub(crate) struct Options {
     /// Print the rows of the notes on Linux's semantics, each with its tests or the reason why it has none
     #[arg(long)]
     rows: bool,
+    /// Write the lists of public interfaces in xtask/api anew
+    #[arg(long, conflicts_with = "rows")]
+    bless: bool,
+    /// Print the packages that are built in, from outside, by licence
+    #[arg(long, conflicts_with_all = ["rows", "bless"])]
+    licences: bool,
 }
 
 /// A text file of the repository.
@@ -44,12 +54,33 @@ impl Source {
 }
 
 pub(crate) fn with_options(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
-    if !options.rows {
+    let table = if options.rows {
+        rows::table(&sources(workspace)?)
+    } else if options.licences {
+        licences::table(&workspace.resolved()?)
+    } else {
+        if options.bless {
+            bless(workspace)?;
+        }
         return run(workspace);
-    }
-    let table = rows::table(&sources(workspace)?);
+    };
     // A closed pipe has seen what it wanted.
     let _ = write!(io::stdout(), "{table}");
+    Ok(())
+}
+
+/// Writes the lists of public interfaces.
+fn bless(workspace: &Workspace) -> Result<(), Failure> {
+    let sources = sources(workspace)?;
+    for krate in CRATES {
+        let path = workspace.root.join(api::file(krate));
+        let text = api::Api::of(krate, &sources).text(krate);
+        let written = match path.parent() {
+            Some(folder) => fs::create_dir_all(folder).and_then(|()| fs::write(&path, text)),
+            None => fs::write(&path, text),
+        };
+        written.map_err(|error| Failure::Run(format!("{}: {error}", path.display())))?;
+    }
     Ok(())
 }
 
@@ -71,13 +102,16 @@ pub(crate) fn run(workspace: &Workspace) -> Result<(), Failure> {
         if source.is_rust() {
             complaints.extend(text::length(source));
             complaints.extend(text::leftovers(source));
+            complaints.extend(never::broken(source));
         }
         if orderings::applies_to(&source.path) {
             complaints.extend(orderings::uncommented(source));
             complaints.extend(orderings::unknown_pairs(source, &pairs));
         }
     }
+    complaints.extend(licences::unknown(&workspace.resolved()?));
     complaints.extend(rows::unproved(&sources));
+    complaints.extend(api::changes(&sources));
     for name in CRATES {
         complaints.extend(text::crate_files(name, &sources));
     }

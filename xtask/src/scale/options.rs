@@ -63,6 +63,9 @@ pub(crate) struct Options {
     /// Write no report.html
     #[arg(long)]
     pub(crate) no_report: bool,
+    /// Also write the report's pictures, cost.svg and flood.svg, into this folder
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) pictures: Option<PathBuf>,
     /// Give a run up after so many seconds without a sign of life
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]

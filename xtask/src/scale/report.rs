@@ -50,10 +50,7 @@ pub(crate) fn render(
     figure(&mut page, &chart::bars(&costs)?, words);
 
     page.push_str("<h2>What waits to be freed</h2>\n");
-    let shown: Vec<&Row> = [Engine::Kvfree, Engine::KvfreeUnbatched]
-        .into_iter()
-        .filter_map(|engine| flood_row(rows, engine))
-        .collect();
+    let shown = floods(rows);
     match chart::memory(&shown)? {
         Some(svg) => {
             let group = shown
@@ -85,6 +82,23 @@ pub(crate) fn render(
     table_html(&mut page, rows);
     page.push_str("</body></html>\n");
     Ok(page)
+}
+
+/// The pictures by themselves, with the names of their files.
+pub(crate) fn pictures(rows: &[Row]) -> Result<Vec<(&'static str, String)>, String> {
+    let mut pictures = vec![("cost.svg", chart::bars(rows)?)];
+    if let Some(svg) = chart::memory(&floods(rows))? {
+        pictures.push(("flood.svg", svg));
+    }
+    Ok(pictures)
+}
+
+/// The rows whose waiting memory is drawn.
+fn floods(rows: &[Row]) -> Vec<&Row> {
+    let engines = [Engine::Kvfree, Engine::KvfreeUnbatched].into_iter();
+    engines
+        .filter_map(|engine| flood_row(rows, engine))
+        .collect()
 }
 
 /// The flood row of `engine` with the fewest threads.

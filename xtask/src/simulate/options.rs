@@ -19,8 +19,7 @@ const MOST_LEVELS: u32 = 4;
                   often each node's words are written and which cache lines the scan reads, and checks every grace \
                   period and callback against a model. The same options give the same output.",
     after_help = "Examples:\n  cargo xtask simulate\n  cargo xtask simulate --cpus 100000 --grace-periods 50 --seed 7\n  \
-                  cargo xtask simulate --cpus 16 --fanout-leaf 2 --fanout 2 --churn 50 --each --json counts.json\n\n\
-                  Exits with 1 if a bound is broken or a grace period is wrong."
+                  cargo xtask simulate --cpus 16 --fanout-leaf 2 --fanout 2 --churn 50 --each --json counts.json"
 )]
 pub(crate) struct Options {
     /// How many slots the machine has; one run each

@@ -46,7 +46,16 @@ const DEV: [&str; 14] = [
 ];
 
 /// What this program may use.
-const XTASK: [&str; 5] = ["clap", "indicatif", "plotters", "ruzstd", "serde_json"];
+const XTASK: [&str; 8] = [
+    "clap",
+    "clap_complete",
+    "indicatif",
+    "plotters",
+    "quote",
+    "ruzstd",
+    "serde_json",
+    "syn",
+];
 
 /// The kinds of a dependency that a library's user gets too.
 fn is_linked(dependency: &Value) -> bool {

@@ -136,17 +136,17 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// A line, and what a check needs to know of its surroundings.
-struct Line<'s> {
-    number: usize,
+pub(super) struct Line<'s> {
+    pub(super) number: usize,
     raw: &'s str,
     /// Without comment and string literals.
-    code: String,
+    pub(super) code: String,
     /// An import, or a constant of type `Ordering`: names orderings and uses none.
-    is_declaration: bool,
-    in_tests: bool,
+    pub(super) is_declaration: bool,
+    pub(super) in_tests: bool,
 }
 
-fn lines(text: &str) -> Vec<Line<'_>> {
+pub(super) fn lines(text: &str) -> Vec<Line<'_>> {
     let mut lines = Vec::new();
     let mut declaration_goes_on = false;
     // The indentation of the test module that we are in; rustfmt closes it at the same.
@@ -165,7 +165,7 @@ fn lines(text: &str) -> Vec<Line<'_>> {
         if tests_indent == Some(indent) && words == "}" {
             tests_indent = None;
         }
-        if words.starts_with("#[cfg(") && words.contains("test") && !words.contains("not(") {
+        if words.starts_with("#[cfg(") && words.contains("test") && !is_negated(words) {
             test_attribute = true;
         } else if !words.is_empty() && !words.starts_with("#[") {
             test_attribute = false;
@@ -179,6 +179,13 @@ fn lines(text: &str) -> Vec<Line<'_>> {
         });
     }
     lines
+}
+
+/// Whether a condition is true where no tests are built.
+fn is_negated(condition: &str) -> bool {
+    ["not(test", "not(any(", "not(all("]
+        .iter()
+        .any(|start| condition.contains(start))
 }
 
 fn begins_declaration(code: &str) -> bool {
