@@ -429,6 +429,8 @@ impl<D: StackDomain> Stack<D> {
     ///
     /// # Safety
     /// As for [`retire_sized_mightsleep`], with an object of [`Self::objects`] and this stack's readers.
+    ///
+    /// The example of [`Self::retire_mightsleep`] holds for it.
     #[inline]
     #[doc(alias = "kvfree_rcu_mightsleep")]
     pub unsafe fn retire_sized_mightsleep(&'static self, object: NonNull<u8>, layout: Layout) {

@@ -155,16 +155,7 @@ where
     /// # Safety
     /// As for [`RawCache::new_scoped`].
     ///
-    /// ```
-    /// use pagealloc::{Mmap, Zone};
-    /// use rcu_core::{NoReaders, cpu::Threads};
-    /// use slab::Kmalloc;
-    ///
-    /// let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
-    /// // SAFETY: destroyed below, before the zone ends.
-    /// let kmalloc = unsafe { Kmalloc::new_scoped(Threads, &zone, NoReaders) }.unwrap();
-    /// assert!(kmalloc.destroy().is_ok(), "nothing is out");
-    /// ```
+    /// The example of [`RawCache::new_scoped`] holds for it.
     pub unsafe fn new_scoped(cpus: C, pages: P, gp: G) -> Result<Self, CreateError> {
         // SAFETY: the caller's debt.
         unsafe { Self::build(cpus, pages, gp, None, None) }
@@ -334,18 +325,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// # Safety
     /// As for [`Self::kfree`]. Above [`Attempt::TryLock`], not from signal handlers and interrupts.
     ///
-    /// ```
-    /// # use core::alloc::Layout;
-    /// # use pagealloc::{Attempt, Mmap, Zone};
-    /// # use rcu_core::{NoReaders, cpu::Threads};
-    /// # use slab::Kmalloc;
-    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
-    /// # let kmalloc = Kmalloc::new(Threads, zone, NoReaders).unwrap();
-    /// let layout = Layout::new::<[u64; 5]>();
-    /// let memory = kmalloc.kmalloc(layout).unwrap();
-    /// // SAFETY: from this allocator, and nobody else has it; `TryLock` may come from an interrupt handler.
-    /// unsafe { kmalloc.kfree_attempt(memory, Attempt::TryLock) };
-    /// ```
+    /// See [`Self::kfree`] for an example.
     #[doc(alias = "kfree_nolock")]
     pub unsafe fn kfree_attempt(&self, memory: NonNull<u8>, attempt: Attempt) {
         match self.kind_of(memory.as_ptr()) {
@@ -366,23 +346,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// 1. `memory` came from this allocator, and was neither freed nor retired since.
     /// 2. No *new* reader can find it; readers that have found it stay within their sections.
     ///
-    /// ```
-    /// # use core::alloc::Layout;
-    /// # use pagealloc::{Attempt, Mmap, Zone};
-    /// # use rcu_core::{NoReaders, cpu::Threads};
-    /// # use slab::Kmalloc;
-    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
-    /// # let kmalloc = Kmalloc::new(Threads, zone, NoReaders).unwrap();
-    /// let layout = Layout::new::<[u64; 5]>();
-    /// let memory = kmalloc.kmalloc(layout).unwrap();
-    /// // … published, used, and unlinked …
-    /// // SAFETY: from this allocator, and no new reader can find it.
-    /// if let Err(memory) = unsafe { kmalloc.retire(memory) } {
-    ///     // Large, or no room now. Where one may wait: for a grace period, then
-    ///     // SAFETY: as above, and no reader is left.
-    ///     unsafe { kmalloc.kfree(memory) };
-    /// }
-    /// ```
+    /// See [`RawCache::retire`] for an example.
     #[inline]
     #[track_caller]
     #[doc(alias = "kfree_rcu")]
@@ -399,6 +363,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     ///
     /// # Safety
     /// As for [`Self::retire`]; the memory is given up if true comes back.
+    ///
+    /// See [`RawCache::retire`] for an example.
     #[inline(always)]
     #[must_use]
     pub unsafe fn retire_hit(&self, memory: NonNull<u8>) -> bool {
@@ -416,6 +382,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     ///
     /// # Safety
     /// As for [`Self::retire`]. Above [`Attempt::TryLock`], not from signal handlers and interrupts.
+    ///
+    /// See [`RawCache::retire`] for an example.
     #[track_caller]
     pub unsafe fn retire_attempt(
         &self,
@@ -454,21 +422,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// # Safety
     /// 1. `memory` came from this allocator and was neither freed nor retired since.
     ///
-    /// ```
-    /// # use core::alloc::Layout;
-    /// # use pagealloc::{Attempt, Mmap, Zone};
-    /// # use rcu_core::{NoReaders, cpu::Threads};
-    /// # use slab::Kmalloc;
-    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
-    /// # let kmalloc = Kmalloc::new(Threads, zone, NoReaders).unwrap();
-    /// let layout = Layout::new::<[u64; 5]>();
-    /// let memory = kmalloc.kmalloc(layout).unwrap();
-    /// // SAFETY: from this allocator, and still out.
-    /// let bytes = unsafe { kmalloc.ksize(memory) };
-    /// assert!(bytes >= layout.size());
-    /// # // SAFETY: from this allocator, and nobody else has it.
-    /// # unsafe { kmalloc.kfree(memory) };
-    /// ```
+    /// See [`Self::kfree`] for an example.
     #[must_use]
     pub unsafe fn ksize(&self, memory: NonNull<u8>) -> usize {
         match self.kind_of(memory.as_ptr()) {
@@ -483,19 +437,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// # Safety
     /// As for [`Self::kfree`], for each of them; they differ from each other.
     ///
-    /// ```
-    /// # use core::alloc::Layout;
-    /// # use pagealloc::{Attempt, Mmap, Zone};
-    /// # use rcu_core::{NoReaders, cpu::Threads};
-    /// # use slab::Kmalloc;
-    /// # let zone: &'static _ = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
-    /// # let kmalloc = Kmalloc::new(Threads, zone, NoReaders).unwrap();
-    /// let layout = Layout::new::<[u64; 5]>();
-    /// let memory = kmalloc.kmalloc(layout).unwrap();
-    /// let large = kmalloc.kmalloc(Layout::new::<[u8; 50_000]>()).unwrap();
-    /// // SAFETY: from this allocator, two of them, and nobody else has either.
-    /// unsafe { kmalloc.free_bulk(&mut [memory, large]) };
-    /// ```
+    /// See [`Self::kfree`] for an example.
     #[track_caller]
     #[doc(alias = "kfree_bulk")]
     pub unsafe fn free_bulk(&self, memory: &mut [NonNull<u8>]) {

@@ -77,6 +77,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     ///
     /// # Safety
     /// As for [`Self::retire`]; the object is given up if true comes back.
+    ///
+    /// See [`Self::retire`] for an example.
     #[inline(always)]
     #[must_use]
     pub unsafe fn retire_hit(&self, object: NonNull<u8>) -> bool {

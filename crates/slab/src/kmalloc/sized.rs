@@ -70,6 +70,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
     /// # Safety
     /// 1. As for [`Self::retire`]; the memory is given up if true comes back.
     /// 2. As for [`Self::kfree_sized`].
+    ///
+    /// See [`Self::retire`] for an example.
     #[inline(always)]
     #[must_use]
     pub unsafe fn retire_sized_hit(&self, memory: NonNull<u8>, layout: Layout) -> bool {
