@@ -93,7 +93,7 @@ fn a_freed_run_is_hidden() {
 /// Whoever lent the memory gets it back as it was.
 #[test]
 fn a_zones_memory_is_visible_again_when_it_has_gone() {
-    let mut memory = vec![MaybeUninit::<u8>::uninit(); 1 << 20];
+    let mut memory = vec![MaybeUninit::<u8>::uninit(); 8 << 20];
     // SAFETY: the zone is dropped below, before the memory is.
     let source = unsafe { Fixed::borrowed(&mut memory) }.unwrap();
     let zone = Zone::new(Threads, source).unwrap();
