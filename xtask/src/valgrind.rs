@@ -20,7 +20,7 @@ pub(crate) struct Options {}
 /// What runs: strings of operations over the words, each layer's cases by example, and the stack with its threads. The other layers'
 /// strings have as many cases as they need, which is too many here.
 const CHOICE: [(&str, &[&str]); 6] = [
-    ("rcu-core", &["prop", "lock_steps", "cpu"]),
+    ("rcu-core", &["prop", "cpu", "head"]),
     ("rcu-tiny", &["prop"]),
     ("rcu-tree", &["calls", "barrier"]),
     ("pagealloc", &["blocks", "exact", "zone"]),
