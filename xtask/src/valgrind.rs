@@ -23,7 +23,7 @@ const CHOICE: [(&str, &[&str]); 6] = [
     ("rcu-core", &["prop", "cpu", "head"]),
     ("rcu-tiny", &["prop"]),
     ("rcu-tree", &["calls", "barrier"]),
-    ("pagealloc", &["blocks", "exact", "zone"]),
+    ("pagealloc", &["blocks"]),
     ("slab", &["prefill", "turnover", "stable"]),
     ("kvfree", &["boxes", "stack"]),
 ];
