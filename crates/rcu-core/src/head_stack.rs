@@ -12,6 +12,8 @@
 //! # Orderings
 //! - P8 (hand-over). `push`'s Release / `take`'s Acquire: the taker sees the links, and what the pusher did before. Pushes in
 //!   between are read-modify-writes, so they carry the earlier Releases on.
+//! - P8 (emptied). `take`'s Release / `is_empty`'s Acquire: who finds nothing where something was comes after whoever took
+//!   it, and sees what the taker did before: a word that says where it went.
 //!
 //! # Progress and contexts
 //! `take` is wait-free, `push` lock-free. Both in any context, signal handlers and read sections included.
@@ -79,11 +81,13 @@ impl HeadStack {
         }
     }
 
-    /// Whether nothing is there. A hint.
+    /// Whether nothing is there. A hint; but where something was and is no more, the caller sees what its taker did before
+    /// it took it.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        // ORDERING: Relaxed: a hint; not followed.
-        self.newest.load(Ordering::Relaxed).is_null()
+        // ORDERING: P8 (emptied): meets `take`'s Release. Not followed.
+        self.newest.load(Ordering::Acquire).is_null()
     }
 
     /// Takes everything, oldest first.
@@ -93,8 +97,8 @@ impl HeadStack {
         if self.is_empty() {
             return taken;
         }
-        // ORDERING: P8 (hand-over, taker's side).
-        let mut newest = self.newest.swap(ptr::null_mut(), Ordering::Acquire);
+        // ORDERING: P8 (hand-over, taker's side; emptied).
+        let mut newest = self.newest.swap(ptr::null_mut(), Ordering::AcqRel);
         let mut oldest: *mut Head = ptr::null_mut();
         while let Some(head) = NonNull::new(newest) {
             // SAFETY: heads in here are valid, and this call took them all.

@@ -448,3 +448,31 @@ fn t39_barrier_vs_migration() {
         assert!(leaving.world.is_over() && leaving.ran.load(Ordering::Relaxed) == 1);
     });
 }
+
+/// P8 (hint) and I11 of the callbacks: an owner that finds a visitor inside puts its callback aside; the visitor takes it in
+/// while the owner's barrier looks whether the slot holds anything.
+#[test]
+fn p8_aside_vs_barrier() {
+    model(|| {
+        let slot = Arc::new(Leaving {
+            head: Head::new(),
+            ran: AtomicUsize::new(0),
+            world: Migration::default(),
+        });
+        slot.head.set_callback(Callback::Run(note_run));
+        let owner = thread::spawn({
+            let slot = slot.clone();
+            move || {
+                let head = NonNull::from(&*slot).cast::<Head>();
+                // SAFETY: the head lives as long as the model's run, and is queued once.
+                unsafe { slot.world.queue(head) };
+                slot.world.post();
+                assert!(!slot.world.is_over(), "the barrier missed the callback");
+            }
+        });
+        slot.world.visit();
+        owner.join().unwrap();
+        slot.world.run_all(|| ());
+        assert!(slot.world.is_over() && slot.ran.load(Ordering::Relaxed) == 1);
+    });
+}

@@ -142,6 +142,7 @@ impl Callbacks {
         }
         let mut queue = calls.queue.visit();
         queue.unpark();
+        calls.collect(&mut queue);
         // Of a slot gone offline nothing is left here but a batch in flight, for whose end the orphans' head waits (I6); a
         // head that came here now would have nobody to run it.
         let is_gone = queue.orphaned && queue.list.len() == queue.list.in_flight();

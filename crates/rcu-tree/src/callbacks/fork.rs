@@ -68,6 +68,8 @@ impl<L: LocalLock> SlotCalls<L> {
         }
         lost += give_up(&mut queue.list, whole);
         orphans.list.merge(&mut queue.list);
+        // Never half changed: pushed and taken by one instruction.
+        orphans.list.insert_pending(self.take_aside());
         *queue = SlotQueue::new();
         self.publish(&queue);
         // ORDERING: Relaxed: a time, of another clock than the child's.

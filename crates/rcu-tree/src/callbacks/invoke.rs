@@ -77,7 +77,7 @@ impl Callbacks {
         if !calls.has_callbacks() {
             return 0;
         }
-        let take = |queue: &mut SlotQueue| self.take_from(lists, queue);
+        let take = |queue: &mut SlotQueue| self.take_from(lists, calls, queue);
         // SAFETY: the caller's debt.
         let Some(Some(mut batch)) = (unsafe { enter(calls, how, take) }) else {
             return 0;
@@ -108,8 +108,12 @@ impl Callbacks {
     fn take_from<L: LocalLock, T>(
         &self,
         lists: &Lists<'_, '_, L, T>,
+        calls: &SlotCalls<L>,
         queue: &mut SlotQueue,
     ) -> Option<Batch> {
+        if calls.collect(queue) {
+            self.settle(calls, queue);
+        }
         let requested = number(lists.gp, &mut queue.list);
         if queue.list.in_flight() > 0 {
             return None;
@@ -242,7 +246,12 @@ impl Callbacks {
             // SAFETY: the caller owns the slot (1).
             let queue = unsafe { own.queue.try_enter() };
             match queue {
-                Some(mut queue) => add(Some(&mut queue.list)),
+                Some(mut queue) => {
+                    if own.collect(&mut queue) {
+                        self.settle(own, &mut queue);
+                    }
+                    add(Some(&mut queue.list));
+                }
                 None => add(None),
             }
         }

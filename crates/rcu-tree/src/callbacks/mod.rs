@@ -6,7 +6,8 @@
 //! | list | holds | guarded by |
 //! |---|---|---|
 //! | a slot's `queue` | what its owner queued; see `queue` | the slot's local lock |
-//! | `shared` | what was queued without a slot, or while its lock was taken | nothing: pushed by compare-exchange, taken whole |
+//! | a slot's `aside` | what its owner queued while the lock was taken; see `queue` | pushed by compare-exchange, taken whole by the lock's holder |
+//! | `shared` | what was queued without a slot | nothing: pushed by compare-exchange, taken whole |
 //! | `orphans.list` | what came from `shared` and from slots gone offline | its spin lock |
 //! | `orphans.awaited` | batches of slots gone offline that are still being run | the same |
 //!
@@ -23,15 +24,16 @@
 //! - I6. A slot that goes offline while a batch of it is in flight is `orphaned` until that batch is back, and is counted
 //!   in `awaited`; meanwhile no orphan is run. So the rest of the batch still comes in front of what was behind it.
 //!
-//! I4 and I5 are in `queue`.
+//! I4, I5, I10 and I11 are in `queue`, I7 to I9 in `barrier`.
 //!
 //! # Orderings
 //! - P4/P5: snapshot, then read the sequence, then advance and accelerate (T38), all under the list's lock.
-//! - P8: lists are handed between owner and visitor by the local lock; `shared` by Release push / Acquire take; a slot's
-//!   `hint` by Release store / Acquire load: who sees it cleared sees where its callbacks went.
+//! - P8: lists are handed between owner and visitor by the local lock; `shared` and `aside` by Release push / Acquire take; a
+//!   slot's `hint` by Release store / Acquire load: who sees it cleared sees where its callbacks went.
 //!
 //! # Progress and contexts
-//! `call` is wait-free but for a push to `shared`, which is lock-free; both in any context. Running takes each list's lock for
+//! `call` is wait-free but for a push to `shared` or `aside`, which is lock-free; all in any context. Who finds callbacks aside
+//! takes them in, a few instructions for each that was pushed there instead. Running takes each list's lock for
 //! a moment, twice a turn. One callback that does not return holds up its own list, and if that is the orphans' or an
 //! orphaned one, the orphans; nothing else, where other lists have somebody to run them.
 //!
@@ -173,6 +175,7 @@ impl Callbacks {
     pub(crate) fn migrate<L: LocalLock>(&self, calls: &SlotCalls<L>) -> bool {
         let mut queue = calls.queue.visit();
         queue.unpark();
+        calls.collect(&mut queue);
         let in_flight = queue.list.in_flight();
         let moved = queue.list.len() - in_flight;
         if cfg!(weaken = "t39") {
@@ -231,7 +234,7 @@ impl Callbacks {
             escalations += slot.calls.stats.read(0, 0).flood_escalations;
         }
         lists.for_each(|calls| {
-            let (its, parked) = waiting_on(calls);
+            let (its, parked) = self.waiting_on(calls);
             waiting += its;
             lazy += parked;
         });
@@ -244,20 +247,24 @@ impl Callbacks {
 
     /// One slot's counts.
     pub(crate) fn slot_stats<L: LocalLock, T>(
+        &self,
         lists: &Lists<'_, '_, L, T>,
         slot: Slot,
     ) -> Option<CallbackStats> {
         let calls = &lists.slots.get(slot)?.calls;
-        let (waiting, lazy) = waiting_on(calls);
+        let (waiting, lazy) = self.waiting_on(calls);
         Some(calls.stats.read(waiting, lazy))
     }
-}
 
-/// How many callbacks a slot holds, parked ones included, and how many are parked.
-fn waiting_on<L: LocalLock>(calls: &SlotCalls<L>) -> (usize, usize) {
-    if calls.is_idle() {
-        return (0, 0);
+    /// How many callbacks a slot holds, parked ones included, and how many are parked.
+    fn waiting_on<L: LocalLock>(&self, calls: &SlotCalls<L>) -> (usize, usize) {
+        if calls.is_idle() {
+            return (0, 0);
+        }
+        let mut queue = calls.queue.visit();
+        if calls.collect(&mut queue) {
+            self.settle(calls, &mut queue);
+        }
+        (queue.list.len() + queue.bypass.len(), queue.bypass.len())
     }
-    let queue = calls.queue.visit();
-    (queue.list.len() + queue.bypass.len(), queue.bypass.len())
 }

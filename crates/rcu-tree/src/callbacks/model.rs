@@ -41,6 +41,14 @@ impl Migration {
         unsafe { self.callbacks.queue(&self.gp, Some(&self.calls), head) };
     }
 
+    /// Comes as a visitor and takes in what was put aside, as whoever runs callbacks does first.
+    pub fn visit(&self) {
+        let mut queue = self.calls.queue.visit();
+        if self.calls.collect(&mut queue) {
+            self.callbacks.settle(&self.calls, &mut queue);
+        }
+    }
+
     /// As `Tree::take_offline`.
     pub fn go_offline(&self) {
         self.callbacks.migrate(&self.calls);
@@ -70,6 +78,7 @@ impl Migration {
     /// Runs everything, calling `after` after each callback.
     pub fn run_all(&self, after: impl Fn()) {
         let mut queue = self.calls.queue.visit();
+        self.calls.collect(&mut queue);
         let mut orphans = self.callbacks.orphans.lock();
         for list in [&mut queue.list, &mut orphans.list] {
             number(&self.gp, list);

@@ -6,13 +6,19 @@
 //! | `queue.list` | callbacks on their way, by grace period | the local lock's holder |
 //! | `queue.bypass` | lazy callbacks: no number, nothing asked for | the same |
 //! | `queue.turn` | how many unnumbered callbacks send `call` the long way | the same |
-//! | `hint` | twice the length of `bypass`, plus one if `list` is not empty | the same; read without the lock |
+//! | `aside` | what came while the lock was taken, by a visitor or by what the caller interrupted | pushed without the lock, taken by its holder |
+//! | `hint` | twice the length of `bypass`, plus one if `list` is not empty | the lock's holder; read without the lock |
 //! | `since` | when a timekeeper first saw `bypass` not empty (see `bypass`) | timekeepers; zeroed by who parks first |
 //!
 //! # Invariants
 //! - I4. `turn` is zero while `list` is empty or `bypass` is not, so one comparison sends `call` the long way for
 //!   either; otherwise it is one less than [`CHUNK`].
 //! - I5. What is in `bypass` was queued after what is in `list`: an ordinary `call` first moves it over (R17).
+//! - I10. *Order.* What is in `aside` was queued after what its queuer had put on `list` or `bypass`, and before what it puts
+//!   there next: whoever adds to either first takes `aside` in, and what is parked before that. So the callbacks of one
+//!   owner run in the order of queueing, whoever was inside its lock meanwhile (R4).
+//! - I11. Whoever takes `aside` in has `hint` say "not empty" before: who finds `aside` empty, and then `hint` zero, comes after
+//!   the end of what was there (P8).
 
 use super::config::{CallbackConfig, MAX_BATCH};
 use super::{BarrierHead, Callbacks, SlotStats};
@@ -20,7 +26,7 @@ use crate::gp_seq::GpSeq;
 use core::ptr::NonNull;
 use rcu_core::cpu::{LocalCell, LocalLock};
 use rcu_core::sync::atomic::{AtomicUsize, Ordering};
-use rcu_core::{CbList, Head, SegList};
+use rcu_core::{CbList, Head, HeadStack, SegList};
 
 /// Callbacks that are queued, or run, between two pushes of the grace-period machine: enough to make its heavy fence a
 /// small part of their cost, few enough that little waits unnumbered, or behind a long batch.
@@ -31,8 +37,8 @@ pub(crate) const CHUNK: usize = 256;
 pub(crate) enum Queued {
     /// There was none before on the slot: somebody has to be told.
     First,
-    /// There was none before among those without a slot: the same.
-    Shared,
+    /// It was put aside where there was none before, for want of a slot or of its lock: the same.
+    Aside,
     /// Others are there already.
     Behind,
     /// A grace period was asked for, which can be pushed on.
@@ -95,6 +101,7 @@ impl SlotQueue {
 /// What the callback side keeps for one slot.
 pub(crate) struct SlotCalls<L> {
     pub(super) queue: LocalCell<L, SlotQueue>,
+    aside: HeadStack,
     hint: AtomicUsize,
     pub(super) since: AtomicUsize,
     pub(super) barrier: BarrierHead,
@@ -106,6 +113,7 @@ impl<L: LocalLock> SlotCalls<L> {
         pub(crate) const fn new(lock: L) -> Self {
             Self {
                 queue: LocalCell::new(lock, SlotQueue::new()),
+                aside: HeadStack::new(),
                 hint: AtomicUsize::new(0),
                 since: AtomicUsize::new(0),
                 barrier: BarrierHead::new(),
@@ -114,11 +122,12 @@ impl<L: LocalLock> SlotCalls<L> {
         }
     }
 
-    /// Whether the list held callbacks, or a batch of it was being run, when the lock was last let go.
+    /// Whether the list held callbacks, or a batch of it was being run, when the lock was last let go; or some were put
+    /// aside.
     pub(super) fn has_callbacks(&self) -> bool {
-        // ORDERING: P8 (hint): Acquire meets `publish`'s Release: who finds nothing comes after whoever ran it, or
-        // moved it to the orphans, and finds it there.
-        self.hint.load(Ordering::Acquire) & 1 != 0
+        // In this order (I11). ORDERING: P8 (hint): Acquire meets `publish`'s Release: who finds nothing comes after whoever
+        // ran it, or moved it to the orphans, and finds it there.
+        !self.aside.is_empty() || self.hint.load(Ordering::Acquire) & 1 != 0
     }
 
     /// How many callbacks were parked when the lock was last let go.
@@ -129,8 +138,27 @@ impl<L: LocalLock> SlotCalls<L> {
 
     /// Whether the slot held nothing, parked or not, when the lock was last let go.
     pub(crate) fn is_idle(&self) -> bool {
-        // ORDERING: P8 (hint), as above.
-        self.hint.load(Ordering::Acquire) == 0
+        // In this order (I11). ORDERING: P8 (hint), as above.
+        self.aside.is_empty() && self.hint.load(Ordering::Acquire) == 0
+    }
+
+    /// Takes in what was put aside, behind everything (I10). True if there was any; then the lists are to be settled.
+    pub(super) fn collect(&self, queue: &mut SlotQueue) -> bool {
+        if self.aside.is_empty() {
+            return false;
+        }
+        // ORDERING: Relaxed: written under the lock only, which is held.
+        let hint = self.hint.load(Ordering::Relaxed);
+        // ORDERING: P8 (hint): Relaxed: passed on by `take`'s Release (I11).
+        self.hint.store(hint | 1, Ordering::Relaxed);
+        queue.unpark();
+        queue.list.insert_pending(self.aside.take());
+        true
+    }
+
+    /// Takes what was put aside, in the child of a fork.
+    pub(super) fn take_aside(&self) -> CbList {
+        self.aside.take()
     }
 
     /// Tells those who look without the lock. Call last, with the lock held.
@@ -169,7 +197,7 @@ impl Callbacks {
         if let Some(calls) = own {
             // SAFETY: the caller owns the slot (2).
             if let Some(mut queue) = unsafe { calls.queue.try_enter() } {
-                if queue.list.nr_unnumbered() < queue.turn {
+                if queue.list.nr_unnumbered() < queue.turn && calls.aside.is_empty() {
                     // SAFETY: valid until invoked, on no list, may move to another thread (1).
                     unsafe { queue.list.enqueue(head) };
                     return Queued::Behind;
@@ -178,15 +206,16 @@ impl Callbacks {
                 return unsafe { self.queue_slow(gp, calls, &mut queue, head) };
             }
         }
+        let aside = own.map_or(&*self.shared, |calls| &calls.aside);
         // SAFETY: valid until invoked, on no list, may move to another thread (1).
-        if unsafe { self.shared.push(head) } {
-            Queued::Shared
+        if unsafe { aside.push(head) } {
+            Queued::Aside
         } else {
             Queued::Behind
         }
     }
 
-    /// The list is empty, lazy callbacks are parked before `head`, or it is time to number (I4).
+    /// The list is empty, callbacks are parked or aside that come before `head`, or it is time to number (I4, I10).
     ///
     /// # Safety
     /// 1. The debts of `Rcu::call`.
@@ -200,6 +229,7 @@ impl Callbacks {
     ) -> Queued {
         let was_empty = queue.list.is_empty();
         queue.unpark();
+        calls.collect(queue);
         // SAFETY: the caller's debts.
         unsafe { queue.list.enqueue(head) };
         let led_to = if was_empty {
@@ -236,6 +266,7 @@ impl Callbacks {
             if let Some(mut queue) = unsafe { calls.queue.try_enter() }
                 && queue.bypass.len() < self.config.qhimark
             {
+                calls.collect(&mut queue);
                 let first = queue.bypass.is_empty();
                 // SAFETY: valid until invoked, on no list, may move to another thread (1).
                 unsafe { queue.bypass.push_back(head) };
@@ -314,7 +345,12 @@ impl Callbacks {
         // SAFETY: the caller owns the slot (1).
         let queue = unsafe { own.queue.try_enter() };
         // A visitor that is in numbers them itself, or a barrier has them numbered.
-        queue.is_some_and(|mut queue| number(gp, &mut queue.list))
+        queue.is_some_and(|mut queue| {
+            if own.collect(&mut queue) {
+                self.settle(own, &mut queue);
+            }
+            number(gp, &mut queue.list)
+        })
     }
 }
 

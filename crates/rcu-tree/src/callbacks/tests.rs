@@ -4,7 +4,8 @@ use super::*;
 use crate::node::{Geometry, Node};
 use crate::trace::NoTrace;
 use rcu_core::cpu::SpinLock;
-use rcu_core::{Callback, Head};
+use rcu_core::{Callback, Head, HeadFn};
+use std::cell::RefCell;
 use std::sync::atomic::AtomicBool;
 
 /// A slot's callbacks without readers: grace periods pass by hand.
@@ -19,6 +20,16 @@ struct World {
 /// # Safety
 /// None.
 unsafe fn nothing(_: NonNull<Head>) {}
+
+thread_local! {
+    static RAN: RefCell<Vec<*mut Head>> = const { RefCell::new(Vec::new()) };
+}
+
+/// # Safety
+/// None.
+unsafe fn note(head: NonNull<Head>) {
+    RAN.with_borrow_mut(|ran| ran.push(head.as_ptr()));
+}
 
 impl World {
     fn new(config: CallbackConfig, heads: usize) -> Self {
@@ -49,13 +60,39 @@ impl World {
     }
 
     fn queue(&self, index: usize) -> Queued {
+        self.queue_for(index, nothing)
+    }
+
+    fn queue_for(&self, index: usize, func: HeadFn) -> Queued {
         let head = &self.heads[index];
-        head.set_callback(Callback::Run(nothing));
+        head.set_callback(Callback::Run(func));
         // SAFETY: the head outlives the list, and is queued once; the lock needs no owner.
         unsafe {
             self.callbacks
                 .queue(&self.gp, Some(self.calls()), NonNull::from(head))
         }
+    }
+
+    fn park_for(&self, index: usize, func: HeadFn) -> Queued {
+        let head = &self.heads[index];
+        head.set_callback(Callback::Run(func));
+        // SAFETY: the head outlives the list, and is queued once; the lock needs no owner.
+        unsafe {
+            self.callbacks
+                .park(&self.gp, Some(self.calls()), NonNull::from(head))
+        }
+    }
+
+    /// Calls `f` as an owner that meets a visitor.
+    fn beside_a_visitor(&self, f: impl FnOnce()) {
+        let _inside = self.calls().queue.visit();
+        f();
+    }
+
+    /// Which heads [`note`] has run on this thread, in their order.
+    fn noted(&self) -> Vec<usize> {
+        let index = |head: *mut Head| self.heads.iter().position(|h| core::ptr::eq(h, head));
+        RAN.with_borrow_mut(|ran| ran.drain(..).filter_map(index).collect())
     }
 
     /// A grace period, and a turn on either side of it.
@@ -202,4 +239,90 @@ fn t45_orphans_that_wait_at_a_fork_ask_anew_in_the_child() {
     world.gp.end();
     assert_eq!(world.pass(), 1);
     assert!(!world.callbacks.has_orphans());
+}
+
+/// An owner meets a visitor now and then: the callback thread comes twice a turn. What it queues meanwhile keeps its place.
+#[test]
+fn r4_what_came_while_a_visitor_was_inside_keeps_its_place() {
+    for inside in 0..1usize << 6 {
+        let world = World::new(CallbackConfig::new(), 6);
+        for n in 0..6 {
+            let queue = || {
+                let led_to = world.queue_for(n, note);
+                assert_ne!(led_to, Queued::Parked);
+            };
+            if inside >> n & 1 == 0 {
+                queue();
+            } else {
+                world.beside_a_visitor(queue);
+            }
+        }
+        assert!(world.calls().has_callbacks() && !world.calls().is_idle());
+        assert_eq!(world.pass(), 6, "{inside:#b}");
+        assert_eq!(world.noted(), [0, 1, 2, 3, 4, 5], "{inside:#b}");
+        assert!(world.calls().is_idle());
+    }
+}
+
+#[test]
+fn r17_lazy_callbacks_keep_their_order_beside_a_visitor() {
+    let world = World::new(CallbackConfig::new(), 5);
+    assert_eq!(world.park_for(0, note), Queued::Parked);
+    world.beside_a_visitor(|| assert_eq!(world.park_for(1, note), Queued::Aside));
+    assert_eq!(world.calls().parked(), 1);
+    assert_eq!(world.park_for(2, note), Queued::Parked);
+    assert_eq!(world.calls().parked(), 1, "the first is among the ordinary");
+    world.beside_a_visitor(|| assert_eq!(world.park_for(3, note), Queued::Aside));
+    assert_eq!(world.queue_for(4, note), Queued::Behind);
+    assert_eq!(world.pass(), 5);
+    assert_eq!(world.noted(), [0, 1, 2, 3, 4]);
+    assert_eq!(world.calls().parked(), 0);
+}
+
+#[test]
+fn r13_t39_what_is_aside_is_found_by_barriers_migrations_forks_and_counts() {
+    let aside = |world: &World| {
+        world.beside_a_visitor(|| {
+            assert_eq!(world.queue_for(0, note), Queued::Aside);
+            assert_eq!(world.queue_for(1, note), Queued::Behind);
+        });
+    };
+    let world = World::new(CallbackConfig::new(), 2);
+    aside(&world);
+    let posts = barrier::Posts::default();
+    world.callbacks.post(&world.gp, &posts, world.calls());
+    assert_eq!(posts.count.load(Ordering::Relaxed), 1, "found");
+    world.pass();
+    assert_eq!(posts.count.into_inner(), 0);
+    assert_eq!(world.noted(), [0, 1]);
+
+    let world = World::new(CallbackConfig::new(), 2);
+    aside(&world);
+    assert!(world.callbacks.migrate(world.calls()));
+    assert!(world.calls().is_idle() && world.callbacks.has_orphans());
+    world.pass();
+    assert_eq!(world.noted(), [0, 1]);
+
+    let world = World::new(CallbackConfig::new(), 2);
+    aside(&world);
+    // SAFETY: one thread, inside none of these functions.
+    world.with(|lists| unsafe { world.callbacks.reset_after_fork(lists.slots) });
+    assert!(world.calls().is_idle() && world.callbacks.lost() == 0);
+    world.pass();
+    assert_eq!(world.noted(), [0, 1]);
+
+    let world = World::new(CallbackConfig::new(), 2);
+    aside(&world);
+    let queued = || world.with(|lists| world.callbacks.stats(lists).queued);
+    assert_eq!((queued(), queued()), (2, 2));
+    world.pass();
+    assert_eq!(world.noted(), [0, 1]);
+
+    let world = World::new(CallbackConfig::new(), 2);
+    aside(&world);
+    // SAFETY: the lock needs no owner.
+    let left = unsafe { world.callbacks.left(&world.gp, Some(world.calls())) };
+    assert!(left.unnumbered && !left.ready);
+    world.pass();
+    assert_eq!(world.noted(), [0, 1]);
 }

@@ -5,7 +5,7 @@
 //! without offloading does.
 
 use super::Tree;
-use crate::callbacks::{CHUNK, CallbackConfig, CallbackStats, Callbacks, Queued};
+use crate::callbacks::{CHUNK, CallbackConfig, CallbackStats, Queued};
 use crate::marks::{Doing, Mark};
 use crate::slot::TreeSlot;
 use crate::trace::{Event, Lane, Trace};
@@ -187,10 +187,10 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
     }
 
     /// Counts of the callbacks queued on `slot`, whoever has owned it; `None` past the last slot. Takes the slot's lock, as
-    /// a visitor. What was queued there while its lock was taken is counted among all only.
+    /// a visitor.
     #[must_use]
     pub fn slot_callbacks(&self, slot: Slot) -> Option<CallbackStats> {
-        Callbacks::slot_stats(&self.lists(), slot)
+        self.callbacks.slot_stats(&self.lists(), slot)
     }
 
     /// The body of the tree's threads: drives grace periods, or runs callbacks, for ever. On a thread that the tree did not
@@ -366,7 +366,7 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
         match queued {
             Queued::Behind => {}
             Queued::First => self.first_queued(own),
-            Queued::Shared | Queued::Parked => self.kick_runner(),
+            Queued::Aside | Queued::Parked => self.kick_runner(),
             Queued::Numbered => self.push_on_for(),
             Queued::Flooded => {
                 self.push_on();
