@@ -267,7 +267,7 @@ fn a_small_layout_of_large_memory_is_found() {
     let deed = || {
         let km = Kmalloc::new(Threads, pages(), NoReaders).unwrap();
         let memory = km
-            .kmalloc(Layout::from_size_align(50_000, 8).unwrap())
+            .kmalloc(Layout::from_size_align(100_000, 8).unwrap())
             .unwrap();
         let wrong = Layout::from_size_align(8, 8).unwrap();
         // SAFETY: none: the test breaks the contract on purpose.

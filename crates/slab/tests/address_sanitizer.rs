@@ -148,7 +148,7 @@ fn the_objects_of_a_recycled_sheaf_are_hidden_but_for_those_handed_out() {
 
 #[test]
 fn memory_by_size_is_hidden_when_it_is_freed() {
-    for (test, size) in [("small", 100), ("large", 50_000)] {
+    for (test, size) in [("small", 100), ("large", 100_000)] {
         let deed = || {
             let pages = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
             let heap = Kmalloc::new(Threads, &*pages, gp()).unwrap();
