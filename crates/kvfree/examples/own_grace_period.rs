@@ -151,6 +151,9 @@ unsafe impl GracePeriod for TwoBanks {
     }
 
     fn wait(&self, cookie: Cookie) {
+        if self.poll(cookie) {
+            return;
+        }
         self.start();
         self.drive();
         while !self.poll(cookie) {
