@@ -149,7 +149,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// 1. Objects that `objects` defers by itself wait for the grace periods of this same `rcu`.
     /// 2. What `cpus`, `pages`, `rcu` and `objects` borrow outlives the front end, even if the handle is forgotten.
     ///
-    /// For an example see `examples/kernel`, and [`stack`](crate::stack) for the stack that is put together so.
+    /// For an example see `examples/kernel`, and [`stack`](mod@crate::stack) for the stack that is put together so.
     pub unsafe fn new(
         cpus: C,
         pages: P,
