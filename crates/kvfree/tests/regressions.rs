@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Defer, Failure, Hand, Item, Ledger, ManualRcu, Pages};
+use common::{Defer, Failure, Hand, Item, LARGE_BYTES, Ledger, ManualRcu, Pages};
 use kvfree::{Config, DeferFree, Kvfree, Objects, Unbatched};
 use pagealloc::{Attempt, PageAlloc};
 use rcu_core::{GracePeriod, Head, HeadOffset, Rcu};
@@ -471,7 +471,7 @@ fn k4_post_2020_headless_large_objects_are_weighed() {
         // SAFETY: the ledger's object, with its head, given up.
         unsafe { front.retire(item.head(), Item::OFFSET) };
     };
-    for _ in 0..14 {
+    for _ in 0..(512 << 10) / LARGE_BYTES + 1 {
         assert!(!rcu.drive(), "nothing asked for yet");
         retire(true);
         retire(false);
