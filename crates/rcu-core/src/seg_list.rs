@@ -32,8 +32,6 @@
 //!   linked: it never under-reports, so that a barrier may post in vain but never misses one (S2, S8).
 
 #[cfg(all(test, not(loom)))]
-mod explorer;
-#[cfg(all(test, not(loom)))]
 mod tests;
 
 use crate::cb_list::CbList;

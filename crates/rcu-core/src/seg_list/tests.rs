@@ -1,5 +1,7 @@
 //! Single steps of [`SegList`]; whole runs against a model are in `tests/prop.rs`.
 
+mod explorer;
+
 use super::*;
 
 fn cookie(nr: usize) -> Cookie {

@@ -3,7 +3,7 @@
 //! States are compared with their numbers taken relative to the sequence, so that there are finitely many, and each is
 //! visited once. The code is the production code, on a list that is put into each state anew.
 
-use super::*;
+use super::super::*;
 use std::collections::{HashSet, VecDeque};
 use std::vec::Vec;
 
