@@ -346,7 +346,7 @@ impl Field {
 }
 
 /// What a moody source may refuse, it does not refuse for ever.
-fn retried<T>(mut make: impl FnMut() -> Result<T, String>) -> Result<T, String> {
+pub(super) fn retried<T>(mut make: impl FnMut() -> Result<T, String>) -> Result<T, String> {
     let mut last = String::new();
     for _ in 0..100 {
         match make() {

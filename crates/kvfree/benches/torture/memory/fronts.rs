@@ -2,7 +2,7 @@
 
 use super::Injury;
 use super::body::Body;
-use super::field::{Field, Kernel, Retire, Ward, drop_object, wake_ward};
+use super::field::{Field, Kernel, Retire, Ward, drop_object, retried, wake_ward};
 use super::ground::{Ground, Pages};
 use super::worker;
 use crate::Running;
@@ -100,10 +100,10 @@ impl<O: Objects + Send + Sync + 'static> Retire for Batches<O> {
 
 fn batches<O: Objects + Send + Sync + 'static>(
     ground: &Ground,
-    objects: O,
+    objects: impl Fn() -> O,
     front: Front,
 ) -> Result<Box<dyn Retire>, String> {
-    let config = match front.limit {
+    let config = || match front.limit {
         Some(limit) => Config::new()
             .hard_limit(limit)
             .soft_limit(limit / 4)
@@ -111,9 +111,11 @@ fn batches<O: Objects + Send + Sync + 'static>(
             .ask_after_bytes(limit / 16),
         None => Config::new().ask_after_blocks(2),
     };
-    // SAFETY: the objects wait for `Ward`; everything borrowed is leaked, and taken back after the front end.
-    let front_end = unsafe { Kvfree::new(Threads, ground.zone, Ward, objects, config) };
-    let front_end = front_end.map_err(|error| error.to_string())?;
+    let front_end = retried(|| {
+        // SAFETY: the objects wait for `Ward`; everything borrowed is leaked, and taken back after the front end.
+        let made = unsafe { Kvfree::new(Threads, ground.zone, Ward, objects(), config()) };
+        made.map_err(|error| error.to_string())
+    })?;
     Ok(Box::new(Batches {
         front: front_end,
         limited: front.limit.is_some(),
@@ -130,9 +132,9 @@ pub(crate) fn start(
     let ground = Ground::new(stage, front.addresses, front.refuses, injury)?;
     let retire = |ground: &Ground, kernel: &'static Kernel| {
         if front.sheaves {
-            batches(ground, kernel, front)
+            batches(ground, || kernel, front)
         } else {
-            batches(ground, NoSheaves(kernel), front)
+            batches(ground, || NoSheaves(kernel), front)
         }
     };
     let field = Field::new(ground, retire)?;
