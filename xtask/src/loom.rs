@@ -169,7 +169,6 @@ const MUTANTS: &[Mutant] = &[
     mutant("p8_spin", "rcu-core", "p8_spin_lock_hand_over"),
     mutant("p8_spin", "slab", "p6_barn_hand_over").in_file("loom_cache"),
     mutant("p8_spin", "slab", "p6_slab_hand_over").in_file("loom_cache"),
-    mutant("t15", "slab", "t15_barrier_vs_a_slot_that_ends").in_file("loom_cache"),
     mutant("nulls", "rcu-core", "t23_a_reader_carried_off_starts_again").in_file("loom_r22"),
     mutant(
         "p1_nulls",
