@@ -79,17 +79,25 @@ pub(crate) fn hear(
     }
 }
 
-/// The one line of a failed worker's stderr that says most: a panic's place and message, else the last line.
+/// The one line of a failed worker's stderr that says most: a panic's place and message, else the last line that stands at the
+/// margin. A layer that aborts says what broke there, and what it knows besides in indented lines below.
 fn last_words(complaint: &str, status: ExitStatus) -> String {
     let lines: Vec<&str> = complaint
         .lines()
-        .map(str::trim)
+        .map(str::trim_end)
         .filter(|line| !line.is_empty())
         .collect();
     let panic = lines.iter().position(|line| line.contains(" panicked at "));
     let words = match panic {
         Some(at) => lines[at..lines.len().min(at + 2)].join(" "),
-        None => lines.last().copied().unwrap_or_default().to_owned(),
+        None => {
+            let mut from_the_last = lines.iter().rev();
+            let at_the_margin = from_the_last.find(|line| !line.starts_with(char::is_whitespace));
+            at_the_margin
+                .or(lines.last())
+                .map_or("", |line| line.trim_start())
+                .to_owned()
+        }
     };
     if words.is_empty() {
         format!("the worker failed ({status})")
@@ -109,6 +117,9 @@ mod tests {
         let line = last_words(panic, status);
         assert!(line.contains("a.rs:1:2") && line.contains("out of bounds"));
         assert!(last_words("one\ntwo\n\n", status).starts_with("two"));
+        let abort = "pagealloc: broken contract: freed twice\n  in no block\n  freed by 3\n";
+        assert!(last_words(abort, status).starts_with("pagealloc: broken contract"));
+        assert!(last_words("  only this", status).starts_with("only this"));
         assert!(last_words("", status).starts_with("the worker failed"));
     }
 }
