@@ -177,7 +177,7 @@ pub(crate) fn run() -> usize {
     let lookups = thread::scope(|s| {
         let reader = || {
             let mut lookups = 0;
-            while !stop.load(Ordering::Relaxed) {
+            while lookups == 0 || !stop.load(Ordering::Relaxed) {
                 for key in 0..RESIDENT {
                     let guard = read_lock();
                     let value = map.get(&key, &guard);

@@ -152,7 +152,7 @@ pub(crate) fn run() -> u64 {
     let served = thread::scope(|s| {
         let server = || {
             let (mut served, mut newest) = (0, 0);
-            while !stop.load(Ordering::Relaxed) {
+            while served == 0 || !stop.load(Ordering::Relaxed) {
                 if let Answer::Served { by_generation } = serve(client, 500) {
                     assert!(by_generation >= newest, "the old one came back");
                     newest = by_generation;

@@ -225,7 +225,7 @@ pub(crate) fn run() -> usize {
     let lookups = thread::scope(|s| {
         let reader = || {
             let mut lookups = 0;
-            while !stop.load(Ordering::Relaxed) {
+            while lookups == 0 || !stop.load(Ordering::Relaxed) {
                 for last in 0..=255 {
                     let guard = read_lock();
                     let hop = routes.lookup(Ipv4Addr::new(10, 1, 2, last), &guard);
