@@ -4,30 +4,16 @@
 
 #[path = "common/child.rs"]
 mod child;
+#[path = "common/slots.rs"]
+mod slots;
 
 use child::{check, fork as in_child};
 use rcu_core::cpu::{Cpus, OfflineHook, Slot, Threads};
 use rcu_core::{fence, fork};
+use slots::with_threads;
 use std::ptr::NonNull;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Runs `then` while `n` other threads sit on slots.
-fn with_threads(n: usize, then: impl FnOnce()) {
-    let together = Barrier::new(n + 1);
-    std::thread::scope(|s| {
-        for _ in 0..n {
-            s.spawn(|| {
-                assert!(Threads.current().is_some());
-                together.wait();
-                together.wait();
-            });
-        }
-        together.wait();
-        then();
-        together.wait();
-    });
-}
 
 #[test]
 fn the_child_has_one_slot_taken_and_all_others_free() {

@@ -4,28 +4,13 @@
 
 #[path = "common/child.rs"]
 mod child;
+#[path = "common/slots.rs"]
+mod slots;
 
 use child::{check, fork as in_child};
 use rcu_core::cpu::{Cpus, Threads};
 use rcu_core::fork;
-use std::sync::Barrier;
-
-/// Runs `then` while `n` other threads sit on slots.
-fn with_threads(n: usize, then: impl FnOnce()) {
-    let together = Barrier::new(n + 1);
-    std::thread::scope(|s| {
-        for _ in 0..n {
-            s.spawn(|| {
-                assert!(Threads.current().is_some());
-                together.wait();
-                together.wait();
-            });
-        }
-        together.wait();
-        then();
-        together.wait();
-    });
-}
+use slots::with_threads;
 
 #[test]
 fn an_installed_handler_needs_no_call() {

@@ -1,13 +1,15 @@
 //! H12: objects set aside.
 
 mod common;
+#[path = "common/one_cache.rs"]
+mod one_cache;
 
 use common::{Failure, Hand, Pages};
+use one_cache::{alloc, free, with_cache};
 use pagealloc::{AllocError, Attempt};
 use rcu_core::manual::ManualGp;
 use slab::{Cache, CacheConfig, Checks, Event, RawCache};
 use std::alloc::Layout;
-use std::ptr::NonNull;
 
 const CAP: usize = 5;
 
@@ -20,33 +22,10 @@ fn unchecked() -> CacheConfig {
     config().checks(Checks::empty())
 }
 
-type Raw<'a> = RawCache<&'a Hand, &'a Pages, &'a ManualGp>;
-
-/// Runs `test` on a cache of four slots; afterwards every page must be back.
-fn with_cache(config: CacheConfig, test: impl FnOnce(&Raw<'_>, &Hand, &Pages, &ManualGp)) {
-    let (pages, cpus, gp) = (Pages::new(), Hand::new(4), ManualGp::new());
-    // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
-    let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
-    test(&cache, &cpus, &pages, &gp);
-    cache.destroy().expect("nothing is out");
-    assert_eq!(pages.outstanding(), 0);
-}
-
-fn alloc(cache: &Raw<'_>, n: usize) -> Vec<NonNull<u8>> {
-    (0..n).map(|_| cache.alloc().unwrap()).collect()
-}
-
-fn free(cache: &Raw<'_>, objects: impl IntoIterator<Item = NonNull<u8>>) {
-    for object in objects {
-        // SAFETY: the test had the object.
-        unsafe { cache.free(object) };
-    }
-}
-
 #[test]
 fn h12_pops_of_what_was_set_aside_cannot_fail() {
     for n in [0, 1, CAP - 1, CAP, CAP + 1, 7 * CAP + 3] {
-        with_cache(config(), |cache, _, pages, _| {
+        with_cache(4, config(), |cache, _, pages, _| {
             let mut aside = cache.prefill(n, Attempt::MayGrow).unwrap();
             assert!(aside.len() >= n);
             assert_eq!(cache.stats().live, aside.len(), "they count as live");
@@ -71,7 +50,7 @@ fn h12_pops_of_what_was_set_aside_cannot_fail() {
 
 #[test]
 fn h12_more_than_a_sheaf_is_a_chain_of_sheaves() {
-    with_cache(config(), |cache, _, _, _| {
+    with_cache(4, config(), |cache, _, _, _| {
         let aside = cache.prefill(10 * CAP, Attempt::MayGrow).unwrap();
         assert!(aside.len() >= 10 * CAP);
         let stats = cache.stats();
@@ -81,7 +60,7 @@ fn h12_more_than_a_sheaf_is_a_chain_of_sheaves() {
 
 #[test]
 fn h12_what_is_left_goes_back_as_a_whole() {
-    with_cache(unchecked(), |cache, _, _, _| {
+    with_cache(4, unchecked(), |cache, _, _, _| {
         let aside = cache.prefill(CAP, Attempt::MayGrow).unwrap();
         let slabs = cache.stats().slabs;
         aside.give_back();
@@ -118,7 +97,7 @@ fn h12_what_is_left_goes_back_as_a_whole() {
 
 #[test]
 fn h12_refilling_tops_up() {
-    with_cache(config(), |cache, _, pages, _| {
+    with_cache(4, config(), |cache, _, pages, _| {
         let mut aside = cache.prefill(CAP, Attempt::MayGrow).unwrap();
         let mut objects: Vec<_> = (0..3).filter_map(|_| aside.pop()).collect();
         aside.refill(CAP + 2, Attempt::MayGrow).unwrap();
@@ -139,7 +118,7 @@ fn h12_refilling_tops_up() {
 
 #[test]
 fn h12_without_a_slot_and_from_another_slot() {
-    with_cache(config(), |cache, cpus, _, _| {
+    with_cache(4, config(), |cache, cpus, _, _| {
         cpus.go(None);
         let mut aside = cache.prefill(2 * CAP, Attempt::MayGrow).unwrap();
         cpus.go(Some(2));
@@ -152,7 +131,7 @@ fn h12_without_a_slot_and_from_another_slot() {
 
 #[test]
 fn h12_objects_that_are_all_in_the_slot_are_found() {
-    with_cache(unchecked(), |cache, _, pages, _| {
+    with_cache(4, unchecked(), |cache, _, pages, _| {
         // Everything there is lies in `main` and the spare of this slot, and no page can be had.
         let objects = alloc(cache, cache.stats().objects_per_slab.max(64));
         pages.set_failure(Failure::From(0));
@@ -213,7 +192,7 @@ fn h12_a_forgotten_handle_is_a_leak() {
 /// What is set aside counts as allocated by whoever prefills, and from a pop on by whoever popped.
 #[test]
 fn h12_l15_what_is_set_aside_is_live_and_has_an_owner() {
-    with_cache(config().checks(Checks::all()), |cache, _, pages, _| {
+    with_cache(4, config().checks(Checks::all()), |cache, _, pages, _| {
         const BEFORE: u32 = line!();
         let mut aside = cache.prefill(2 * CAP, Attempt::MayGrow).unwrap();
         let object = aside.pop().unwrap();

@@ -2,8 +2,11 @@
 #![cfg(not(loom))]
 
 mod common;
+#[path = "common/one_cache.rs"]
+mod one_cache;
 
 use common::{Failure, Hand, Pages};
+use one_cache::{alloc, free, with_cache};
 use pagealloc::{AllocError, Attempt, Fixed, Mmap, Order, PageAlloc, PageReq, Zone};
 use rcu_core::NoReaders;
 use rcu_core::cpu::Threads;
@@ -11,7 +14,6 @@ use rcu_core::manual::ManualGp;
 use slab::{CacheConfig, Checks, Event, Kmalloc, RawCache};
 use std::alloc::Layout;
 use std::mem::MaybeUninit;
-use std::ptr::NonNull;
 
 const CAP: usize = 5;
 
@@ -22,29 +24,6 @@ fn unchecked(name: &'static str, layout: Layout) -> CacheConfig {
 fn config() -> CacheConfig {
     // Sheaves, and numbers of pages, are what is tested here; `prop` has the rest of it with checks.
     unchecked("reach", Layout::from_size_align(64, 8).unwrap()).sheaf_capacity(CAP)
-}
-
-type Raw<'a> = RawCache<&'a Hand, &'a Pages, &'a ManualGp>;
-
-/// Runs `test` on a cache of four slots; afterwards every page must be back.
-fn with_cache(config: CacheConfig, test: impl FnOnce(&Raw<'_>, &Hand, &Pages, &ManualGp)) {
-    let (pages, cpus, gp) = (Pages::new(), Hand::new(4), ManualGp::new());
-    // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
-    let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
-    test(&cache, &cpus, &pages, &gp);
-    cache.destroy().expect("nothing is out");
-    assert_eq!(pages.outstanding(), 0);
-}
-
-fn alloc(cache: &Raw<'_>, n: usize) -> Vec<NonNull<u8>> {
-    (0..n).map(|_| cache.alloc().unwrap()).collect()
-}
-
-fn free(cache: &Raw<'_>, objects: impl IntoIterator<Item = NonNull<u8>>) {
-    for object in objects {
-        // SAFETY: the test had the object.
-        unsafe { cache.free(object) };
-    }
 }
 
 /// The regression of a block driver whose allocations may not wait: every miss went to the slow path, for no sheaf was refilled.
@@ -99,7 +78,7 @@ fn l12_kmalloc_frees_whatever_it_is_where_nobody_may_wait() {
 fn what_waits_is_bounded() {
     let limit = 6 * CAP;
     let config = config().waiting_limit(limit * 64).ask_after(1000);
-    with_cache(config, |cache, _, _, gp| {
+    with_cache(4, config, |cache, _, _, gp| {
         let objects = alloc(cache, 20 * CAP);
         let mut refused = Vec::new();
         for &object in &objects {
@@ -138,7 +117,7 @@ fn what_waits_is_bounded() {
 
 #[test]
 fn l13_shrink_gives_back_about_its_budget() {
-    with_cache(config().min_partial(20), |cache, cpus, pages, _| {
+    with_cache(4, config().min_partial(20), |cache, cpus, pages, _| {
         cpus.go(None);
         let per_slab = cache.stats().objects_per_slab;
         let objects = alloc(cache, 12 * per_slab);
@@ -162,7 +141,7 @@ fn l13_shrink_gives_back_about_its_budget() {
 
 #[test]
 fn l13_shrink_empties_barn_and_slots_as_far_as_it_must() {
-    with_cache(config(), |cache, cpus, _, _| {
+    with_cache(4, config(), |cache, cpus, _, _| {
         let per_slab = cache.stats().objects_per_slab;
         for slot in 0..4 {
             cpus.go(Some(slot));
@@ -310,7 +289,7 @@ fn a_cache_under_pressure_of_its_own_does_not_wait_for_itself() {
 
 #[test]
 fn h13_every_path_is_counted() {
-    with_cache(config(), |cache, cpus, pages, gp| {
+    with_cache(4, config(), |cache, cpus, pages, gp| {
         let fresh = cache.stats();
         assert_eq!(
             (
@@ -430,7 +409,7 @@ fn l8_bulk_free_over_mixed_caches_and_large_blocks() {
 
 #[test]
 fn l9_bulk_allocation_is_all_or_nothing() {
-    with_cache(config(), |cache, _, pages, _| {
+    with_cache(4, config(), |cache, _, pages, _| {
         let per_slab = cache.stats().objects_per_slab;
         let kept = alloc(cache, per_slab);
         for attempt in [
@@ -458,7 +437,7 @@ fn l9_bulk_allocation_is_all_or_nothing() {
 /// H2: by the argument, or by a budget of bytes; H3 and H4 in the order of their sources and places.
 #[test]
 fn h2_h3_h4_sheaves_serve_before_the_barn_and_the_barn_before_the_slabs() {
-    with_cache(config(), |cache, cpus, _, _| {
+    with_cache(4, config(), |cache, cpus, _, _| {
         let objects = alloc(cache, 4 * CAP);
         let start = cache.stats();
         // `main` and the spare: no more than these go to the slot.
@@ -502,6 +481,7 @@ fn h2_h3_h4_sheaves_serve_before_the_barn_and_the_barn_before_the_slabs() {
         free(cache, more);
     });
     with_cache(
+        4,
         unchecked("h2", Layout::new::<[u64; 8]>()),
         |cache, _, _, _| {
             let first = cache.alloc().unwrap();
@@ -518,7 +498,7 @@ fn h2_h3_h4_sheaves_serve_before_the_barn_and_the_barn_before_the_slabs() {
 /// The cookie is taken when the last object has come: a grace period that began before does not do.
 #[test]
 fn h7_the_sheaf_waits_for_its_last_object() {
-    with_cache(config(), |cache, _, _, gp| {
+    with_cache(4, config(), |cache, _, _, gp| {
         let objects = alloc(cache, 2 * CAP);
         let rest = cache.stats().in_sheaves;
         let mut kept = alloc(cache, rest);
@@ -550,7 +530,7 @@ fn h7_the_sheaf_waits_for_its_last_object() {
 /// The next sheaf for retired objects: the empty spare, one of the barn's, and new memory last.
 #[test]
 fn h8_an_empty_sheaf_is_found_before_one_is_made() {
-    with_cache(config(), |cache, _, _, _| {
+    with_cache(4, config(), |cache, _, _, _| {
         let objects = alloc(cache, 8 * CAP);
         let before = cache.stats();
         for &object in &objects {

@@ -3,8 +3,11 @@
 #![cfg(not(loom))]
 
 mod common;
+#[path = "common/one_cache.rs"]
+mod one_cache;
 
 use common::{Canary, Failure, Hand, Pages};
+use one_cache::{Raw, with_cache};
 use pagealloc::{Attempt, Fixed, Zone};
 use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OneCpu, Threads};
@@ -24,18 +27,6 @@ fn config() -> CacheConfig {
 /// Of a cache whose sheaves, or choice of slabs, are what is tested.
 fn unchecked() -> CacheConfig {
     config().checks(Checks::empty())
-}
-
-type Raw<'a> = RawCache<&'a Hand, &'a Pages, &'a ManualGp>;
-
-/// Runs `test` on a cache with as many slots as it likes; afterwards every page must be back.
-fn with_cache(config: CacheConfig, test: impl FnOnce(&Raw<'_>, &Hand, &Pages, &ManualGp)) {
-    let (pages, cpus, gp) = (Pages::new(), Hand::new(8), ManualGp::new());
-    // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
-    let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
-    test(&cache, &cpus, &pages, &gp);
-    cache.destroy().expect("nothing is out");
-    assert_eq!(pages.outstanding(), 0);
 }
 
 fn alloc(cache: &Raw<'_>, n: usize) -> Vec<NonNull<u8>> {
@@ -71,7 +62,7 @@ fn free(cache: &Raw<'_>, objects: &[NonNull<u8>]) {
 /// The barrier of one cache forgot to wait for what its sheaves had already handed to RCU.
 #[test]
 fn t9_barrier_waits_for_sealed_sheaves_too() {
-    with_cache(config(), |cache, _, _, gp| {
+    with_cache(8, config(), |cache, _, _, gp| {
         let objects = alloc(cache, 4 * CAP + 1);
         retire(cache, &objects);
         assert_eq!(cache.waiting_objects(), 4 * CAP);
@@ -86,7 +77,7 @@ fn t9_barrier_waits_for_sealed_sheaves_too() {
 /// A barrier skipped CPUs whose sheaf looked absent while it was being detached.
 #[test]
 fn h10_t15_barrier_visits_every_slot() {
-    with_cache(config(), |cache, cpus, _, _| {
+    with_cache(8, config(), |cache, cpus, _, _| {
         for slot in 0..8 {
             cpus.go(Some(slot));
             let objects = alloc(cache, CAP + slot as usize);
@@ -188,7 +179,7 @@ fn t15_barriers_do_not_overtake_each_other() {
 #[test]
 fn t16_partial_sheaf_is_not_lost() {
     for fail_after in 0..12 {
-        with_cache(config().sheaf_capacity(100), |cache, _, pages, _| {
+        with_cache(8, config().sheaf_capacity(100), |cache, _, pages, _| {
             let mut objects = alloc(cache, 3);
             pages.set_failure(Failure::From(pages.calls() + fail_after));
             while let Ok(object) = cache.alloc() {
@@ -212,7 +203,7 @@ fn t16_partial_sheaf_is_not_lost() {
 /// An empty sheaf leaked on the way back, and an inverted condition sent every sheaf the slow way.
 #[test]
 fn t17_sheaves_circulate() {
-    with_cache(unchecked().ask_after(CAP), |cache, _, pages, gp| {
+    with_cache(8, unchecked().ask_after(CAP), |cache, _, pages, gp| {
         let mut calls = 0;
         for round in 0..1000 {
             let objects = alloc(cache, CAP);
@@ -231,7 +222,7 @@ fn t17_sheaves_circulate() {
 /// The barn's limits are checked as a hint: they may be passed for a moment, not for good.
 #[test]
 fn h1_t18_barn_limits_are_soft() {
-    with_cache(config(), |cache, cpus, _, gp| {
+    with_cache(8, config(), |cache, cpus, _, gp| {
         for slot in 0..8 {
             cpus.go(Some(slot));
             let objects = alloc(cache, 30 * CAP);
@@ -292,7 +283,7 @@ fn l14_destroying_a_busy_cache_gives_it_back() {
 /// The array of retired objects becomes the allocation sheaf as it is.
 #[test]
 fn h7_a_ripe_sheaf_becomes_the_allocation_sheaf() {
-    with_cache(unchecked(), |cache, _, _, gp| {
+    with_cache(8, unchecked(), |cache, _, _, gp| {
         let objects = alloc(cache, CAP + 1);
         let rest = alloc(cache, 2 * CAP);
         retire(cache, &objects);
@@ -319,7 +310,7 @@ fn h7_a_ripe_sheaf_becomes_the_allocation_sheaf() {
 /// Nothing is asked for until enough waits; then one grace period serves all.
 #[test]
 fn grace_periods_are_asked_for_by_the_threshold() {
-    with_cache(config().ask_after(10 * CAP), |cache, _, _, gp| {
+    with_cache(8, config().ask_after(10 * CAP), |cache, _, _, gp| {
         let objects = alloc(cache, 20 * CAP);
         retire(cache, &objects[..10 * CAP]);
         assert!(!gp.is_wanted());
@@ -336,7 +327,7 @@ fn grace_periods_are_asked_for_by_the_threshold() {
 /// The monitor seals what has been quiet, and asks.
 #[test]
 fn reaping_frees_a_quiet_slot() {
-    with_cache(config(), |cache, cpus, _, gp| {
+    with_cache(8, config(), |cache, cpus, _, gp| {
         let objects = alloc(cache, 2);
         retire(cache, &objects);
         cpus.go(Some(1));
@@ -353,7 +344,7 @@ fn reaping_frees_a_quiet_slot() {
 /// A thread without a slot can allocate and free, and is told that it cannot retire.
 #[test]
 fn without_a_slot_the_shared_path_serves() {
-    with_cache(config(), |cache, cpus, _, _| {
+    with_cache(8, config(), |cache, cpus, _, _| {
         cpus.go(None);
         let objects = alloc(cache, 4 * CAP);
         // SAFETY: the test had the object.
@@ -366,7 +357,7 @@ fn without_a_slot_the_shared_path_serves() {
 /// Retiring without memory for a sheaf gives the object back and loses nothing.
 #[test]
 fn h9_retiring_without_memory_gives_the_object_back() {
-    with_cache(config().sheaf_capacity(509), |cache, cpus, pages, gp| {
+    with_cache(8, config().sheaf_capacity(509), |cache, cpus, pages, gp| {
         let objects = alloc(cache, 1200);
         cpus.go(Some(1));
         pages.set_failure(Failure::From(0));
@@ -388,7 +379,7 @@ fn h9_retiring_without_memory_gives_the_object_back() {
 /// A slot's end hands over everything, and what waits keeps waiting.
 #[test]
 fn h11_a_slot_that_ends_hands_over_what_waits() {
-    with_cache(config(), |cache, cpus, _, gp| {
+    with_cache(8, config(), |cache, cpus, _, gp| {
         let objects = alloc(cache, 3 * CAP + 2);
         retire(cache, &objects);
         cpus.bounce();
@@ -407,7 +398,7 @@ fn h11_a_slot_that_ends_hands_over_what_waits() {
 /// Some empty slabs are kept, the others are given back.
 #[test]
 fn l3_as_many_empty_slabs_are_kept_as_configured() {
-    with_cache(unchecked().min_partial(2), |cache, cpus, _, _| {
+    with_cache(8, unchecked().min_partial(2), |cache, cpus, _, _| {
         cpus.go(None);
         let per_slab = cache.stats().objects_per_slab;
         for _ in 0..10 {
@@ -423,7 +414,7 @@ fn l3_as_many_empty_slabs_are_kept_as_configured() {
 /// The fullest slab is refilled from first, so that others can become empty.
 #[test]
 fn l13_refills_take_from_the_fullest_slab() {
-    with_cache(unchecked(), |cache, cpus, _, _| {
+    with_cache(8, unchecked(), |cache, cpus, _, _| {
         cpus.go(None);
         let per_slab = cache.stats().objects_per_slab;
         let mut objects = alloc(cache, 2 * per_slab);

@@ -1,8 +1,11 @@
 //! How sheaves turn over between slots and barn, counted and not timed.
 
 mod common;
+#[path = "common/one_cache.rs"]
+mod one_cache;
 
 use common::{Hand, Pages};
+use one_cache::{Raw, alloc, free};
 use pagealloc::Attempt;
 use rcu_core::manual::ManualGp;
 use slab::{CacheConfig, Checks, Kmalloc, RawCache};
@@ -12,31 +15,13 @@ use std::ptr::NonNull;
 
 const CAP: usize = 5;
 
-type Raw<'a> = RawCache<&'a Hand, &'a Pages, &'a ManualGp>;
-
 /// Runs `test` on a cache of objects of so many bytes; afterwards every page must be back.
 fn with_cache(bytes: usize, test: impl FnOnce(&Raw<'_>, &Hand, &Pages)) {
-    let (pages, cpus, gp) = (Pages::new(), Hand::new(2), ManualGp::new());
     let layout = Layout::from_size_align(bytes, 8).unwrap();
     let config = CacheConfig::new("turnover", layout)
         .sheaf_capacity(CAP)
         .checks(Checks::empty());
-    // SAFETY: the cache is destroyed below, before what it borrows ends; a panic drops it.
-    let cache = unsafe { RawCache::new_scoped(config, &cpus, &pages, &gp) }.unwrap();
-    test(&cache, &cpus, &pages);
-    cache.destroy().expect("nothing is out");
-    assert_eq!(pages.outstanding(), 0);
-}
-
-fn alloc(cache: &Raw<'_>, n: usize) -> Vec<NonNull<u8>> {
-    (0..n).map(|_| cache.alloc().unwrap()).collect()
-}
-
-fn free(cache: &Raw<'_>, objects: impl IntoIterator<Item = NonNull<u8>>) {
-    for object in objects {
-        // SAFETY: the test had the object.
-        unsafe { cache.free(object) };
-    }
+    one_cache::with_cache(2, config, |cache, cpus, pages, _| test(cache, cpus, pages));
 }
 
 #[test]
