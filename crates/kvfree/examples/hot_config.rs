@@ -12,6 +12,7 @@ use kvfree::{RcuBox, RcuCell, read_lock};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
@@ -148,10 +149,11 @@ pub(crate) fn run() -> u64 {
     };
     let (client, evil) = (Ipv4Addr::new(192, 0, 2, 7), Ipv4Addr::new(192, 0, 2, 66));
     reload(&text(0)).expect("a good text");
-    let stop = AtomicBool::new(false);
+    let (started, stop) = (Barrier::new(4), AtomicBool::new(false));
     let served = thread::scope(|s| {
         let server = || {
             let (mut served, mut newest) = (0, 0);
+            started.wait();
             while served == 0 || !stop.load(Ordering::Relaxed) {
                 if let Answer::Served { by_generation } = serve(client, 500) {
                     assert!(by_generation >= newest, "the old one came back");
@@ -162,7 +164,9 @@ pub(crate) fn run() -> u64 {
             served
         };
         let servers = [s.spawn(server), s.spawn(server), s.spawn(server)];
+        started.wait();
         for generation in 1..=RELOADS {
+            thread::yield_now(); // until somebody edits the file
             reload(&text(generation)).expect("a good text");
             // Bad text changes nothing.
             let refused = reload("max_body_bytes = lots");
