@@ -11,10 +11,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use clap::Args;
+use serde_json::Value;
 
 use crate::cargo::{CRATES, Failure, Workspace, host_triple, with_rustflags};
 use crate::tools;
@@ -67,6 +68,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
             }
             bench.perform(&words, &mut failed);
         }
+    }
+    if options.package.is_none() {
+        bench.torture(&mut failed);
     }
     if failed.is_empty() {
         Ok(())
@@ -126,8 +130,30 @@ impl<'w> Sanitized<'w> {
         })
     }
 
-    /// Runs cargo with `words` for the host as a target; notes a failure and goes on.
-    fn perform(&self, words: &[&str], failed: &mut Vec<String>) {
+    /// A short torture, with a worker that is sanitized.
+    fn torture(&self, failed: &mut Vec<String>) {
+        let line = "cargo xtask torture --seconds 3";
+        let mut build = self.cargo(&["bench", "--no-run", "-p", "kvfree", "--bench", "torture"]);
+        build.arg("--message-format=json-render-diagnostics");
+        build.stderr(Stdio::inherit());
+        let worker = build.output().ok().and_then(|o| executable_in(&o.stdout));
+        let Some(worker) = worker else {
+            return failed.push(format!("{line}: its worker does not build"));
+        };
+        let Ok(this) = std::env::current_exe() else {
+            return failed.push(format!("{line}: this program is nowhere"));
+        };
+        let mut command = Command::new(this);
+        command.args(["torture", "--seconds", "3", "--patience", "60"]);
+        command.args(["--scenario", SCENARIOS, "--worker"]);
+        command.arg(worker);
+        // What the sanitizer keeps back of the C library's heap would count as lost.
+        command.env("ASAN_OPTIONS", "detect_leaks=0:quarantine_size_mb=0");
+        self.judge(line, &mut command, failed);
+    }
+
+    /// Cargo, as it builds and runs what is sanitized.
+    fn cargo(&self, words: &[&str]) -> Command {
         let mut command = self.workspace.cargo();
         command.args(words).args(["--target", &self.host]);
         command.env("RUSTC_BOOTSTRAP", "1");
@@ -138,19 +164,39 @@ impl<'w> Sanitized<'w> {
         if std::env::var_os("PROPTEST_CASES").is_none() {
             command.env("PROPTEST_CASES", PROPTEST_CASES);
         }
+        command
+    }
+
+    /// Runs cargo with `words` for the host as a target; notes a failure and goes on.
+    fn perform(&self, words: &[&str], failed: &mut Vec<String>) {
         let line = format!("cargo {}", words.join(" "));
+        self.judge(&line, &mut self.cargo(words), failed);
+    }
+
+    fn judge(&self, line: &str, command: &mut Command, failed: &mut Vec<String>) {
         say(&format!("asan: {line}"));
         let begun = Instant::now();
-        let outcome = tools::run(&mut command);
+        let outcome = tools::run(command);
         let seconds = begun.elapsed().as_secs_f64();
         match outcome {
             Ok(()) => say(&format!("asan: {line}: ok, {seconds:.1} s")),
             Err(why) => {
                 say(&format!("asan: {line}: FAILED, {seconds:.1} s: {why}"));
-                failed.push(line);
+                failed.push(line.to_owned());
             }
         }
     }
+}
+
+/// The tortured allocators, and one RCU.
+const SCENARIOS: &str = "tree,pages,slab,kvfree,kvfree-no-sheaves";
+
+/// The executable that cargo says it built, in its messages as JSON.
+fn executable_in(messages: &[u8]) -> Option<PathBuf> {
+    String::from_utf8_lossy(messages)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
 /// Whether the toolchain brings the library that a sanitized program is linked with.
