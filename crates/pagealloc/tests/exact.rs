@@ -3,10 +3,12 @@
 #![cfg(not(loom))]
 
 mod buffer;
+mod cases;
 #[macro_use]
 mod each;
 
 use buffer::{fixed, written};
+use cases::cases;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{
@@ -261,11 +263,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 32,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(cases(32))]
 
     #[test]
     fn runs_do_not_overlap_and_nothing_is_lost(

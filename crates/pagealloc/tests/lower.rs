@@ -3,8 +3,10 @@
 #![cfg(all(feature = "std", target_os = "linux", not(loom)))]
 
 mod buffer;
+mod cases;
 
 use buffer::written;
+use cases::cases;
 use pagealloc::conformance::checks::{Out, churn};
 use pagealloc::conformance::forbidden::Forbidden;
 use pagealloc::conformance::lowers::Model;
@@ -72,7 +74,7 @@ fn a_string_of_steps<B: Lower>(bias: u32, cuts: &[u32], steps: &[u64]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 40 }))]
+    #![proptest_config(cases(if cfg!(miri) { 1 } else { 40 }))]
 
     #[test]
     fn p1_buddies_are_a_set_of_pages(bias in 0..1024_u32, cuts: [u32; 4], steps in proptest::collection::vec(any::<u64>(), 1..150)) {

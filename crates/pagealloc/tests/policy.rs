@@ -3,10 +3,12 @@
 #![cfg(not(loom))]
 
 mod buffer;
+mod cases;
 #[macro_use]
 mod each;
 
 use buffer::{fixed, unwritten as memory};
+use cases::cases;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{
@@ -461,7 +463,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(40))]
 
     #[test]
     fn p4_p5_p12_pages_are_conserved_whatever_their_types_and_merge_fully(

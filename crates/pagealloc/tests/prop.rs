@@ -3,12 +3,14 @@
 #![cfg(not(loom))]
 
 mod buffer;
+mod cases;
 #[macro_use]
 mod each;
 mod ops;
 
 use arbitrary::{Arbitrary, Unstructured};
 use buffer::{fixed, written};
+use cases::cases;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use ops::{Case, Op};
@@ -56,16 +58,8 @@ fn memory(pages: usize) -> Vec<MaybeUninit<u8>> {
     written(pages * PAGE_SIZE)
 }
 
-fn cases(n: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases: n,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(cases(96))]
+    #![proptest_config(cases(48))]
 
     #[test]
     fn p1_pages_are_conserved_and_merge_fully(
@@ -97,7 +91,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(12))]
+    #![proptest_config(cases(6))]
 
     #[test]
     fn a_source_may_fail_at_any_point(ops in prop::collection::vec(op(), 1..60)) {

@@ -3,10 +3,12 @@
 #![cfg(not(loom))]
 
 mod buffer;
+mod cases;
 #[macro_use]
 mod each;
 
 use buffer::{fixed, written};
+use cases::cases;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use pagealloc::{
@@ -404,11 +406,7 @@ impl Run<'_> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 32,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(cases(32))]
 
     #[test]
     fn no_block_is_ever_handed_out_of_a_removed_region(

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 mod cfg {
     //! Sizes, in one place.
-    pub(crate) const FORKS: usize = if cfg!(thread_sanitizer) { 10 } else { 25 };
+    pub(crate) const FORKS: usize = if cfg!(thread_sanitizer) { 6 } else { 12 };
     pub(crate) const THREADS: usize = 3;
 }
 

@@ -82,10 +82,10 @@ impl Canary {
         this
     }
 
-    /// Every byte of a small block; of a large one the first and the last, and one in each page.
+    /// Every byte of a small block; of a larger one the first and the last, and some in each page.
     fn places(&self) -> impl Iterator<Item = usize> + use<> {
         let size = self.layout.size();
-        let step = if size <= MAX_CLASS_BYTES { 1 } else { 4093 };
+        let step = if size <= 1024 { 1 } else { 1021 };
         (0..size).step_by(step).chain([size - 1])
     }
 }

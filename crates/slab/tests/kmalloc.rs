@@ -5,6 +5,7 @@
 mod common;
 
 use common::Pages;
+use common::cases::cases;
 use proptest::prelude::*;
 use rcu_core::NoReaders;
 use rcu_core::cpu::Threads;
@@ -124,7 +125,7 @@ impl Model<'_> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+    #![proptest_config(cases(60))]
 
     #[test]
     fn memory_never_overlaps(ops in prop::collection::vec(op(), 0..200)) {

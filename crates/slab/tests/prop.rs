@@ -8,6 +8,7 @@ mod ops;
 
 use arbitrary::{Arbitrary, Unstructured};
 use common::Failure;
+use common::cases::cases;
 use ops::{Case, Op, SLOTS, Setup, play};
 use pagealloc::Attempt;
 use proptest::prelude::*;
@@ -102,7 +103,7 @@ fn setup() -> impl Strategy<Value = Setup> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(cases(300))]
 
     #[test]
     fn h5_objects_are_conserved(setup in setup(), ops in prop::collection::vec(op(), 0..200)) {
@@ -111,7 +112,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 80, ..ProptestConfig::default() })]
+    #![proptest_config(cases(80))]
 
     #[test]
     fn l15_no_check_finds_fault_with_what_is_allowed(
@@ -124,7 +125,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+    #![proptest_config(cases(8))]
 
     #[test]
     fn every_failure_point_leaves_the_cache_whole(
@@ -140,7 +141,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(cases(150))]
 
     /// What the fuzzer does, from bytes.
     #[test]

@@ -5,7 +5,7 @@
 use pagealloc::{Attempt, Mmap, Zone};
 use rcu_core::NoReaders;
 use rcu_core::cpu::Threads;
-use slab::{Kmalloc, RawCache};
+use slab::{Kmalloc, MAX_CLASS_BYTES, RawCache};
 use std::alloc::Layout;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
@@ -24,8 +24,8 @@ type Pages = &'static Zone<Threads, Mmap>;
 type Kernel = Kmalloc<Threads, Pages, NoReaders>;
 
 const SIGNALS: [libc::c_int; 2] = [libc::SIGUSR1, libc::SIGUSR2];
-/// Small ones, one with few objects to a sheaf, and a large block.
-const SIZES: [usize; 4] = [64, 200, 4096, 9000];
+/// Small ones, two with few objects to a sheaf, and a large block.
+const SIZES: [usize; 5] = [64, 200, 4096, 9000, MAX_CLASS_BYTES + 4];
 
 static KERNEL: AtomicPtr<Kernel> = AtomicPtr::new(ptr::null_mut());
 static PLACES: [AtomicPtr<usize>; cfg::PLACES] =

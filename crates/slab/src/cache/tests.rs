@@ -309,6 +309,7 @@ fn l2_an_object_that_stays_as_it_is_stays_so_while_it_is_deferred() {
 
 mod contended {
     use super::*;
+    use crate::common::cases::cases;
     use core::mem::MaybeUninit;
     use proptest::prelude::*;
 
@@ -346,7 +347,7 @@ mod contended {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+        #![proptest_config(cases(400))]
 
         /// Whatever is taken at each moment: nobody waits (the test has one thread), nothing is lost, nothing is out twice.
         #[test]

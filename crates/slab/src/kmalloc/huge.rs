@@ -317,11 +317,12 @@ pub(crate) struct HugeHeld<'a> {
 mod tests {
     use super::*;
     use crate::common::Pages;
+    use crate::common::cases::cases;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+        #![proptest_config(cases(64))]
 
         /// Close addresses collide, so that removals have to move others up.
         #[test]

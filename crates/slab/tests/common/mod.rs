@@ -1,6 +1,8 @@
 //! A dull page source, slots by hand, and objects that know what they are.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod cases;
+
 use pagealloc::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
 use rcu_core::Cookie;
 use rcu_core::cpu::{Cpus, HookList, OfflineHook, Slot, SpinLock};

@@ -223,7 +223,7 @@ fn krealloc_stays_where_it_fits_and_uses_half() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(cases(24))]
 
     #[test]
     fn krealloc_keeps_the_contents_between_all_kinds(
