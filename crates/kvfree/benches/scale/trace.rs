@@ -16,18 +16,19 @@ const RECORD: usize = 12;
 /// Sizes below a kovan node or a head are rounded up for every engine alike.
 const SMALLEST: u32 = 16;
 
-/// One event: a size of zero frees.
+/// An allocation, or a free of what an earlier event allocated. The size stands in both, so that an engine that is told it when it
+/// frees pays for no look-up of the replay's that others are spared.
 #[derive(Clone, Copy)]
 struct Event {
     object: u32,
     size: u32,
+    frees: bool,
 }
 
 pub(crate) struct Trace {
     objects: usize,
     /// The events of each thread, in order.
     threads: Vec<Vec<Event>>,
-    sizes: Vec<u32>,
     frees: usize,
 }
 
@@ -46,15 +47,15 @@ pub(crate) fn load(file: &Path) -> Result<Trace, String> {
     let mut trace = Trace {
         objects,
         threads: vec![Vec::new(); nr_threads.max(1)],
-        sizes: vec![0; objects],
         frees: 0,
     };
+    let mut sizes = vec![0; objects];
     for record in bytes[HEADER..].chunks_exact(RECORD) {
         let field = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| record[at + i]));
         let (object, size) = (field(0), field(4));
         let thread = usize::from(u16::from_le_bytes([record[8], record[9]]));
-        let sizes = trace.sizes.get_mut(object as usize);
-        let (Some(known), Some(events)) = (sizes, trace.threads.get_mut(thread)) else {
+        let known = sizes.get_mut(object as usize);
+        let (Some(known), Some(events)) = (known, trace.threads.get_mut(thread)) else {
             return Err(format!(
                 "{name}: an object or thread beyond the header's count"
             ));
@@ -66,24 +67,19 @@ pub(crate) fn load(file: &Path) -> Result<Trace, String> {
         }
         events.push(Event {
             object,
-            size: size.min(1) * size.max(SMALLEST),
+            size: *known,
+            frees: size == 0,
         });
     }
     Ok(trace)
 }
 
 /// Replays one thread's events. A free of another thread's object waits until it has been allocated.
-fn replay<E: Engine>(
-    engine: &E,
-    trace: &Trace,
-    events: &[Event],
-    objects: &[AtomicPtr<u8>],
-    done: &AtomicUsize,
-) {
+fn replay<E: Engine>(engine: &E, events: &[Event], objects: &[AtomicPtr<u8>], done: &AtomicUsize) {
     for (i, event) in events.iter().enumerate() {
         let place = &objects[event.object as usize];
-        if event.size > 0 {
-            let size = event.size as usize;
+        let size = event.size as usize;
+        if !event.frees {
             let object = engine.alloc(size);
             engine.touch(object, size, i);
             place.store(object.as_ptr(), Ordering::Release);
@@ -96,7 +92,7 @@ fn replay<E: Engine>(
             };
             place.store(ptr::null_mut(), Ordering::Relaxed);
             // SAFETY: allocated with this size, and freed once in a checked trace.
-            unsafe { engine.retire(object, trace.sizes[event.object as usize] as usize) };
+            unsafe { engine.retire(object, size) };
         }
         if i.is_multiple_of(4096) {
             done.store(i, Ordering::Relaxed);
@@ -122,7 +118,7 @@ pub(crate) fn run<E: Engine>(engine: &E, trace: &Trace) -> Result<(), String> {
                 s.spawn(move || {
                     start.wait();
                     let began = Instant::now();
-                    replay(engine, trace, events, objects, done);
+                    replay(engine, events, objects, done);
                     began
                 })
             })

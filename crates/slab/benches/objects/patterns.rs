@@ -183,8 +183,9 @@ fn alloc_told(heap: impl Heap, dice: &mut Dice) -> *mut u8 {
 
 fn free_told(heap: impl Heap, object: *mut u8) {
     if let Some(object) = NonNull::new(object) {
-        // SAFETY: from `alloc_told`, so its size stands in front.
-        let size = unsafe { object.cast::<usize>().read() };
+        // SAFETY: from `alloc_told`, so its size stands in front. Read for every allocator, also for those that do not ask for it: the
+        // pattern looks at what it frees.
+        let size = unsafe { object.cast::<usize>().read_volatile() };
         // SAFETY: as above; whoever took the address frees it once.
         unsafe { heap.free(object, size) };
     }
