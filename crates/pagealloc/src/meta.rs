@@ -2,9 +2,11 @@
 //!
 //! Free pages are never written, so that memory which was never used, or was given back to the
 //! system, stays uncommitted; and the buddy's state is one load away. Source: Linux `struct page`
-//! (`mm_types.h`), cut down to 14 bytes, so that with what a lower level keeps it is at most 16 a page, whichever that is. Four pages'
-//! lie together: a pointer's alignment would make 16 of one page's alone. Why not an array for each word: an owner's note is found by address
-//! (`tag`), and would be in three lines then.
+//! (`mm_types.h`), cut down to 14 bytes, so that with what a lower level keeps it is at most 16 a page, whichever that is. The words
+//! of 32 pages lie together, each kind in lines of its own: allocating and freeing look at a page's state alone, of which there are
+//! as many in a line as there are pages, so that pages that are freed in any order find their states in the second cache (those of
+//! 1 GiB are half a MiB). Where a page's words share a line with three others', a free of whichever page waits for a line of that
+//! page's own. Why not an array for each kind over all pages: three places to find, and to commit, where this is one.
 //!
 //! # State
 //! | word | meaning | who writes |
@@ -229,12 +231,13 @@ pub(crate) enum Kind {
     None,
 }
 
-/// Pages whose metadata lie together.
-pub(crate) const GROUP: usize = 4;
+/// Pages whose metadata lie together: as many as there are states in a line.
+pub(crate) const GROUP: usize = 32;
 
 /// What is known about [`GROUP`] pages. All-zero bytes are pages inside a block, or holes.
 #[derive(Debug)]
-#[cfg_attr(loom, derive(Default))]
+#[cfg_attr(any(loom, test), derive(Default))]
+#[repr(C, align(64))]
 #[doc(alias = "struct page")]
 pub(crate) struct PageMetas {
     owners: [AtomicPtr<()>; GROUP],
@@ -359,23 +362,18 @@ mod tests {
     use std::sync::Barrier;
     use std::thread;
 
-    fn metas() -> PageMetas {
-        PageMetas {
-            owners: core::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
-            tags: core::array::from_fn(|_| AtomicU32::new(0)),
-            states: core::array::from_fn(|_| AtomicU16::new(0)),
-        }
-    }
-
     /// Both frees come at the same moment; that one of them fails is what the message is printed for.
     #[test]
     fn p19_only_one_of_two_racing_frees_gets_the_block() {
         const METAS: usize = 50_000;
-        let groups: &Vec<PageMetas> = &(0..METAS / GROUP).map(|_| metas()).collect();
+        let groups: &Vec<PageMetas> = &(0..METAS.div_ceil(GROUP))
+            .map(|_| PageMetas::default())
+            .collect();
         let metas = &|| {
             groups
                 .iter()
                 .flat_map(|group| (0..GROUP as u32).map(|at| group.get(at)))
+                .take(METAS)
         };
         let barrier = &Barrier::new(2);
         let (out, listed) = (

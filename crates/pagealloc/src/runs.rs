@@ -147,17 +147,21 @@ pub(crate) fn listed_twice(page: u32, state: State) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meta::PageMetas;
+    use crate::meta::{GROUP, PageMetas};
     use core::ptr::NonNull;
+
+    fn for_64_pages() -> Vec<PageMetas> {
+        (0..64_usize.div_ceil(GROUP))
+            .map(|_| PageMetas::default())
+            .collect()
+    }
 
     #[test]
     #[expect(unsafe_code, reason = "metadata has to come from somewhere")]
     fn runs_join_in_both_directions_and_are_zero_only_as_a_whole() {
-        let mut memory = vec![0_u128; 64];
-        let first = NonNull::new(memory.as_mut_ptr())
-            .unwrap()
-            .cast::<PageMetas>();
-        // SAFETY: zeroed memory for at least 64 metas, which outlives the value.
+        let mut memory = for_64_pages();
+        let first = NonNull::new(memory.as_mut_ptr()).unwrap();
+        // SAFETY: zeroed metadata of 64 pages, which outlives the value.
         let metas = unsafe { Metas::new(first, 64) };
         let order = Order::at(1);
         for (blocks, used, expected) in [
@@ -198,11 +202,9 @@ mod tests {
     fn p19_a_block_that_is_listed_twice_is_noticed_on_its_way_back() {
         const CHILD: &str = "PAGEALLOC_TEST_CHILD";
         if std::env::var_os(CHILD).is_some() {
-            let mut memory = vec![0_u128; 64];
-            let first = NonNull::new(memory.as_mut_ptr())
-                .unwrap()
-                .cast::<PageMetas>();
-            // SAFETY: zeroed memory for at least 64 metas, which outlives the value.
+            let mut memory = for_64_pages();
+            let first = NonNull::new(memory.as_mut_ptr()).unwrap();
+            // SAFETY: zeroed metadata of 64 pages, which outlives the value.
             let metas = unsafe { Metas::new(first, 64) };
             metas.at(5).set_state(State::listed(Order::ZERO, false));
             join(&[5, 5], metas, Order::ZERO, &mut Runs::new());

@@ -6,11 +6,10 @@ use crate::meta::{self, PageMetas};
 use core::ptr::NonNull;
 
 /// Metadata for tests; must outlive the `Metas`.
-fn metas(memory: &mut Vec<u128>, pages: usize) -> Metas {
-    assert!(size_of::<PageMetas>() <= 16 * meta::GROUP);
-    memory.resize(pages.next_multiple_of(meta::GROUP), 0);
-    let first = NonNull::new(memory.as_mut_ptr()).unwrap().cast();
-    // SAFETY: zeroed memory for at least that many metas, kept by the caller.
+fn metas(memory: &mut Vec<PageMetas>, pages: usize) -> Metas {
+    memory.resize_with(pages.div_ceil(meta::GROUP), PageMetas::default);
+    let first = NonNull::new(memory.as_mut_ptr()).unwrap();
+    // SAFETY: zeroed metadata of that many pages, kept by the caller.
     #[expect(unsafe_code, reason = "metadata has to come from somewhere")]
     unsafe {
         Metas::new(first, pages as u32)
