@@ -5,10 +5,11 @@
 //!
 //! | bench | one iteration |
 //! |---|---|
-//! | `order0`, `order3`, `order9` | one block allocated and freed, by each thread: a hit each |
-//! | `order4` | the same of an order without a list: a split and its merge |
+//! | `order0`, `order3`, `order4`, `order9` | one block allocated and freed, by each thread: a hit each |
+//! | `order10` | the same of the order without a list |
+//! | `control` | 32 steps of arithmetic by each thread, which share nothing: what the machine makes of several threads |
 //! | `flood` | a page of 4096 allocated and then freed, by each thread: the lower level, in batches |
-//! | `mixed` | one of 256 blocks at random freed, and one of order 0 to 4 allocated, by each thread: lists and lower level |
+//! | `mixed` | one of 256 blocks at random freed, and one of order 0 to 4 allocated, by each thread: lists, and sometimes the lower level |
 //! | `hand-over` | a page allocated by one thread and freed by another |
 //! | `bulk` | a 65,536th of: allocate as many pages, then free them, by the bulk calls where there are some |
 //! | `free-in-order`, `free-random` | a 65,536th of freeing as many pages, which were allocated one by one before |
@@ -237,6 +238,19 @@ fn pairs<const ORDER: u8, P: Pages>(pages: &mut P, iterations: u64) {
     }
 }
 
+/// `iterations` times 32 steps of arithmetic in registers, four at a time independent of each other, so that they fill a core.
+#[inline(never)]
+fn arithmetic((): &mut (), iterations: u64) {
+    let mut dice = [1, 2, 3, 4].map(Dice);
+    for _ in 0..iterations {
+        for _ in 0..8 {
+            for one in &mut dice {
+                black_box(one.below(1 << 20));
+            }
+        }
+    }
+}
+
 /// `iterations` pages, up to [`FLOOD`] out at once.
 #[inline(never)]
 fn flood<P: Pages>(pages: &mut P, iterations: u64) {
@@ -253,7 +267,7 @@ fn flood<P: Pages>(pages: &mut P, iterations: u64) {
 }
 
 /// `iterations` times, one of [`MIXED`] blocks goes, whichever, and another comes: half of them single pages, a quarter pairs, and so on to
-/// order 4, which has no list.
+/// order 4, whose list holds one block.
 #[inline(never)]
 fn mixed<P: Pages>(pages: &mut P, iterations: u64) {
     let mut dice = Dice(0x2545_f491_4f6c_dd1d);
@@ -317,7 +331,7 @@ fn hand_over<P: Pages>(iterations: u64, new: impl Fn() -> P + Sync) -> Duration 
 }
 
 /// `work` on each of `threads` threads, from the first one's start to the last one's end.
-fn on_threads<P: Pages>(
+fn on_threads<P>(
     threads: usize,
     iterations: u64,
     new: impl Fn() -> P + Sync,
@@ -454,7 +468,7 @@ impl Bench<'_, '_> {
         self.threads(name, threads, new, pairs::<ORDER, P>);
     }
 
-    fn threads<P: Pages>(
+    fn threads<P>(
         &mut self,
         name: &str,
         threads: &[usize],
@@ -527,6 +541,9 @@ fn main() {
     bench.pairs::<4, _>("order4", &[1, 2], || Ours(&*ZONE));
     bench.pairs::<4, _>("order4-buddy-locked", &[1], || LockedFrames(&FRAMES));
     bench.pairs::<4, _>("order4-mimalloc", &[1], || Mi);
+    bench.pairs::<10, _>("order10", &[1, 2], || Ours(&*ZONE));
+    bench.pairs::<10, _>("order10-buddy-locked", &[1], || LockedFrames(&FRAMES));
+    bench.threads("control", &threads, || (), arithmetic);
     let locked = || LockedFrames(&FRAMES);
     bench.threads("flood", &threads, || Ours(&*ZONE), flood);
     bench.threads("flood-buddy-locked", &[2, 4], locked, flood);

@@ -37,8 +37,8 @@ use arrayvec::ArrayVec;
 use rcu_core::cpu::ZeroInit;
 use static_assertions::const_assert;
 
-/// How many orders have a list: 0 to 3 (Linux `PAGE_ALLOC_COSTLY_ORDER`), and 9 (a huge page).
-const KINDS: usize = 5;
+/// How many orders have a list: all but the largest. In Linux 0 to 3 (`PAGE_ALLOC_COSTLY_ORDER`) and 9 (a huge page) have one.
+const KINDS: usize = Order::MAX.get();
 
 /// A list an order and type.
 pub(crate) const CLASSES: usize = KINDS * TYPES;
@@ -48,32 +48,17 @@ const SCALE_MAX: u8 = 3;
 
 /// Blocks that go to or come from the zone under one lock hold: 63 single pages, as Linux does it
 /// for large zones, so that the lock costs a sixty-third; for larger blocks the same number of
-/// pages, so that the hold takes no longer; one huge page, because it is worth 63 lists already.
-const BATCH: [usize; KINDS] = [63, 31, 15, 7, 1];
+/// pages, so that the hold takes no longer; one of the others, which are worth 63 lists already or may as well be split.
+const BATCH: [usize; KINDS] = [63, 31, 15, 7, 1, 1, 1, 1, 1, 1];
 
 /// Blocks on a full list: two batches, so that a slot which goes up and down by less than a batch
-/// never sees the zone. All lists full, a slot hoards 1.9 MiB and two huge pages.
-const CAPACITY: [usize; KINDS] = [126, 62, 30, 14, 2];
-
-/// The same of each other type: what makes the slot's cell 2 KiB, so that finding it is a shift and no multiplication (two cycles
-/// of a hit). Full, they hoard 0.7 MiB and two huge pages each; as they grow by use only, in a slot that uses them.
-const OTHER_CAPACITY: [usize; KINDS] = [34, 24, 12, 6, 2];
-
-const ORDER: [Order; KINDS] = [
-    Order::at(0),
-    Order::at(1),
-    Order::at(2),
-    Order::at(3),
-    Order::at(9),
-];
+/// never sees the zone. From order 4 to 8 one block, for who frees one and allocates the next: what two of each would keep
+/// from merging is worth more. All lists of a type full, a slot hoards 3.9 MiB and two huge pages.
+const CAPACITY: [usize; KINDS] = [126, 62, 30, 14, 1, 1, 1, 1, 1, 2];
 
 /// Room for the list of a class, by its index.
 const fn capacity(class: usize) -> usize {
-    if class < KINDS {
-        CAPACITY[class]
-    } else {
-        OTHER_CAPACITY[class % KINDS]
-    }
+    CAPACITY[class % KINDS]
 }
 
 const START: [usize; CLASSES + 1] = {
@@ -87,7 +72,7 @@ const START: [usize; CLASSES + 1] = {
 };
 
 /// A slot may keep at most this part of the zone's span on one list (a 256th); a list that could
-/// hold fewer than two blocks then holds none. Without it one slot would swallow a small zone.
+/// hold fewer than two blocks then holds none, where there is room for two. Without it one slot would swallow a small zone.
 const SHARE: usize = 256;
 /// Single pages a slot may keep whatever the zone's size.
 const LEAST_SINGLES: usize = 4;
@@ -107,12 +92,10 @@ impl Class {
     /// The class of `order`'s blocks of `mobility`, if they have one.
     #[inline(always)]
     pub(crate) const fn of(order: Order, mobility: Mobility) -> Option<Self> {
-        let kind = match order.get() {
-            small @ 0..=3 => small as u8,
-            9 => 4,
-            _ => return None,
-        };
-        Some(Self(mobility as u8 * KINDS as u8 + kind))
+        if order.get() >= KINDS {
+            return None;
+        }
+        Some(Self(mobility as u8 * KINDS as u8 + order.get() as u8))
     }
 
     pub(crate) fn all() -> impl Iterator<Item = Self> {
@@ -120,7 +103,7 @@ impl Class {
     }
 
     pub(crate) const fn order(self) -> Order {
-        ORDER[self.kind()]
+        Order::at(self.kind())
     }
 
     const fn kind(self) -> usize {
@@ -150,13 +133,17 @@ impl Heights {
         };
         let mut c = 0;
         while c < CLASSES {
-            let order = ORDER[c % KINDS].get();
+            let order = c % KINDS;
             let mut blocks = (pages / SHARE) >> order;
             if order == 0 && blocks < LEAST_SINGLES {
                 blocks = LEAST_SINGLES;
             }
             blocks = min(blocks, capacity(c));
-            heights.max[c] = if blocks < 2 { 0 } else { blocks as u16 };
+            heights.max[c] = if blocks < min(2, capacity(c)) {
+                0
+            } else {
+                blocks as u16
+            };
             let four = 4 * heights.least_batch(Class(c as u8)) as usize;
             heights.min[c] = min(four, heights.max[c] as usize) as u16;
             c += 1;
@@ -257,7 +244,7 @@ pub(crate) struct Pcp {
     blocks: [u32; START[CLASSES]],
 }
 
-const_assert!(size_of::<Pcp>() <= 2048 - 8);
+const_assert!(size_of::<Pcp>() <= 4096 - 8);
 
 // SAFETY: integers and a `bool` of value zero; it owns nothing.
 unsafe impl ZeroInit for Pcp {}
@@ -312,8 +299,7 @@ impl Pcp {
             stats.hits[order] += list.hits;
             stats.frees[order] += u64::from(list.len) + list.hits;
         }
-        for (order, gone) in ORDER.iter().zip(self.tally.gone) {
-            let frees = &mut stats.frees[order.get()];
+        for (frees, gone) in stats.frees.iter_mut().zip(self.tally.gone) {
             *frees = frees.wrapping_add(gone);
         }
         stats

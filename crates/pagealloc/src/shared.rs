@@ -67,8 +67,8 @@ use rcu_core::cpu::{
     LocalCell, LocalLock, OfflineHook, OwnerGuard, Slot, SpinMutex, ZeroInit, in_register,
 };
 
-/// A slot's lists and their lock, in lines of their own (two, for the prefetcher fetches pairs).
-#[repr(align(128))]
+/// A slot's lists and their lock, in lines of their own; so aligned that the size is a power of two.
+#[repr(align(1024))]
 pub(crate) struct SlotCell<L>(LocalCell<L, Pcp>);
 
 // SAFETY: transparent around a zeroable cell.
@@ -76,7 +76,7 @@ unsafe impl<L: LocalLock> ZeroInit for SlotCell<L> {}
 
 // A power of two, for the arithmetic of a hit.
 #[cfg(not(loom))]
-static_assertions::const_assert!(size_of::<SlotCell<rcu_core::cpu::BiasedLock>>() == 2048);
+static_assertions::const_assert!(size_of::<SlotCell<rcu_core::cpu::BiasedLock>>() == 4096);
 
 #[cfg(all(loom, not(feature = "history")))]
 impl<L: LocalLock> SlotCell<L> {

@@ -40,6 +40,11 @@ fn fill_lists(zone: &UserZone) {
         (1, HEIGHT),
         (2, HEIGHT),
         (3, HEIGHT),
+        (4, 2),
+        (5, 2),
+        (6, 2),
+        (7, 2),
+        (8, 2),
         (9, 4),
     ] {
         let order = order(log2_pages);
@@ -213,7 +218,7 @@ mod forbidden {
         }
         for attempt in levels {
             // No list has this order.
-            let touch = || zone.alloc(PageReq::new(order(5)).attempt(attempt));
+            let touch = || zone.alloc(PageReq::new(Order::MAX).attempt(attempt));
             let panic = catch_unwind(AssertUnwindSafe(touch)).unwrap_err();
             let text = panic.downcast_ref::<&str>().unwrap();
             assert_eq!(*text, "an arena's lock is touched");
@@ -264,7 +269,7 @@ fn p16_what_no_list_has_room_for_is_stashed_and_counted() {
     for attempt in [Attempt::PcpOnly, Attempt::TryLock] {
         let zone = &zone();
         let pages: Vec<_> = (0..1000).map(|_| Out::take(zone, Order::ZERO)).collect();
-        let large: Vec<_> = (0..10).map(|_| Out::take(zone, order(5))).collect();
+        let large: Vec<_> = (0..10).map(|_| Out::take(zone, Order::MAX)).collect();
         let before = zone.stats();
         let held = zone.hold_zone_lock();
         for block in pages.into_iter().chain(large) {
@@ -274,7 +279,7 @@ fn p16_what_no_list_has_room_for_is_stashed_and_counted() {
         let stats = zone.stats();
         assert!(stats.list_pages <= HEIGHT, "{stats}");
         let listed = stats.list_pages - before.list_pages;
-        let stashed = 1000 - listed + 10 * 32;
+        let stashed = 1000 - listed + 10 * Order::MAX.pages();
         assert_eq!(stats.stash_peak_pages, stashed, "{stats}");
         let blocks = stats.stashed_blocks - before.stashed_blocks;
         match attempt {

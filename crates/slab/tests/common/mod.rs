@@ -1,6 +1,7 @@
 //! A dull page source, slots by hand, and objects that know what they are.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+#[cfg(not(loom))]
 pub(crate) mod cases;
 
 use pagealloc::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
