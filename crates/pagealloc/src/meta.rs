@@ -231,8 +231,8 @@ pub(crate) enum Kind {
     None,
 }
 
-/// Pages whose metadata lie together: as many as there are states in a line.
-pub(crate) const GROUP: usize = 32;
+/// Pages whose metadata lie together: as many as there are states in a line. A model has four pages, and pays for each word.
+pub(crate) const GROUP: usize = if cfg!(loom) { 4 } else { 32 };
 
 /// What is known about [`GROUP`] pages. All-zero bytes are pages inside a block, or holes.
 #[derive(Debug)]
