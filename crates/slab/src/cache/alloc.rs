@@ -20,6 +20,7 @@ use crate::pool::lock;
 use crate::sheaf::Sheaf;
 use crate::slabs::{Dying, Slab};
 use crate::stats::Event;
+use core::hint::black_box;
 use core::mem::MaybeUninit;
 use core::panic::Location;
 use core::ptr::NonNull;
@@ -72,7 +73,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     #[inline(never)]
     #[track_caller]
     fn alloc_slow_in_registers(&self, attempt: Attempt) -> (Option<NonNull<u8>>, AllocError) {
-        match self.inner().alloc_slow(attempt) {
+        // Opaque: else the compiler passes what is behind the handle, which the fast path has to load then.
+        match black_box(self).inner().alloc_slow(attempt) {
             Ok(object) => (Some(object), AllocError::Exhausted),
             Err(error) => (None, error),
         }

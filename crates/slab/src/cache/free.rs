@@ -20,6 +20,7 @@ use crate::checks::Move;
 use crate::pool::lock;
 use crate::slabs::Dying;
 use crate::stats::Event;
+use core::hint::black_box;
 use core::panic::Location;
 use core::ptr::NonNull;
 use core::slice;
@@ -106,7 +107,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     #[inline(never)]
     #[track_caller]
     pub(super) fn free_slow(&self, object: NonNull<u8>, attempt: Attempt) {
-        self.inner().free_slow(object, attempt);
+        // Opaque: see `alloc_slow_in_registers`.
+        black_box(self).inner().free_slow(object, attempt);
     }
 }
 

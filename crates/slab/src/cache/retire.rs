@@ -22,6 +22,7 @@ use super::{Inner, RawCache};
 use crate::checks::Move;
 use crate::slabs::Dying;
 use crate::stats::Event;
+use core::hint::black_box;
 use core::panic::Location;
 use core::ptr::NonNull;
 use pagealloc::{Attempt, PageAlloc};
@@ -133,7 +134,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     #[inline(never)]
     #[track_caller]
     fn retire_slow(&self, object: NonNull<u8>, attempt: Attempt) -> Result<(), NonNull<u8>> {
-        self.inner().retire_slow(object, attempt)
+        // Opaque: see `alloc_slow_in_registers`.
+        black_box(self).inner().retire_slow(object, attempt)
     }
 }
 
