@@ -74,6 +74,10 @@ proptest! {
         // Free pages lie as if nothing had ever happened, whatever the order of the frees.
         prop_assert_eq!(run.finish(backwards), untouched);
     }
+}
+
+proptest! {
+    #![proptest_config(cases(24))]
 
     #[test]
     fn p1_growing_in_steps_is_the_same_as_at_once(
@@ -91,7 +95,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(6))]
+    #![proptest_config(cases(3))]
 
     #[test]
     fn a_source_may_fail_at_any_point(ops in prop::collection::vec(op(), 1..60)) {
