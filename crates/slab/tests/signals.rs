@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 mod cfg {
     //! Sizes, in one place.
     const SMALL: bool = cfg!(thread_sanitizer);
-    pub(crate) const SIGNALS: usize = if SMALL { 500 } else { 6_000 };
+    pub(crate) const SIGNALS: usize = if SMALL { 500 } else { 2_500 };
     /// Objects that a handler exchanges.
     pub(crate) const EACH: usize = 6;
     /// Places where objects are left for whoever comes next.
