@@ -347,7 +347,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
         let mut all = Taken::new(self);
         for slot in self.used_slots() {
             let mut waiting = slot.waiting.visit();
-            all.batch.append(waiting.take_all());
+            all.batch.append(waiting.take_all(&self.rcu));
             slot.note_nonempty(false);
             drop(waiting);
             slot.rounds.wait({
@@ -357,7 +357,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
         }
         let mut orphans = self.orphans.lock();
         self.take_shared(&mut orphans);
-        all.batch.append(orphans.take_all());
+        all.batch.append(orphans.take_all(&self.rcu));
         drop(orphans);
         if !all.batch.is_empty() {
             if !self.rcu.poll(all.batch.cookie) {

@@ -1,8 +1,13 @@
 //! A page of pointers that wait for one grace period.
 //!
 //! # Life
-//! Fresh (from the stock or a page) → open (pushed to; the cookie is refreshed at each push, K5) → in line (full, or
-//! sealed by the monitor) → ripe (its cookie is done) → emptied → stock or page.
+//! Fresh (from the stock or a page) → open (pushed to) → in line (full, or sealed by the monitor) → ripe (its cookie is done) → emptied →
+//! stock or page.
+//!
+//! # Cookie
+//! Refreshed at each push (K5), as long as they trickle: up to [`EXACT`] objects, a grace period after the last one makes the block ripe,
+//! whoever has asked for it. A block with more is about to fill; there a cookie for each object, which is a full fence, would cost as much as
+//! the rest of the push, so it has one for each [`EXACT`], one for its last, and another one if it goes in line before (`is_late`).
 //!
 //! # Entries
 //! | block | `func` | an object's words |
@@ -17,7 +22,7 @@
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use pagealloc::PAGE_SIZE;
-use rcu_core::Cookie;
+use rcu_core::{Cookie, GracePeriod};
 
 use crate::glue::{Glue, free_pairs, keep_first};
 use crate::objects::Objects;
@@ -29,9 +34,12 @@ const HEADER: usize = 5 * size_of::<usize>();
 #[doc(alias = "KVFREE_BULK_MAX_ENTR")]
 pub(crate) const ENTRIES: usize = (PAGE_SIZE - HEADER) / size_of::<usize>();
 
+/// How many objects of a block have a cookie each, and how many share one after these.
+pub(crate) const EXACT: usize = 32;
+
 /// What a block's entries are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
+#[repr(u8)]
 pub(crate) enum Kind {
     /// Objects of the [`Objects`], freed in bulk.
     Small,
@@ -67,6 +75,8 @@ pub(crate) struct Block {
     bytes: usize,
     len: u16,
     kind: Kind,
+    /// The cookie is older than the last object.
+    is_late: bool,
     /// The monitor's round in which this block was begun.
     pub(crate) born: u32,
     /// The function that all objects share, or null.
@@ -89,6 +99,7 @@ impl Block {
             bytes: 0,
             len: 0,
             kind,
+            is_late: false,
             born: 0,
             func: ptr::null_mut(),
             entries: [MaybeUninit::uninit(); ENTRIES],
@@ -147,6 +158,40 @@ impl Block {
         }
         self.bytes += bytes;
         self.cookie = cookie;
+        self.is_late = false;
+    }
+
+    /// Adds one object without a cookie of its own, if it is one of many: no first one, no last one, and none that makes the block weigh
+    /// `most_bytes`.
+    #[inline(always)]
+    pub(crate) fn push_hit(
+        &mut self,
+        object: NonNull<u8>,
+        word: *mut (),
+        bytes: usize,
+        most_bytes: usize,
+    ) -> bool {
+        let len = self.len as usize;
+        if self.func != word
+            || (self.kind.is_foreign() && word.is_null())
+            || len < EXACT
+            || len.is_multiple_of(EXACT)
+            || len + 1 >= ENTRIES
+            || self.bytes + bytes >= most_bytes
+        {
+            return false;
+        }
+        self.push_word(object.as_ptr().cast());
+        self.bytes += bytes;
+        self.is_late = true;
+        true
+    }
+
+    /// Gives the block a cookie for all that is in it.
+    pub(crate) fn stamp(&mut self, gp: &impl GracePeriod) {
+        if core::mem::take(&mut self.is_late) {
+            self.cookie = gp.snapshot();
+        }
     }
 
     fn push_word(&mut self, word: *mut ()) {
@@ -360,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn k5_a_block_holds_what_a_page_can() {
+    fn k5_post_2020_headless_a_block_holds_what_a_page_can() {
         let freed = Seen::default();
         // SAFETY: a page's worth of memory.
         let mut at = unsafe { Block::init(page(), Kind::Small) };

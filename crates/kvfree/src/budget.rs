@@ -185,6 +185,12 @@ impl Account {
         owed
     }
 
+    /// Whether so many bytes may be added to what it holds, with nothing to be charged now.
+    #[inline]
+    pub(crate) const fn has_room(&self, bytes: usize) -> bool {
+        self.held + bytes - self.charged < CHUNK
+    }
+
     /// Of what it holds, what is charged.
     pub(crate) const fn charged(&self) -> usize {
         self.charged

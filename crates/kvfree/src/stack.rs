@@ -476,7 +476,7 @@ impl<D: StackDomain> Stack<D> {
         self.front().retire_slow(object);
     }
 
-    /// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made. May sleep; see
+    /// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made. **May sleep**; not inside a section. See
     /// [`retire_box`].
     ///
     /// # Safety
@@ -502,7 +502,8 @@ impl<D: StackDomain> Stack<D> {
         }
     }
 
-    /// Retires a `Box` of `allocator-api2`, given as the pointer that its `into_raw_with_allocator` made. May sleep.
+    /// Retires a `Box` of `allocator-api2`, given as the pointer that its `into_raw_with_allocator` made. **May sleep**; not inside a
+    /// section.
     ///
     /// The allocator has no size: nothing can be stored beside an object that is already there, so a value of it is made when the
     /// object is freed. For other allocators there is [`AllocBox`](crate::AllocBox), which keeps them in the object.

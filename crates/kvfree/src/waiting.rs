@@ -3,7 +3,7 @@
 //! # State
 //! | field | holds | cookie |
 //! |---|---|---|
-//! | `open[kind]` | the block being filled, or null | refreshed at each push |
+//! | `open[kind]` | the block being filled, or null | refreshed at each push, or late: see [`block`](crate::block) |
 //! | `line` | full blocks of objects without drop glue, oldest first | each block's own |
 //! | `glue` | full blocks of objects with drop glue, oldest first | each block's own |
 //! | `heads` | objects linked by their embedded heads, for want of a block | `heads_cookie`, refreshed at each push |
@@ -173,7 +173,7 @@ impl Waiting {
                 pushed.first = full.is_none();
                 let mut fresh = self.fresh_block(entry.kind, pages, spare, now)?;
                 if let Some(full) = NonNull::new(open) {
-                    self.line_of(entry.kind).push(full);
+                    self.line_up(full, gp);
                     pushed.sealed = true;
                 }
                 self.open[entry.kind as usize] = fresh.as_ptr();
@@ -186,10 +186,36 @@ impl Waiting {
         if block.bytes() >= seal_bytes {
             let heavy = NonNull::from(block);
             self.open[entry.kind as usize] = ptr::null_mut();
-            self.line_of(entry.kind).push(heavy);
+            self.line_up(heavy, gp);
             pushed.sealed = true;
         }
         Some(pushed)
+    }
+
+    /// Adds one of many objects to its channel's block, if that needs no cookie, no other block and no charge.
+    #[inline(always)]
+    pub(crate) fn push_hit(&mut self, entry: Entry, seal_bytes: usize) -> bool {
+        if !self.account.has_room(entry.bytes) {
+            return false;
+        }
+        let word = entry.glue.map_or(ptr::null_mut(), Glue::word);
+        // SAFETY: an open block is owned by this slot.
+        let Some(block) = (unsafe { self.open[entry.kind as usize].as_mut() }) else {
+            return false;
+        };
+        let is_in = block.push_hit(entry.object, word, entry.bytes, seal_bytes);
+        if is_in {
+            self.account.held += entry.bytes;
+        }
+        is_in
+    }
+
+    /// Puts a block that was open in line, with a cookie for all that is in it (I1).
+    fn line_up(&mut self, mut block: NonNull<Block>, gp: &impl GracePeriod) {
+        // SAFETY: the block was open, and is owned by this slot.
+        let b = unsafe { block.as_mut() };
+        b.stamp(gp);
+        self.line_of(b.kind()).push(block);
     }
 
     const fn line_of(&mut self, kind: Kind) -> &mut Line {
@@ -354,7 +380,7 @@ impl Waiting {
     }
 
     /// Puts the open blocks in line as they are, and seals the heads if none are sealed (I1).
-    pub(crate) fn seal(&mut self) {
+    pub(crate) fn seal(&mut self, gp: &impl GracePeriod) {
         for kind in [
             Kind::Small,
             Kind::Large,
@@ -364,7 +390,7 @@ impl Waiting {
         ] {
             let open = core::mem::replace(&mut self.open[kind as usize], ptr::null_mut());
             if let Some(block) = NonNull::new(open) {
-                self.line_of(kind).push(block);
+                self.line_up(block, gp);
             }
         }
         self.seal_heads();
@@ -404,8 +430,8 @@ impl Waiting {
     }
 
     /// Takes out everything, ripe or not, with a cookie for all of it. Walks the line.
-    pub(crate) fn take_all(&mut self) -> Batch {
-        self.seal();
+    pub(crate) fn take_all(&mut self, gp: &impl GracePeriod) -> Batch {
+        self.seal(gp);
         self.asked = false;
         let heads_bytes =
             core::mem::take(&mut self.sealed_bytes) + core::mem::take(&mut self.heads_bytes);
@@ -436,8 +462,8 @@ impl Waiting {
     }
 
     /// Takes over what waits in `other`, whose slot is no more.
-    pub(crate) fn merge(&mut self, other: &mut Self) {
-        other.seal();
+    pub(crate) fn merge(&mut self, other: &mut Self, gp: &impl GracePeriod) {
+        other.seal(gp);
         self.line.append(other.line.take());
         self.glue.append(other.glue.take());
         let (cookie, born) = (other.sealed_cookie, other.sealed_born);

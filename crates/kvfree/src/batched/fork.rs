@@ -43,7 +43,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             let (mut waiting, whole) = unsafe { slot.waiting.seize() };
             if whole {
                 // All of it, open blocks too, so that the next object here is the first, and somebody is told of it.
-                orphans.merge(&mut waiting);
+                orphans.merge(&mut waiting, &inner.rcu);
             } else {
                 inner.counters.forgotten();
                 forget(&mut *waiting);

@@ -18,7 +18,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         if slot.index() < inner.used.load(Ordering::Relaxed) {
             let slot = inner.slot(slot);
             let mut waiting = slot.waiting.visit();
-            inner.orphans.lock().merge(&mut waiting);
+            inner.orphans.lock().merge(&mut waiting, &inner.rcu);
             let stock = waiting.take_stock();
             slot.note_nonempty(false);
             drop(waiting);

@@ -14,7 +14,21 @@ use crate::waiting::{Entry, Pushed};
 use core::ptr::NonNull;
 use pagealloc::{Order, PageAlloc, PageReq};
 use rcu_core::cpu::{Cpus, Slot};
+use rcu_core::sync::Backoff;
 use rcu_core::{Callback, Head, Rcu};
+
+/// How often who may sleep looks whether the slot is free again, before it waits for a grace period instead: for some of a scheduler's
+/// time slices, since a visitor may have lost its CPU.
+const PATIENCE: usize = 200;
+
+/// Why an entry was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The caller has no slot, or interrupted itself, or somebody visits its slot.
+    Busy,
+    /// No block is to be had in its context.
+    NoBlock,
+}
 
 impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// Retires an object by its embedded head, with a callback of its own: a function that drops and frees it.
@@ -79,7 +93,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let taken = !self.inner().is_over()
             // SAFETY: the caller's debt 1.
             && (unsafe { self.inner().objects.try_defer(object) }
-                || self.push(self.entry_of(object), &mut None, Context::Any).is_some());
+                || self.push(self.entry_of(object), &mut None, Context::Any).is_ok());
         if taken {
             Ok(())
         } else {
@@ -113,6 +127,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// kvfree::barrier();
     /// # }
     /// ```
+    #[inline]
     pub unsafe fn retire_with_mightsleep(
         &self,
         object: NonNull<u8>,
@@ -147,6 +162,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// kvfree::barrier();
     /// # }
     /// ```
+    #[inline]
     pub unsafe fn retire_many_mightsleep(
         &self,
         object: NonNull<u8>,
@@ -163,8 +179,29 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// # Safety
     /// As for [`Self::retire_many_mightsleep`]; `free` may be called wherever who retires may sleep, and inside of an allocation from
     /// this front end's pages.
-    #[cfg(feature = "std")]
-    pub(crate) unsafe fn retire_plain_mightsleep(
+    ///
+    /// ```
+    /// # #[cfg(feature = "std")] {
+    /// use core::ptr::NonNull;
+    /// use std::alloc::{Layout, dealloc};
+    /// /// # Safety
+    /// /// Each was a leaked box of eight words, and is given up.
+    /// unsafe fn free_octets(objects: &mut [NonNull<u8>]) -> usize {
+    ///     for object in objects {
+    ///         // SAFETY: the caller's debt: memory of a box, with the layout of its type.
+    ///         unsafe { dealloc(object.as_ptr(), Layout::new::<[u64; 8]>()) };
+    ///     }
+    ///     0
+    /// }
+    /// let octet = NonNull::from(Box::leak(Box::new([0_u64; 8])));
+    /// // … published, used, and unlinked …
+    /// // SAFETY: such a box, whose type drops nothing; no new reader can find it, and this is no section.
+    /// unsafe { kvfree::front().retire_plain_mightsleep(octet.cast(), free_octets, size_of::<[u64; 8]>()) };
+    /// kvfree::barrier();
+    /// # }
+    /// ```
+    #[inline]
+    pub unsafe fn retire_plain_mightsleep(
         &self,
         object: NonNull<u8>,
         free: DropManyFn,
@@ -176,7 +213,25 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
 
     /// # Safety
     /// As for [`Self::retire_with_mightsleep`].
+    #[inline]
     unsafe fn retire_foreign(&self, object: NonNull<u8>, glue: Glue, bytes: usize) {
+        let entry = Entry {
+            object,
+            glue: Some(glue),
+            kind: glue.kind(),
+            bytes,
+        };
+        if !self.push_hit(entry) {
+            // SAFETY: the caller's debts.
+            unsafe { self.retire_foreign_slow(object, glue, bytes) };
+        }
+    }
+
+    /// # Safety
+    /// As for [`Self::retire_with_mightsleep`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn retire_foreign_slow(&self, object: NonNull<u8>, glue: Glue, bytes: usize) {
         let entry = Entry {
             object,
             glue: Some(glue),
@@ -210,16 +265,27 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         if !unsafe { head.as_ref() }.begin_call(callback) {
             return;
         }
-        self.inner().note_overdraft();
         let entry = Entry {
             object,
             glue: Some(Glue::Many(drop)),
             kind: Kind::Typed,
             bytes: size_bytes,
         };
-        if self.push(entry, &mut None, Context::Any).is_none() {
+        self.inner().note_overdraft();
+        if !self.push_hit(entry) {
             // SAFETY: the caller's debts.
-            unsafe { self.queue_head(head, size_bytes) };
+            unsafe { self.retire_head_typed_slow(head, entry) };
+        }
+    }
+
+    /// # Safety
+    /// As for [`Self::retire_head_typed`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn retire_head_typed_slow(&self, head: NonNull<Head>, entry: Entry) {
+        if self.push(entry, &mut None, Context::Any).is_err() {
+            // SAFETY: the caller's debts.
+            unsafe { self.queue_head(head, entry.bytes) };
         }
     }
 
@@ -233,7 +299,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         }
         let entry = self.entry_of(object);
         self.inner().note_overdraft();
-        if self.push(entry, &mut None, Context::Any).is_none() {
+        if self.push(entry, &mut None, Context::Any).is_err() {
             // SAFETY: the debts of `retire`'s caller; the callback is noted in the head, and is how the object is found again.
             unsafe { self.queue_head(head, entry.bytes) };
         }
@@ -269,24 +335,42 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         }
     }
 
-    /// Puts an entry into the caller's slot; `None` if the slot cannot be entered or no block is to be had.
-    pub(super) fn push(
+    /// Puts one of many entries into the caller's slot: what most of them need. No limit is looked at, nothing is counted, asked for or told;
+    /// that is done once in [`EXACT`](crate::block::EXACT) objects, where this refuses.
+    #[inline(always)]
+    fn push_hit(&self, entry: Entry) -> bool {
+        if WATCHED {
+            return false;
+        }
+        let inner = self.inner();
+        let Some(number) = inner.cpus.current() else {
+            return false;
+        };
+        // SAFETY: the caller's own slot.
+        match unsafe { inner.slot(number).waiting.try_enter() } {
+            Some(mut waiting) => waiting.push_hit(entry, inner.config.ask_bytes),
+            None => false,
+        }
+    }
+
+    /// Puts an entry into the caller's slot.
+    fn push(
         &self,
         entry: Entry,
         spare: &mut Option<NonNull<u8>>,
         context: Context,
-    ) -> Option<()> {
+    ) -> Result<(), Refusal> {
         let inner = self.inner();
-        let number = inner.cpus.current()?;
+        let number = inner.cpus.current().ok_or(Refusal::Busy)?;
         let slot = inner.slot(number);
         let is_watched = WATCHED && entry.kind != Kind::Glue;
         if is_watched && !inner.doubles.begin(entry.object) {
             // It waits already, for the first time it was retired (K18).
             inner.found_double(entry.object, 1, true);
-            return Some(());
+            return Ok(());
         }
         let pushed = self.push_to(number, slot, entry, spare, context);
-        if is_watched && pushed.is_none() {
+        if is_watched && pushed.is_err() {
             inner.doubles.end(entry.object);
         }
         pushed
@@ -300,10 +384,10 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         entry: Entry,
         spare: &mut Option<NonNull<u8>>,
         context: Context,
-    ) -> Option<()> {
+    ) -> Result<(), Refusal> {
         let inner = self.inner();
         // SAFETY: the caller's own slot.
-        let mut waiting = unsafe { slot.waiting.try_enter() }?;
+        let mut waiting = unsafe { slot.waiting.try_enter() }.ok_or(Refusal::Busy)?;
         let seal_bytes = inner.config.ask_bytes;
         let now = || inner.now();
         let pushed = waiting.push(entry, seal_bytes, &inner.rcu, &inner.pages, spare, now);
@@ -312,13 +396,13 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let Some(pushed) = pushed else {
             drop(waiting);
             inner.config.watch(false);
-            return None;
+            return Err(Refusal::NoBlock);
         };
         inner.budget.charge(pushed.charge);
         let ask = inner.wants_to_ask(&mut waiting, pushed);
         drop(waiting);
         self.after_push(slot, entry.kind, pushed, ask, context);
-        Some(())
+        Ok(())
     }
 
     /// Outside the lock: watch, ask, and free what has become ripe meanwhile.
@@ -364,7 +448,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         }
     }
 
-    pub(super) fn push_mightsleep(&self, entry: Entry, free_now: impl FnOnce()) {
+    fn push_mightsleep(&self, entry: Entry, free_now: impl FnOnce()) {
         let inner = self.inner();
         if inner.is_over() && !self.relieve() {
             // Nothing is added to what waits: its owner waits instead.
@@ -372,25 +456,38 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             inner.rcu.synchronize();
             return free_now();
         }
-        if self.push(entry, &mut None, Context::MaySleep).is_some() {
-            return;
+        let mut pushed = self.push_patiently(entry, &mut None);
+        if pushed == Err(Refusal::NoBlock) {
+            // With the lock dropped (K3, T14): this may sleep, and the thread may come back to another state.
+            let mut spare = inner.pages.alloc(PageReq::new(Order::ZERO)).ok();
+            if spare.is_some() {
+                pushed = self.push_patiently(entry, &mut spare);
+            }
+            if let Some(page) = spare {
+                // SAFETY: allocated just now, and not used.
+                unsafe { inner.pages.free(page, Order::ZERO) };
+            }
         }
-        // With the lock dropped (K3, T14): this may sleep, and the thread may come back to another state.
-        let mut spare = inner.pages.alloc(PageReq::new(Order::ZERO)).ok();
-        let pushed = if spare.is_some() {
-            self.push(entry, &mut spare, Context::MaySleep)
-        } else {
-            None
-        };
-        if let Some(page) = spare {
-            // SAFETY: allocated just now, and not used.
-            unsafe { inner.pages.free(page, Order::ZERO) };
-        }
-        if pushed.is_none() {
+        if pushed.is_err() {
             inner.counters.synchronized();
             inner.rcu.synchronize();
             free_now();
         }
+    }
+
+    /// As [`Self::push`], for who may sleep: waits for a visitor of the slot, which is there for the time it takes to take a line over, and
+    /// as long as it is, every object would cost a grace period of its own.
+    fn push_patiently(&self, entry: Entry, spare: &mut Option<NonNull<u8>>) -> Result<(), Refusal> {
+        let backoff = Backoff::new();
+        let mut pushed = self.push(entry, spare, Context::MaySleep);
+        for _ in 0..PATIENCE {
+            if pushed != Err(Refusal::Busy) || self.inner().cpus.current().is_none() {
+                break;
+            }
+            self.inner().config.pause(&backoff);
+            pushed = self.push(entry, spare, Context::MaySleep);
+        }
+        pushed
     }
 
     pub(super) unsafe fn queue_head(&self, head: NonNull<Head>, bytes: usize) {

@@ -62,7 +62,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             }
             if let Some(round) = slot.rounds.begin() {
                 let batch = slot.waiting.try_visit().map(|mut waiting| {
-                    waiting.seal();
+                    waiting.seal(&inner.rcu);
                     waiting.take_ripe(&inner.rcu, false)
                 });
                 freed += batch.map_or(0, |batch| inner.free_and_give_back(batch));

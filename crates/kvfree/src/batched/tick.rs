@@ -30,7 +30,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
                 continue;
             };
             let mut waiting = slot.waiting.visit();
-            waiting.seal();
+            waiting.seal(&inner.rcu);
             let batch = waiting.take_ripe(&inner.rcu, true);
             ask |= waiting.wants_grace_period(&inner.rcu);
             left += usize::from(!waiting.is_empty());
@@ -56,7 +56,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         let lock = inner.barrier_lock.try_lock();
         let mut orphans = inner.orphans.lock();
         inner.take_shared(&mut orphans);
-        orphans.seal();
+        orphans.seal(&inner.rcu);
         let batch = if lock.is_some() {
             orphans.take_ripe(&inner.rcu, true)
         } else {

@@ -187,9 +187,11 @@ pub unsafe fn retire_sized_mightsleep(object: NonNull<u8>, layout: Layout) {
     unsafe { stack().retire_sized_mightsleep(object, layout) };
 }
 
-/// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made: after a grace period it is
-/// dropped and freed, batched with others of its type, on the monitor's thread or in a barrier; where there is nothing to drop,
-/// also by a thread that retires. May sleep; not inside a section.
+/// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made. **May sleep**; not inside a section.
+///
+/// After a grace period the box is dropped and freed, batched with others of its type, on the monitor's thread or in a barrier; where there
+/// is nothing to drop, also by a thread that retires. A box has no head to wait by, as [`GlobalBox`](crate::GlobalBox) has, which never
+/// waits: without memory for a block, while another thread visits this one's slot, and at the limit of what may wait, this call waits.
 ///
 /// Takes a pointer and not a box, because a box promises that nobody else looks (hole 10 of the peers). For an owner that
 /// needs no `unsafe` there is [`GlobalBox`](crate::GlobalBox).
@@ -212,7 +214,8 @@ pub unsafe fn retire_box<T: Send + 'static>(object: NonNull<T>) {
     unsafe { stack().retire_box(object) };
 }
 
-/// Retires a `Box` of `allocator-api2` whose allocator has no size: see [`Stack::retire_box_in`].
+/// Retires a `Box` of `allocator-api2` whose allocator has no size. **May sleep**, as [`retire_box`] does; not inside a section. See
+/// [`Stack::retire_box_in`].
 ///
 /// # Safety
 /// As for [`Stack::retire_box_in`].
