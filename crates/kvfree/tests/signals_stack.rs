@@ -1,4 +1,6 @@
 //! K2 on the default stack: signal handlers retire while the monitor comes and goes, at the limit, with blocks and without.
+//!
+//! As in `signals`, the scheduler bounds how long that takes, and so do the monitor's comings and goings, each of which it lingers for.
 
 #![cfg(all(feature = "std", target_os = "linux", not(miri), not(loom)))]
 
@@ -6,17 +8,23 @@ use kvfree::{Builder, Config, RcuBox};
 use rcu_core::{Head, has_head};
 use std::alloc::Layout;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::time::Duration;
 
 mod cfg {
     //! Sizes, in one place.
-    const SMALL: bool = cfg!(thread_sanitizer);
-    /// Signals, each of which retires [`EACH`] objects.
-    pub(crate) const SIGNALS: usize = if SMALL { 300 } else { 1_000 };
+    /// Signals, each of which retires [`EACH`] objects: many more with `STRESS_LONG` set, as `cargo xtask test-all --long` has it.
+    pub(crate) fn signals() -> usize {
+        if cfg!(thread_sanitizer) || std::env::var_os("STRESS_LONG").is_none() {
+            120
+        } else {
+            2_000
+        }
+    }
     pub(crate) const EACH: usize = 3;
-    /// Every so many signals, the storm waits until the monitor is gone.
-    pub(crate) const CALM: usize = SIGNALS / 2;
+    /// So often, the storm waits until the monitor is gone.
+    pub(crate) const CALMS: usize = 2;
 }
 
 #[repr(C)]
@@ -27,10 +35,10 @@ struct Node {
 has_head!(Node, head);
 
 /// Small ones for the sheaves; large ones for blocks and heads.
-const SIZES: [usize; 3] = [64, 9000, 512];
+const SIZES: [usize; 3] = [64, 72_000, 512];
+const _: () = assert!(SIZES[1] > slab::MAX_CLASS_BYTES);
 
-static STOCK: [AtomicPtr<Node>; cfg::SIGNALS * cfg::EACH] =
-    [const { AtomicPtr::new(std::ptr::null_mut()) }; cfg::SIGNALS * cfg::EACH];
+static STOCK: OnceLock<Vec<AtomicPtr<Node>>> = OnceLock::new();
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 static HANDLED: AtomicUsize = AtomicUsize::new(0);
 static TOLD: AtomicUsize = AtomicUsize::new(0);
@@ -49,7 +57,8 @@ extern "C" fn handler(_signal: libc::c_int) {
     let guard = kvfree::read_lock();
     for _ in 0..cfg::EACH {
         let next = TAKEN.fetch_add(1, Ordering::Relaxed);
-        let node = (STOCK.get(next)).map(|n| n.swap(std::ptr::null_mut(), Ordering::Acquire));
+        let place = STOCK.get().and_then(|stock| stock.get(next));
+        let node = place.map(|n| n.swap(std::ptr::null_mut(), Ordering::Acquire));
         if let Some(node) = node.and_then(NonNull::new) {
             // SAFETY: from the stack's allocator, taken by this call alone.
             unsafe { kvfree::retire(node) };
@@ -74,7 +83,7 @@ fn alloc(size: usize) -> NonNull<Node> {
 #[test]
 fn k2_k8_a_storm_of_signals_while_the_monitor_comes_and_goes() {
     // Reached again and again: what handlers retire is then overdrawn, and boxes wait.
-    let config = (Config::new().hard_limit(200_000).soft_limit(50_000)).slot_limit(50_000);
+    let config = (Config::new().hard_limit(1_000_000).soft_limit(250_000)).slot_limit(250_000);
     let config = config.ask_after_blocks(1).tells(|_| {
         TOLD.fetch_add(1, Ordering::Relaxed);
     });
@@ -83,9 +92,11 @@ fn k2_k8_a_storm_of_signals_while_the_monitor_comes_and_goes() {
         .config(config)
         .install()
         .unwrap();
-    for (i, place) in STOCK.iter().enumerate() {
-        place.store(alloc(SIZES[i % 3]).as_ptr(), Ordering::Release);
-    }
+    let signals = cfg::signals();
+    // One large one in fifteen: they are not small.
+    let size = |i: usize| SIZES[if i.is_multiple_of(15) { 1 } else { i % 2 * 2 }];
+    let stock = (0..signals * cfg::EACH).map(|i| AtomicPtr::new(alloc(size(i)).as_ptr()));
+    let stock = STOCK.get_or_init(|| stock.collect());
     // First uses, which may allocate: this thread's slot, the front end, and the tree's worker.
     kvfree::front();
     drop(kvfree::read_lock());
@@ -103,8 +114,9 @@ fn k2_k8_a_storm_of_signals_while_the_monitor_comes_and_goes() {
     let mut boxes = 0;
     std::thread::scope(|s| {
         let storm = s.spawn(|| {
-            for i in 0..cfg::SIGNALS {
-                if i % cfg::CALM == cfg::CALM - 1 {
+            for i in 0..signals {
+                let part = signals / cfg::CALMS;
+                if i % part == part - 1 {
                     // The next signal finds no monitor, and calls it.
                     calm.store(true, Ordering::Relaxed);
                     while kvfree::stats().is_monitored {
@@ -163,7 +175,7 @@ fn k2_k8_a_storm_of_signals_while_the_monitor_comes_and_goes() {
     });
     // SAFETY: no debts.
     unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };
-    for place in &STOCK {
+    for place in stock {
         if let Some(node) = NonNull::new(place.swap(std::ptr::null_mut(), Ordering::Acquire)) {
             // SAFETY: taken just now.
             unsafe { kvfree::objects().kfree(node.cast()) };
