@@ -124,7 +124,7 @@ fn k13_post_2019_what_is_retired_before_the_monitor_is_there() {
 
 /// Frees by the word in the head alone: no function of who retired is needed any more, so none need be waited for before its code goes.
 #[test]
-fn k1_post_2008_callbacks_free_by_offset() {
+fn k1_k14_g14_post_2008_callbacks_free_by_offset() {
     let rcu = ManualRcu::new();
     let ledger = Ledger::new(&rcu, Defer::Never);
     rcu.set_free(Books::FREE);
@@ -212,5 +212,81 @@ fn k2_k3_post_2020_lockless_callers_know_their_context() {
     assert_eq!((front.stats().by_head, front.stats().synchronized), (1, 1));
     assert!(ledger.is_freed(one) && !ledger.is_freed(two));
     front.barrier();
+    ledger.assert_no_faults();
+}
+
+/// What blocks are for: one call frees many, in the order in which they were retired, small and large ones apart, with a head or without.
+#[test]
+fn k3_k4_l8_post_2020_lockless_one_call_frees_a_block() {
+    let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::auto());
+    let ledger = Ledger::new(&rcu, Defer::Never);
+    let calls = Cell::new(0);
+    let objects = Bulks {
+        ledger: &ledger,
+        calls,
+    };
+    // SAFETY: nothing is deferred; the front end is dropped first.
+    let front = unsafe { Kvfree::new(&hand, &pages, &rcu, &objects, Config::new()) }.unwrap();
+    for n in 0..200 {
+        let is_large = n % 51 == 0;
+        if n % 2 == 0 {
+            retire(&front, &ledger, is_large);
+        } else {
+            let item = ledger.alloc(is_large);
+            ledger.retiring(item);
+            // SAFETY: the ledger's object, given up.
+            unsafe { front.retire_mightsleep(item.at) };
+        }
+    }
+    assert_eq!(
+        pages.outstanding(),
+        1 + 2,
+        "the slots, and a block a channel"
+    );
+    front.barrier();
+    assert_eq!((ledger.waiting(), objects.calls.get()), (0, 2));
+    ledger.assert_no_faults();
+}
+
+/// A flood does not wait for the monitor: it asks by itself, and who may sleep frees on the spot what has become ripe.
+#[test]
+fn g15_post_2020_lockless_a_flood_frees_as_it_goes() {
+    let (hand, pages, rcu) = (Hand::new(1), Pages::new(), ManualRcu::auto());
+    let ledger = Ledger::new(&rcu, Defer::Never);
+    let config = Config::new().ask_after_blocks(2);
+    let front = front(&hand, &pages, &rcu, &ledger, config);
+    for n in 1..=20 * BLOCK {
+        let item = ledger.alloc(false);
+        ledger.retiring(item);
+        // SAFETY: the ledger's object, given up.
+        unsafe { front.retire_mightsleep(item.at) };
+        if n % BLOCK == 0 {
+            assert!(ledger.waiting() <= 5 * BLOCK, "after {n}");
+        }
+    }
+    assert!(ledger.freed() > 0);
+    front.barrier();
+    ledger.assert_no_faults();
+}
+
+/// The monitor takes over what has gathered since it came by last, asks for one grace period for all of it, and comes again.
+#[test]
+fn k8_k9_post_2019_the_monitor_queues_what_has_gathered() {
+    let (hand, pages, rcu) = (Hand::new(2), Pages::new(), ManualRcu::new());
+    let ledger = Ledger::new(&rcu, Defer::Never);
+    let front = front(&hand, &pages, &rcu, &ledger, Config::new());
+    for round in 1..=5 {
+        let before = rcu.grace_periods();
+        for slot in [0, 1] {
+            hand.go(Some(slot));
+            retire_many(&front, &ledger, 20 * round);
+        }
+        assert_eq!(rcu.grace_periods(), before, "nobody else asks");
+        assert!(front.tick() > 0, "it comes again");
+        rcu.advance_wanted();
+        assert_eq!(rcu.grace_periods(), before + 1);
+        assert_eq!(front.tick(), 0);
+        assert_eq!(ledger.waiting(), 0);
+    }
     ledger.assert_no_faults();
 }

@@ -407,7 +407,7 @@ fn t7_reclaiming_never_waits_for_a_grace_period() {
 /// A head 4096 words or more into its object is refused (in a constant, when compiled: the doctest of `HeadOffset::from_bytes`), and one word less is
 /// not, on objects of any size.
 #[test]
-fn t12_offsets_end_at_4096_words() {
+fn k1_t12_post_2008_offsets_end_at_4096_words() {
     const WORD: usize = size_of::<usize>();
     let most = HeadOffset::from_bytes((rcu_core::MAX_OFFSET_WORDS - 1) * WORD);
     assert_eq!(most.bytes(), 4095 * WORD);

@@ -392,7 +392,7 @@ fn tn5_barrier_runs_all_at_once_expedited_is_normal_lazy_is_ordinary() {
 /// The head lies as far into its object as the encoding reaches; nothing is said but the offset, and the object goes
 /// without a function of its own (mail 0 of 2008). Without a head: wait, then free.
 #[test]
-fn tn7_offsets_and_objects_without_a_head() {
+fn tn7_post_2008_post_2020_headless_offsets_and_objects_without_a_head() {
     #[repr(C)]
     struct Object<const BEFORE: usize> {
         before: [usize; BEFORE],
