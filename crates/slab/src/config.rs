@@ -41,9 +41,8 @@ const BARN_MOST_BYTES: usize = 2 << 20;
 /// allow: each doubling halves the system calls, and the interrupts of the other CPUs, that an object costs.
 const ASK_OBJECTS: usize = 20_480;
 const ASK_BYTES: usize = ASK_OBJECTS * 64;
-/// The same for one of many caches that share what they may have.
-const ASK_OBJECTS_OF_MANY: usize = 8192;
-const ASK_BYTES_OF_MANY: usize = ASK_OBJECTS_OF_MANY * 64;
+/// What an object counts for at least: [`ASK_BYTES`] of these are [`ASK_OBJECTS`].
+const ASK_LEAST_WEIGHT: usize = ASK_BYTES / ASK_OBJECTS;
 /// Of that, a slot keeps this part in its own line, or this many sheaves.
 const OWN_PART: usize = 32;
 const OWN_SHEAVES: usize = 4;
@@ -139,16 +138,6 @@ impl CacheConfig {
     pub const fn ask_after(mut self, objects: usize) -> Self {
         self.ask_objects = Some(objects);
         self
-    }
-
-    /// As [`Self::ask_after`], for one of many caches that share what memory they may have: two fifths of the default.
-    pub(crate) fn of_many(self) -> Self {
-        let objects = ask_objects(
-            self.layout.size().max(1),
-            ASK_OBJECTS_OF_MANY,
-            ASK_BYTES_OF_MANY,
-        );
-        self.ask_after(objects)
     }
 
     /// How many empty slabs are kept rather than given back. By default 5.
@@ -300,6 +289,8 @@ impl CacheConfig {
         };
         let ask = ask_objects(size, ASK_OBJECTS, ASK_BYTES).max(sheaf_cap);
         let ask = self.ask_objects.unwrap_or(ask);
+        let ask_weight = size.max(ASK_LEAST_WEIGHT);
+        let ask_bytes = ask.saturating_mul(ask_weight);
         Ok(Shape {
             name: self.name,
             layout: self.layout,
@@ -314,8 +305,9 @@ impl CacheConfig {
             sheaf_cap: sheaf_cap as u32,
             sheaf_bytes,
             barn,
-            ask_objects: ask,
-            crowd_objects: ask.saturating_add(ask / 16),
+            ask_weight,
+            ask_bytes,
+            crowd_bytes: ask_bytes.saturating_add(ask_bytes / 16),
             own_objects: (ask / OWN_PART).max(OWN_SHEAVES * sheaf_cap),
             min_partial: self.min_partial,
             link_at: frame.link_at,
@@ -369,11 +361,13 @@ pub(crate) struct Shape {
     pub(crate) sheaf_cap: u32,
     pub(crate) sheaf_bytes: usize,
     pub(crate) barn: Limits,
-    pub(crate) ask_objects: usize,
+    /// What an object counts for where a grace period is to be asked for, and how much that takes.
+    pub(crate) ask_weight: usize,
+    pub(crate) ask_bytes: usize,
     /// How many wait in a slot's own line.
     pub(crate) own_objects: usize,
-    /// How many may wait before those who may sleep wait a little for the grace period that was asked for.
-    pub(crate) crowd_objects: usize,
+    /// How much may wait before those who may sleep wait a little for the grace period that was asked for.
+    pub(crate) crowd_bytes: usize,
     pub(crate) min_partial: usize,
     /// Where a free object has a word for a link (L12): bytes from its start.
     pub(crate) link_at: isize,

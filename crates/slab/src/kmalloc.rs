@@ -65,7 +65,8 @@ fn foreign(memory: NonNull<u8>) -> ! {
 /// A general allocator: [`RawCache`]s for [`CLASS_BYTES`], pages above, `kfree` by address.
 ///
 /// # Invariants
-/// `caches[i]` has objects of `CLASS_BYTES[i]` bytes, and the number `i` in its pages' tags.
+/// `caches[i]` has objects of `CLASS_BYTES[i]` bytes, and the number `i` in its pages' tags. All ask for grace periods with the last one, and
+/// an array's elements are dropped in order.
 #[doc(alias = "kmalloc_caches")]
 pub struct Kmalloc<C: Cpus, P: PageAlloc, G: GracePeriod> {
     caches: [RawCache<C, P, G>; NR_CLASSES],
@@ -170,13 +171,11 @@ where
         watch: Option<fn()>,
         checks: Option<Checks>,
     ) -> Result<Self, CreateError> {
-        let mut caches = ArrayVec::<_, NR_CLASSES>::new();
-        for (class, (&bytes, name)) in CLASS_BYTES.iter().zip(NAMES).enumerate() {
+        let make = |class: usize, asks_with| {
+            let bytes = CLASS_BYTES[class];
             let layout = Layout::from_size_align(bytes, class_align(class))
                 .map_err(|_| CreateError::WrongLayout)?;
-            let mut config = CacheConfig::new(name, layout)
-                .number(class as u16)
-                .of_many();
+            let mut config = CacheConfig::new(NAMES[class], layout).number(class as u16);
             if bytes > FEW_EMPTY_FROM {
                 config = config.min_partial(1);
             }
@@ -187,9 +186,15 @@ where
                 config = config.checks(checks);
             }
             let (cpus, pages, gp) = (cpus.clone(), pages.clone(), gp.clone());
-            // SAFETY: the caller's debt.
-            caches.push(unsafe { RawCache::new_scoped(config, cpus, pages, gp) }?);
+            // SAFETY: the caller's debt; `asks_with` is that of the last class, which is dropped last, here and in `Self`.
+            unsafe { RawCache::new_asking(config, cpus, pages, gp, asks_with) }
+        };
+        let last = make(NR_CLASSES - 1, None)?;
+        let mut caches = ArrayVec::<_, NR_CLASSES>::new();
+        for class in 0..NR_CLASSES - 1 {
+            caches.push(make(class, Some(last.asking()))?);
         }
+        caches.push(last);
         let Ok(caches) = caches.into_inner() else {
             unreachable!("one cache a class was pushed");
         };

@@ -121,7 +121,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 continue;
             }
             // Nothing ripe, though this slot asked for a grace period: push it on, once.
-            let may_ripen = !slot.line.is_empty() && !self.gp.poll(self.waiting.0.asked());
+            let may_ripen = !slot.line.is_empty() && !self.gp.poll(self.asking().asked());
             if may_drive && may_ripen {
                 drop(slot);
                 may_drive = false;

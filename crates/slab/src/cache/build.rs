@@ -1,6 +1,6 @@
 //! A cache's birth and end.
 
-use super::waiting::Waiting;
+use super::waiting::{Asking, Waiting};
 use super::{Inner, Line, RawCache};
 use crate::barn::Barn;
 use crate::checks::{Checks, Quarantine};
@@ -135,6 +135,25 @@ where
         pages: P,
         gp: G,
     ) -> Result<Self, CreateError> {
+        // SAFETY: the caller's debt.
+        unsafe { Self::new_asking(config, cpus, pages, gp, None) }
+    }
+
+    /// Makes a cache of borrowed parts that asks for grace periods when it and others together have enough that waits.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    ///
+    /// # Safety
+    /// 1. As for [`Self::new_scoped`].
+    /// 2. `asks_with` is [`Self::asking`] of a cache that ends after this one.
+    pub(crate) unsafe fn new_asking(
+        config: CacheConfig,
+        cpus: C,
+        pages: P,
+        gp: G,
+        asks_with: Option<NonNull<Asking>>,
+    ) -> Result<Self, CreateError> {
         let shape = config.shape()?;
         let plan = SlotsPlan::new::<C>(&cpus)?;
         let inner_bytes = size_of::<Inner<C, P, G>>();
@@ -181,6 +200,7 @@ where
             nr_coloured: AtomicUsize::new(0),
             tally: Tally::default(),
             waiting: Line(Waiting::new()),
+            asks_with,
             barn: Line(Barn::new(shape.barn)),
             slabs: Line(SpinMutex::new(Slabs::new())),
             quarantine: Line(SpinMutex::new(quarantine)),
@@ -251,6 +271,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
     fn pressure_hook(&self) -> NonNull<PressureHook> {
         // SAFETY: the offset is that of a field.
         unsafe { self.inner.byte_add(offset_of!(Inner<C, P, G>, pressure)) }.cast()
+    }
+
+    /// What this cache asks for grace periods by, for others to ask with it.
+    pub(crate) fn asking(&self) -> NonNull<Asking> {
+        NonNull::from(self.inner().asking())
     }
 
     /// Addresses of a few objects that are out: with users, after [`Self::quiesce`].

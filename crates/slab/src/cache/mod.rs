@@ -83,7 +83,7 @@ use rcu_core::GracePeriod;
 use rcu_core::cpu::{Cpus, OfflineHook, Slot, SpinMutex, in_register};
 use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 use slot::{SlotCell, cell_of};
-use waiting::Waiting;
+use waiting::{Asking, Waiting};
 
 /// Keeps what has its own lock on its own cache lines.
 #[derive(Debug)]
@@ -108,6 +108,8 @@ struct Inner<C: Cpus, P: PageAlloc, G: GracePeriod> {
     /// Events of callers without a slot.
     tally: Tally,
     waiting: Line<Waiting>,
+    /// Whose grace periods this cache asks for with its own; `None` if it asks alone.
+    asks_with: Option<NonNull<Asking>>,
     barn: Line<Barn>,
     slabs: Line<SpinMutex<Slabs>>,
     quarantine: Line<SpinMutex<Quarantine>>,
@@ -298,12 +300,25 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         self.nr_coloured.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// What the cache asks for grace periods by.
+    fn asking(&self) -> &Asking {
+        match &self.asks_with {
+            // SAFETY: of a cache that ends after this one, as whoever made this one owes.
+            Some(asking) => unsafe { asking.as_ref() },
+            None => &self.waiting.0.asking,
+        }
+    }
+
     fn count_waiting(&self, objects: usize) {
-        self.waiting.0.sealed(objects);
+        if objects > 0 {
+            self.waiting.0.sealed(objects);
+            self.asking().sealed(objects * self.shape.ask_weight);
+        }
     }
 
     fn count_let_go(&self, objects: usize) {
         self.waiting.0.let_go(objects);
+        self.asking().let_go(objects * self.shape.ask_weight);
     }
 
     /// Memory for a sheaf, made a sheaf.

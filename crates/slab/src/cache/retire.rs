@@ -2,8 +2,8 @@
 //!
 //! # Policy
 //! A sealed sheaf takes a cookie by `snapshot`, which asks for nothing. A grace period is *asked for* when the objects
-//! that were sealed since the last asking, on all slots together, pass a threshold (20480, or 1280 KiB of them); and while one that was
-//! asked for is on its way, every seal pushes it on a step. One heavy fence per sheaf of 509 would cost several times as much as one per forty.
+//! that were sealed since the last asking, on all slots and in all size classes together, pass a threshold (20480, or 1280 KiB of them); and
+//! while one that was asked for is on its way, every seal pushes it on a step. One heavy fence per sheaf of 509 would cost several times as much as one per forty.
 //!
 //! A slot keeps a share of what waits in its own line, whose objects its CPU's caches may still have, and leaves the rest to all. So as much
 //! is in flight as one asking covers, however many slots there are and whoever of them allocates.
@@ -94,6 +94,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
 
     /// Frees an object for reuse after a grace period, going as far as `attempt` for a sheaf when the slot needs one: above
     /// [`Attempt::TryLock`] it waits for spin locks, and so fails only without a slot or without memory.
+    ///
+    /// At [`Attempt::MayGrow`] it may sleep for more than memory: once in a sheaf, while a sixteenth more waits than one asking covers, it
+    /// gives a grace period that does not end some milliseconds (a hundred naps of 50 µs; without `std` some spinning), since a reader that has
+    /// lost its CPU gets it back sooner if this thread leaves one. Who comes after one that waited so in vain does not wait for the same
+    /// grace period again. A thread that may not sleep takes [`Attempt::NoWait`].
     ///
     /// # Errors
     /// As for [`Self::retire`], within `attempt`.
@@ -211,7 +216,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
                 debug_assert!(old.is_none(), "T16: a sheaf was overwritten");
                 placed = self.push_retired(&mut slot, object);
             }
-            let ask = self.waiting.0.should_ask(self.shape.ask_objects);
+            let ask = self.asking().should_ask(self.shape.ask_bytes);
             (placed, ask, has_let_go)
         };
         if has_let_go {
@@ -226,15 +231,15 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             self.tell_watch();
         }
         if ask {
-            self.waiting.0.set_asked(self.gp.start());
+            self.asking().set_asked(self.gp.start());
             self.gp.drive();
-        } else if !self.gp.poll(self.waiting.0.asked()) {
+        } else if !self.gp.poll(self.asking().asked()) {
             self.gp.drive();
         }
-        if attempt == Attempt::MayGrow && self.waiting.0.objects() > self.shape.crowd_objects {
-            let asked = self.waiting.0.asked();
+        if attempt == Attempt::MayGrow && self.asking().bytes() > self.shape.crowd_bytes {
+            let asked = self.asking().asked();
             if !self.gp.poll(asked) {
-                self.waiting.0.linger(asked, &self.gp);
+                self.asking().linger(asked, &self.gp);
             }
         }
         result
@@ -271,8 +276,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         if has_let_go {
             self.trim_barn(ATTEMPT);
         }
-        if self.gp.poll(self.waiting.0.asked()) {
-            self.waiting.0.set_asked(self.gp.start());
+        if self.gp.poll(self.asking().asked()) {
+            self.asking().set_asked(self.gp.start());
         }
         self.gp.drive();
         object
@@ -316,11 +321,8 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     /// Lets ripe sheaves go that this slot will not consume itself, to the barn whatever that has. Inside the local lock, so
     /// that the objects are never on the way from place to place while a barrier looks (I1).
     fn let_go(&self, slot: &mut SlotState) -> bool {
-        let enough = self
-            .shape
-            .ask_objects
-            .saturating_add(self.shape.ask_objects / 2);
-        self.waiting.0.objects() > enough && self.make_room(slot)
+        let ask = self.shape.ask_bytes;
+        self.asking().bytes() > ask.saturating_add(ask / 2) && self.make_room(slot)
     }
 
     /// Leaves what a slot has beyond its share to all, eldest first: else what is ripe in one slot's line would lie there while another

@@ -1,17 +1,19 @@
 //! How much waits in a cache, and when a grace period is asked for.
 //!
-//! One count for all slots: a grace period makes everybody's sheaves ripe, so it is asked for by whoever seals the sheaf that brings
-//! the count to the threshold. With a count for each slot, n threads would ask n times as often, or n times as much would wait.
+//! One count for all slots, and for all caches of one allocator: a grace period makes everybody's sheaves ripe, so it is asked for by whoever
+//! seals the sheaf that brings the count to the threshold. With a count for each slot, n threads would ask n times as often, or n times as
+//! much would wait; so would n size classes.
 //!
 //! # State
 //! | word | meaning | who writes |
 //! |---|---|---|
 //! | `objects` | objects in sealed sheaves | whoever seals one, or lets one go |
-//! | `unasked` | objects sealed since a grace period was last asked for | whoever seals one; zero: whoever asks |
+//! | `waiting` | bytes in sealed sheaves | whoever seals one, or lets one go |
+//! | `unasked` | bytes sealed since a grace period was last asked for | whoever seals them; zero: whoever asks |
 //! | `asked` | the cookie last asked for | whoever asks |
 //! | `in_vain` | the cookie that somebody waited for a little, and it did not come | who waited |
 //!
-//! They share a line, which a slot writes once a sheaf.
+//! They share a line, which a slot writes once a sheaf. All but the first are an [`Asking`], perhaps another cache's.
 //!
 //! # Orderings
 //! None: these are numbers, and hints whether driving is worth while. Objects are handed out by their sheaf's own cookie.
@@ -26,10 +28,18 @@ const NAPS: u32 = 100;
 #[cfg(feature = "std")]
 const NAP: core::time::Duration = core::time::Duration::from_micros(50);
 
-/// See the module.
+/// How much waits in one cache.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     objects: AtomicUsize,
+    /// Of the cache, unless it asks with another one.
+    pub(crate) asking: Asking,
+}
+
+/// What grace periods are asked for, and which was.
+#[derive(Debug)]
+pub(crate) struct Asking {
+    waiting: AtomicUsize,
     unasked: AtomicUsize,
     asked: AtomicUsize,
     in_vain: AtomicUsize,
@@ -39,9 +49,12 @@ impl Waiting {
     pub(crate) const fn new() -> Self {
         Self {
             objects: AtomicUsize::new(0),
-            unasked: AtomicUsize::new(0),
-            asked: AtomicUsize::new(Cookie::COMPLETED.raw()),
-            in_vain: AtomicUsize::new(Cookie::COMPLETED.raw()),
+            asking: Asking {
+                waiting: AtomicUsize::new(0),
+                unasked: AtomicUsize::new(0),
+                asked: AtomicUsize::new(Cookie::COMPLETED.raw()),
+                in_vain: AtomicUsize::new(Cookie::COMPLETED.raw()),
+            },
         }
     }
 
@@ -52,12 +65,8 @@ impl Waiting {
 
     /// Counts the objects of a sheaf that was just sealed.
     pub(crate) fn sealed(&self, objects: usize) {
-        if objects > 0 {
-            // ORDERING: Relaxed: a number for statistics and budgets.
-            self.objects.fetch_add(objects, Ordering::Relaxed);
-            // ORDERING: Relaxed: as above.
-            self.unasked.fetch_add(objects, Ordering::Relaxed);
-        }
+        // ORDERING: Relaxed: a number for statistics and budgets.
+        self.objects.fetch_add(objects, Ordering::Relaxed);
     }
 
     /// Counts objects that do not wait any more.
@@ -65,13 +74,35 @@ impl Waiting {
         // ORDERING: Relaxed: a number for statistics and budgets.
         self.objects.fetch_sub(objects, Ordering::Relaxed);
     }
+}
+
+impl Asking {
+    /// Counts bytes that were just sealed.
+    pub(crate) fn sealed(&self, bytes: usize) {
+        // ORDERING: Relaxed: a number for budgets.
+        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        // ORDERING: Relaxed: as above.
+        self.unasked.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that do not wait any more.
+    pub(crate) fn let_go(&self, bytes: usize) {
+        // ORDERING: Relaxed: a number for budgets.
+        self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes in sealed sheaves.
+    pub(crate) fn bytes(&self) -> usize {
+        // ORDERING: Relaxed: a number; it may be out of date when it is used anyway.
+        self.waiting.load(Ordering::Relaxed)
+    }
 
     /// Whether it is time to ask for a grace period; then counts as asked.
-    pub(crate) fn should_ask(&self, threshold: usize) -> bool {
+    pub(crate) fn should_ask(&self, threshold_bytes: usize) -> bool {
         // ORDERING: Relaxed: of two who come at once, the second finds less, or asks for the same grace period.
-        self.unasked.load(Ordering::Relaxed) >= threshold
+        self.unasked.load(Ordering::Relaxed) >= threshold_bytes
             // ORDERING: Relaxed: as above.
-            && self.unasked.swap(0, Ordering::Relaxed) >= threshold
+            && self.unasked.swap(0, Ordering::Relaxed) >= threshold_bytes
     }
 
     /// The cookie last asked for.
