@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 /// // SAFETY: this program has one thread.
 /// let cpu = unsafe { OneCpu::new() };
 /// let zone = Zone::new(cpu, Fixed::new(memory).unwrap()).unwrap();
-/// assert!(zone.total_pages() >= 13);
+/// assert!(zone.total_pages() >= 12);
 /// ```
 ///
 /// The memory must be there for ever: a zone may be forgotten rather than dropped, and then its structures, which lie in the memory, stay
