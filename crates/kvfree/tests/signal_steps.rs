@@ -38,7 +38,7 @@ fn steps_of_all() -> usize {
     if std::env::var_os("STRESS_LONG").is_some() {
         1_000_000
     } else {
-        8_000
+        2_500
     }
 }
 
