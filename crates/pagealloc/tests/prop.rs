@@ -10,7 +10,7 @@ mod ops;
 
 use arbitrary::{Arbitrary, Unstructured};
 use buffer::{fixed, written};
-use cases::cases;
+use cases::{cases, dear};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use ops::{Case, Op};
@@ -76,14 +76,9 @@ proptest! {
     }
 }
 
-proptest! {
-    #![proptest_config(cases(24))]
-
-    #[test]
-    fn p1_growing_in_steps_is_the_same_as_at_once(
-        ops in prop::collection::vec(op(), 1..60),
-        step in 1..700_usize,
-    ) {
+#[test]
+fn p1_growing_in_steps_is_the_same_as_at_once() {
+    dear(24, (prop::collection::vec(op(), 1..60), 1..700_usize), |(ops, step)| {
         let mut memory = memory(2500);
         let whole = Run::new(fixed(&mut memory)).finish(false);
         let mut run = Run::new(fixed(&mut memory).in_steps(step));
@@ -91,14 +86,13 @@ proptest! {
         // Whatever the source still has, and more than it has.
         while run.zone.alloc(PageReq::new(Order::ZERO)).map(|block| run.came(block, PageReq::new(Order::ZERO))).is_ok() {}
         prop_assert_eq!(run.finish(true), whole);
-    }
+        Ok(())
+    });
 }
 
-proptest! {
-    #![proptest_config(cases(3))]
-
-    #[test]
-    fn a_source_may_fail_at_any_point(ops in prop::collection::vec(op(), 1..60)) {
+#[test]
+fn a_source_may_fail_at_any_point() {
+    dear(12, prop::collection::vec(op(), 1..60), |ops| {
         let mut memory = memory(1600);
         let step = 100;
         for n in 0..18 {
@@ -112,7 +106,8 @@ proptest! {
                 run.finish(n % 2 == 0);
             }
         }
-    }
+        Ok(())
+    });
 }
 
 /// Memory whose ranges come cut and ordered as a list says, until they are out; a range may be of any size.

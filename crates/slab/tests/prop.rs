@@ -8,7 +8,7 @@ mod ops;
 
 use arbitrary::{Arbitrary, Unstructured};
 use common::Failure;
-use common::cases::cases;
+use common::cases::{cases, dear};
 use ops::{Case, Op, SLOTS, Setup, play};
 use pagealloc::Attempt;
 use proptest::prelude::*;
@@ -124,20 +124,20 @@ proptest! {
     }
 }
 
-proptest! {
-    #![proptest_config(cases(8))]
-
-    #[test]
-    fn every_failure_point_leaves_the_cache_whole(
-        setup in setup(),
-        ops in prop::collection::vec(op(), 0..60),
-    ) {
-        let calls = play(&setup, &ops, Failure::Never);
-        for n in 0..=calls {
-            play(&setup, &ops, Failure::Once(n));
-            play(&setup, &ops, Failure::From(n));
-        }
-    }
+#[test]
+fn every_failure_point_leaves_the_cache_whole() {
+    dear(
+        8,
+        (setup(), prop::collection::vec(op(), 0..60)),
+        |(setup, ops)| {
+            let calls = play(&setup, &ops, Failure::Never);
+            for n in 0..=calls {
+                play(&setup, &ops, Failure::Once(n));
+                play(&setup, &ops, Failure::From(n));
+            }
+            Ok(())
+        },
+    );
 }
 
 proptest! {
