@@ -78,6 +78,12 @@ impl State {
     pub(crate) fn is_idle(&self) -> bool {
         self.phase == Phase::Idle
     }
+
+    /// Whether a grace period has started that will wait for every slot that takes part, though the nodes do not say so
+    /// yet: whoever drove was stopped by a listener that panicked (I7).
+    pub(crate) fn is_about_to_arm(&self) -> bool {
+        self.phase == Phase::Begun
+    }
 }
 
 /// The driver's own state, for one lane.

@@ -10,9 +10,9 @@ mod odd;
 use calls::{Log, call};
 use odd::{Odd, odd, without_slot};
 use rcu_core::cpu::{BiasedLock, Cpus, OfflineHook, PerSlot, Slot, Threads};
-use rcu_core::{GracePeriod, Online, Rcu};
+use rcu_core::{GracePeriod, Guard, Online, Rcu};
 use rcu_tree::{Event, Geometry, NoTrace, Node, StallConfig, StallReport, Trace, Tree, TreeSlot};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
@@ -96,6 +96,81 @@ fn a_listener_that_panics_ends_no_grace_period_early() {
         });
     }
     assert!(panics >= 5, "only {panics} events");
+}
+
+/// Drives until the `fuse`-th event, whose listener panics; false if there are not as many.
+fn drive_into_panic(tree: &Tree<'static, Odd, Fused>, fuse: usize) -> bool {
+    FUSE.set(fuse);
+    let drove = catch_unwind(AssertUnwindSafe(|| tree.drive()));
+    FUSE.set(0);
+    drove.is_err()
+}
+
+/// I7 of the machine (G11): a listener panics while a grace period waits for a section, perhaps before the tree has been told
+/// so. The section moves off its slot, and that grace period waits for it all the same.
+#[test]
+fn a_section_that_moves_off_after_a_listeners_panic_is_waited_for() {
+    let mut panics = 0;
+    for fuse in 1..40 {
+        let tree = odd(Fused, NEVER);
+        let guard = tree.read_lock();
+        let cookie = tree.start();
+        panics += usize::from(drive_into_panic(tree, fuse));
+        let moved = guard.into_send();
+        for _ in 0..10 {
+            tree.drive();
+        }
+        assert!(!tree.poll(cookie), "too early, after event {fuse}");
+        drop(moved);
+        tree.drive();
+        assert!(tree.poll(cookie), "never, after event {fuse}");
+    }
+    assert!(panics >= 3, "only {panics} events");
+}
+
+/// As above, for a section that a thread enters when its slot is gone, inside one that the slot still counts.
+#[test]
+fn a_section_at_a_threads_end_after_a_listeners_panic_is_waited_for() {
+    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    struct Late {
+        lingering: Option<Guard<&'static Tree<'static, Odd, Fused>>>,
+        fuse: usize,
+    }
+    impl Drop for Late {
+        fn drop(&mut self) {
+            assert_eq!(Odd.current(), None, "the slot's destructor came first");
+            let lingering = self.lingering.take().expect("kept");
+            let tree = *lingering.rcu();
+            let cookie = tree.start();
+            let panicked = drive_into_panic(tree, self.fuse);
+            PANICS.fetch_add(usize::from(panicked), Ordering::Relaxed);
+            let late = tree.read_lock();
+            drop(lingering);
+            for _ in 0..10 {
+                tree.drive();
+            }
+            assert!(!tree.poll(cookie), "too early, after event {}", self.fuse);
+            drop(late);
+            tree.wait(cookie);
+        }
+    }
+    thread_local! {
+        static KEPT: RefCell<Option<Late>> = const { RefCell::new(None) };
+    }
+    for fuse in 1..40 {
+        let tree = odd(Fused, NEVER);
+        thread::spawn(move || {
+            // Registered for destruction before the slot is, so it is dropped after it.
+            KEPT.with_borrow_mut(|kept| {
+                let lingering = Some(tree.read_lock());
+                *kept = Some(Late { lingering, fuse });
+            });
+        })
+        .join()
+        .unwrap();
+    }
+    let panics = PANICS.load(Ordering::Relaxed);
+    assert!(panics >= 3, "only {panics} events");
 }
 
 /// R13: a stall report that panics unwinds through the barrier that noticed; the heads it has posted are on the lists still.

@@ -6,7 +6,7 @@ use crate::place;
 use crate::reader::{Entered, Outcome, ReaderWord};
 use crate::shared_readers::{Place, SharedReaders};
 use crate::slot::TreeSlot;
-use crate::trace::{Lane, Trace};
+use crate::trace::Trace;
 use core::fmt;
 use core::panic::Location;
 use core::ptr::{self, NonNull};
@@ -136,10 +136,9 @@ impl<'a, C: Cpus, T: Trace> Tree<'a, C, T> {
             self.shared.enter_at(place);
             return place;
         }
-        let _normal = self.machine(Lane::Normal).lock();
-        let _expedited = self.machine(Lane::Expedited).lock();
+        let states = self.lock_machines();
         self.shared.admit(&self.gp, nest.slot(), |lane| {
-            let by_slot = |slot| self.nodes.is_waiting_for(lane, slot);
+            let by_slot = |slot| self.waits_for_slot(&states, lane, slot);
             nest.slot().is_some_and(by_slot)
                 || nest.any(|count| SharedReaders::waits_for_count(&self.gp, lane, count))
         })

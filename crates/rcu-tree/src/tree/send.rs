@@ -20,6 +20,7 @@
 
 use super::Tree;
 use super::read::Token;
+use crate::machine::State;
 use crate::marks::{self, Counted, Doing};
 use crate::reader::{Outcome, ReaderWord};
 use crate::shared_readers::Place;
@@ -28,7 +29,7 @@ use crate::trace::{Lane, Trace};
 use core::fmt;
 use core::panic::Location;
 use rcu_core::RcuSend;
-use rcu_core::cpu::{Cpus, Slot};
+use rcu_core::cpu::{Cpus, Slot, SpinGuard};
 
 /// What a section gives back that belongs to no thread: where it is counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,21 @@ impl<C: Cpus, T: Trace> Tree<'_, C, T> {
         {
             self.insist();
         }
+    }
+
+    /// Both machines' locks, in their order. Blocking, for one pass of each.
+    pub(super) fn lock_machines(&self) -> [SpinGuard<'_, State>; Lane::ALL.len()] {
+        Lane::ALL.map(|lane| self.machine(lane).lock())
+    }
+
+    /// Whether the grace period in progress of `lane`, if there is one, waits for the section that is inside on `slot`.
+    pub(super) fn waits_for_slot(
+        &self,
+        states: &[SpinGuard<'_, State>; Lane::ALL.len()],
+        lane: Lane,
+        slot: Slot,
+    ) -> bool {
+        states[lane.index()].is_about_to_arm() || self.nodes.is_waiting_for(lane, slot)
     }
 
     /// The slot that `word` belongs to, which is a word of this tree.
@@ -81,13 +97,11 @@ unsafe impl<C: Cpus, T: Trace> RcuSend for Tree<'_, C, T> {
             return SendToken(place);
         }
         let slot = self.slot_of(token.word);
-        let normal = self.machine(Lane::Normal).lock();
-        let expedited = self.machine(Lane::Expedited).lock();
+        let states = self.lock_machines();
         let place = self.shared.admit(&self.gp, Some(slot), |lane| {
-            self.nodes.is_waiting_for(lane, slot)
+            self.waits_for_slot(&states, lane, slot)
         });
-        drop(expedited);
-        drop(normal);
+        drop(states);
         self.shared_place.note(Location::caller());
         // SAFETY: the token is a word of this tree's slots, which outlive it, entered on this thread (1).
         if unsafe { &*token.word }.exit(token.entered) == Outcome::Transition {
