@@ -1,4 +1,4 @@
-//! The workspace's own commands: `scale` (the main job), `bench`, `icount`, `simulate`, `torture`, `test-all`, `loom`, `nostd`, `asan`,
+//! The workspace's own commands: `scale` (the main job), `bench`, `icount`, `simulate`, `torture`, `test-all`, `loom`, `mutants`, `nostd`, `asan`,
 //! `valgrind`, `fuzz`, `tidy` and `completions`.
 //!
 //! One file per verb. What they share is in [`cargo`]: where the workspace is, how cargo is called, and how a failure
@@ -12,6 +12,7 @@ mod completions;
 mod fuzz;
 mod icount;
 mod loom;
+mod mutants;
 mod nostd;
 mod scale;
 mod simulate;
@@ -51,6 +52,7 @@ enum Verb {
     Torture(torture::Options),
     TestAll(test_all::Options),
     Loom(loom::Options),
+    Mutants(mutants::Options),
     Nostd(nostd::Options),
     Asan(asan::Options),
     Valgrind(valgrind::Options),
@@ -99,6 +101,7 @@ fn main() -> ExitCode {
         Verb::Torture(options) => torture::run(&workspace, &options),
         Verb::TestAll(options) => test_all::run(&workspace, &options),
         Verb::Loom(options) => loom::run(&workspace, &options),
+        Verb::Mutants(options) => mutants::run(&workspace, &options),
         Verb::Nostd(options) => nostd::run(&workspace, &options),
         Verb::Asan(options) => asan::run(&workspace, &options),
         Verb::Valgrind(options) => valgrind::run(&workspace, &options),

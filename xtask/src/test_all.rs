@@ -12,13 +12,13 @@ use clap::Args;
 
 use crate::cargo::{CRATES, Failure, Workspace};
 use crate::tools::VALGRIND;
-use crate::{asan, loom, nostd, tidy, valgrind};
+use crate::{asan, mutants, nostd, tidy, valgrind};
 
 /// Cases per property, unless the environment says otherwise.
 const PROPTEST_CASES: &str = "64";
 const LONG_PROPTEST_CASES: &str = "2000";
 
-/// Run every check: format, tidy, clippy, each crate's tests alone, docs, loom, the main job and torture in small
+/// Run every check: format, tidy, clippy, each crate's tests alone, docs, loom models and mutants, the main job and torture in small
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  cargo xtask test-all\n  cargo xtask test-all --quick\n\n\
@@ -52,9 +52,9 @@ const TIDY: Step = Step::Verb {
     line: "cargo xtask tidy",
     run: tidy::run,
 };
-const LOOM: Step = Step::Verb {
-    line: "cargo xtask loom --mutants",
-    run: |workspace| loom::run(workspace, &loom::Options::all()),
+const MUTANTS: Step = Step::Verb {
+    line: "cargo xtask mutants",
+    run: |workspace| mutants::run(workspace, &mutants::Options::all()),
 };
 const NOSTD: Step = Step::Verb {
     line: "cargo xtask nostd",
@@ -128,7 +128,7 @@ fn steps(workspace: &Workspace, options: &Options) -> Result<Vec<Step>, Failure>
     steps.push(step("test -p xtask"));
     if !options.quick {
         steps.push(step("doc --no-deps --workspace").with("RUSTDOCFLAGS", "-Dwarnings"));
-        steps.push(LOOM);
+        steps.push(MUTANTS);
         steps.push(NOSTD);
         steps.push(step("xtask scale --quick --no-report"));
         // Shares the build before.
@@ -255,7 +255,7 @@ mod tests {
         assert!(
             lines.contains(&"RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace".to_owned())
         );
-        assert!(lines.contains(&"cargo xtask loom --mutants".to_owned()));
+        assert!(lines.contains(&"cargo xtask mutants".to_owned()));
         assert!(lines.contains(&"cargo xtask scale --quick --no-report".to_owned()));
         assert!(lines.contains(&"cargo xtask icount".to_owned()));
     }
@@ -266,6 +266,6 @@ mod tests {
         assert!(quick.len() < default.len() && default.len() < long.len());
         assert!(quick.iter().all(|line| default.contains(line)));
         assert!(default.iter().all(|line| long.contains(line)));
-        assert!(!quick.iter().any(|line| line.contains("loom")));
+        assert!(!quick.iter().any(|line| line.contains("mutants")));
     }
 }

@@ -19,11 +19,14 @@ const ABSENT: u32 = 0;
 const CALLED: u32 = 1;
 const RUNNING: u32 = 2;
 
-const LEAVE: Ordering = if cfg!(weaken = "duty_leave") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline(always)]
+fn leave_order() -> Ordering {
+    if rcu_core::weakened!("duty_leave") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
 
 /// See the module.
 pub(crate) struct Duty {
@@ -52,7 +55,7 @@ impl Duty {
 
     /// Something was noted.
     pub(crate) fn call(&self) -> Called {
-        if !cfg!(weaken = "duty_call") {
+        if !rcu_core::weakened!("duty_call") {
             fence::full();
         }
         // ORDERING: Relaxed: I1, by the full fence above.
@@ -80,7 +83,7 @@ impl Duty {
     /// Gives the duty back to whoever retires next, then `look`s once more; false if the caller has it again, for something waits.
     pub(crate) fn leave(&self, look: impl FnOnce() -> bool) -> bool {
         // ORDERING: Release: what goes with the duty is whole for whoever takes over.
-        self.state.store(ABSENT, LEAVE);
+        self.state.store(ABSENT, leave_order());
         fence::full();
         look() || !self.take(RUNNING)
     }

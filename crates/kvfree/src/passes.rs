@@ -19,16 +19,22 @@
 
 use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 
-const ENTER: Ordering = if cfg!(weaken = "passes_enter") {
-    Ordering::Relaxed
-} else {
-    Ordering::AcqRel
-};
-const END: Ordering = if cfg!(weaken = "passes_end") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline(always)]
+fn enter_order() -> Ordering {
+    if rcu_core::weakened!("passes_enter") {
+        Ordering::Relaxed
+    } else {
+        Ordering::AcqRel
+    }
+}
+#[inline(always)]
+fn end_order() -> Ordering {
+    if rcu_core::weakened!("passes_end") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -52,7 +58,7 @@ impl Passes {
     /// A barrier enters.
     pub(crate) fn enter(&self) -> Ticket {
         // ORDERING: P8 (barrier's entry).
-        let seq = self.seq.fetch_add(0, ENTER);
+        let seq = self.seq.fetch_add(0, enter_order());
         // The end of the pass to come: the one after that which is on.
         Ticket(seq.wrapping_add(3) & !1)
     }
@@ -96,7 +102,7 @@ impl Pass<'_> {
     pub(crate) fn end(self) {
         let pass = core::mem::ManuallyDrop::new(self);
         // ORDERING: P8 (pass's end).
-        pass.seq.fetch_add(1, END);
+        pass.seq.fetch_add(1, end_order());
     }
 }
 

@@ -17,11 +17,14 @@
 use rcu_core::cpu::ZeroInit;
 use rcu_core::sync::atomic::{AtomicU32, Ordering};
 
-const END: Ordering = if cfg!(weaken = "rounds_end") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline(always)]
+fn end_order() -> Ordering {
+    if rcu_core::weakened!("rounds_end") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -81,8 +84,8 @@ pub(crate) struct Round<'s> {
 impl Drop for Round<'_> {
     fn drop(&mut self) {
         // ORDERING: P8 (round's end / barrier): everything freed before is seen freed.
-        self.rounds.reaps.fetch_add(1, END);
+        self.rounds.reaps.fetch_add(1, end_order());
         // ORDERING: P8 (round's end / barrier).
-        self.rounds.reaping.store(0, END);
+        self.rounds.reaping.store(0, end_order());
     }
 }

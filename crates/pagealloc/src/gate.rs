@@ -81,7 +81,7 @@ impl Gate {
         // ORDERING: Release / Acquire in `used`: who sees the slot's first block elsewhere sees this.
         self.used
             .fetch_max(slot.index() as u32 + 1, Ordering::Release);
-        if cfg!(not(weaken = "gate")) {
+        if !rcu_core::weakened!("gate") {
             fence::full();
         }
         // ORDERING: Relaxed: ordered after the store to `used` by the fence (I2).

@@ -33,18 +33,24 @@ use crate::meta::State;
 use rcu_core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 /// Weakened by the mutant `p7_stash`.
-const P7_PUSH: Ordering = if cfg!(weaken = "p7_stash") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline(always)]
+fn p7_push_order() -> Ordering {
+    if rcu_core::weakened!("p7_stash") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
 
 /// Weakened by the mutant `p7_take`.
-const P7_TAKE: Ordering = if cfg!(weaken = "p7_take") {
-    Ordering::Relaxed
-} else {
-    Ordering::Acquire
-};
+#[inline(always)]
+fn p7_take_order() -> Ordering {
+    if rcu_core::weakened!("p7_take") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Acquire
+    }
+}
 
 /// Freed blocks that wait for a holder of the arena's lock.
 #[derive(Debug)]
@@ -87,7 +93,7 @@ impl Stash {
             // ORDERING: P7 (stash, push side).
             match self
                 .head
-                .compare_exchange_weak(head, block, P7_PUSH, Ordering::Relaxed)
+                .compare_exchange_weak(head, block, p7_push_order(), Ordering::Relaxed)
             {
                 Ok(_) => return,
                 Err(now) => head = now,
@@ -105,7 +111,7 @@ impl Stash {
     #[doc(alias = "llist_del_all")]
     pub(crate) fn take_all(&self) -> u32 {
         // ORDERING: P7 (stash, take side).
-        self.head.swap(NONE, P7_TAKE)
+        self.head.swap(NONE, p7_take_order())
     }
 
     /// Notes that `pages` are back in the zone.

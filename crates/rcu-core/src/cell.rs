@@ -20,16 +20,22 @@ use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 
 /// Of the two ways to publish, each with a mutant of its own.
-const SWAP: Ordering = if cfg!(weaken = "p1") {
-    Ordering::Acquire
-} else {
-    Ordering::AcqRel
-};
-const EXCHANGE: Ordering = if cfg!(weaken = "p1_exchange") {
-    Ordering::Acquire
-} else {
-    Ordering::AcqRel
-};
+#[inline(always)]
+fn swap_order() -> Ordering {
+    if crate::weakened!("p1") {
+        Ordering::Acquire
+    } else {
+        Ordering::AcqRel
+    }
+}
+#[inline(always)]
+fn exchange_order() -> Ordering {
+    if crate::weakened!("p1_exchange") {
+        Ordering::Acquire
+    } else {
+        Ordering::AcqRel
+    }
+}
 
 /// An owning pointer to an object that readers of `Domain` may hold references to.
 ///
@@ -188,7 +194,7 @@ impl<P: RcuPointer> RcuCell<P> {
     fn swap_raw(&self, new: Option<P>) -> Option<P> {
         let new = raw_or_null(new.map(P::into_raw));
         // ORDERING: P1 (publish side); Acquire, so that the old object's state is seen by its destructor.
-        let old = self.pointer.swap(new, SWAP);
+        let old = self.pointer.swap(new, swap_order());
         // SAFETY: what was in the cell came from `into_raw`, and the swap took it out for us alone.
         NonNull::new(old).map(|old| unsafe { P::from_raw(old) })
     }
@@ -208,10 +214,12 @@ impl<P: RcuPointer> RcuCell<P> {
         let expected = current.map_or(ptr::null_mut(), |c| ptr::from_ref(c).cast_mut());
         let raw = new.map(P::into_raw);
         // ORDERING: P1 (publish side; load side on failure).
-        match self
-            .pointer
-            .compare_exchange(expected, raw_or_null(raw), EXCHANGE, Ordering::Acquire)
-        {
+        match self.pointer.compare_exchange(
+            expected,
+            raw_or_null(raw),
+            exchange_order(),
+            Ordering::Acquire,
+        ) {
             Ok(old) => {
                 // SAFETY: as in `swap_raw`; `old` has the provenance that the cell held.
                 Ok(NonNull::new(old).map(|old| Retired::new(unsafe { P::from_raw(old) })))

@@ -24,11 +24,23 @@ use crate::sync::atomic::{AtomicPtr, Ordering};
 use core::fmt;
 use core::ptr::{self, NonNull};
 
-const PUSH: Ordering = if cfg!(weaken = "p8_push") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline(always)]
+fn push_order() -> Ordering {
+    if crate::weakened!("p8_push") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
+
+#[inline(always)]
+fn emptied_order() -> Ordering {
+    if crate::weakened!("p8_emptied") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Acquire
+    }
+}
 
 /// A lock-free place for heads.
 #[doc(alias = "llist_head")]
@@ -71,10 +83,12 @@ impl HeadStack {
             // SAFETY: valid (1), and nobody else's yet (2).
             unsafe { head.as_ref() }.set_next(newest);
             // ORDERING: P8 (hand-over, pusher's side).
-            match self
-                .newest
-                .compare_exchange_weak(newest, head.as_ptr(), PUSH, Ordering::Relaxed)
-            {
+            match self.newest.compare_exchange_weak(
+                newest,
+                head.as_ptr(),
+                push_order(),
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return newest.is_null(),
                 Err(now) => newest = now,
             }
@@ -87,7 +101,7 @@ impl HeadStack {
     #[inline]
     pub fn is_empty(&self) -> bool {
         // ORDERING: P8 (emptied): meets `take`'s Release. Not followed.
-        self.newest.load(Ordering::Acquire).is_null()
+        self.newest.load(emptied_order()).is_null()
     }
 
     /// Takes everything, oldest first.

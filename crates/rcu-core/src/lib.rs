@@ -25,6 +25,8 @@ mod section;
 mod seg_list;
 mod seq;
 pub mod sync;
+#[doc(hidden)]
+pub mod weaken;
 mod work;
 
 pub use boxed::{RcuBox, Reclaimer};

@@ -40,11 +40,14 @@ use core::ptr::{self, NonNull};
 static_assertions::const_assert!(align_of::<NullsLink>() >= 2);
 
 /// What the store to the `next` of a link is worth that comes into a chain, and its mutant.
-const LINK: Ordering = if cfg!(weaken = "p1_nulls") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline(always)]
+fn link_order() -> Ordering {
+    if crate::weakened!("p1_nulls") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
 
 /// The link of an object that lies in type-stable memory.
 ///
@@ -266,10 +269,10 @@ impl<R> NullsHead<R> {
     /// use core::ptr::NonNull;
     /// use rcu_core::{NullsHead, NullsLink};
     /// static CHAIN: NullsHead<()> = NullsHead::new(3);
-    /// static LINK: NullsLink = NullsLink::new();
+    /// static link_order(): NullsLink = NullsLink::new();
     /// // SAFETY: the only writer; statics stay where they are, and links, for ever.
-    /// unsafe { CHAIN.add_head(NonNull::from(&LINK)) };
-    /// assert!(LINK.is_linked() && !CHAIN.is_empty());
+    /// unsafe { CHAIN.add_head(NonNull::from(&link_order())) };
+    /// assert!(link_order().is_linked() && !CHAIN.is_empty());
     /// ```
     #[doc(alias = "hlist_nulls_add_head_rcu")]
     pub unsafe fn add_head(&self, link: NonNull<NullsLink>) {
@@ -279,7 +282,7 @@ impl<R> NullsHead<R> {
         // ORDERING: Relaxed: the caller is the only writer (1).
         let first = self.first.load(Ordering::Relaxed);
         // ORDERING: P1 (publish side): a reader may stand here from the link's former life.
-        new.next.store(first, LINK);
+        new.next.store(first, link_order());
         let to_new = ptr::from_ref(&self.first).cast_mut();
         // ORDERING: Relaxed: the writer's own.
         new.pprev.store(to_new, Ordering::Relaxed);
@@ -326,7 +329,7 @@ impl<R> NullsHead<R> {
                     Visit::Restart => continue 'restart,
                 }
             }
-            if cfg!(weaken = "nulls") || walk.end_marker() == Some(number) {
+            if crate::weakened!("nulls") || walk.end_marker() == Some(number) {
                 return None;
             }
         }

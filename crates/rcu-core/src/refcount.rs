@@ -55,6 +55,24 @@ const DEAD: u32 = 0xe000_0000;
 /// The last reference was dropped just now.
 const NONE: u32 = u32::MAX;
 
+#[inline(always)]
+fn reset_order() -> Ordering {
+    if crate::weakened!("p1_reset") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
+
+#[inline(always)]
+fn put_order() -> Ordering {
+    if crate::weakened!("p4_put") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
+
 /// A saturating reference count for objects that readers find without owning them.
 ///
 /// A reader that found the object inside a section calls [`Self::get`]; if that succeeds, the object is the reader's until
@@ -120,11 +138,11 @@ impl RefCount {
     pub fn reset(&self, refs: u32) {
         // ORDERING: P1 (publish side).
         #[cfg(not(loom))]
-        self.word.store(word_of(refs), Ordering::Release);
+        self.word.store(word_of(refs), reset_order());
         // ORDERING: P1 (publish side). A swap, since loom loses track of where a plain store stands among
         // read-modify-writes that it is not ordered with.
         #[cfg(loom)]
-        self.word.swap(word_of(refs), Ordering::Release);
+        self.word.swap(word_of(refs), reset_order());
     }
 
     /// Takes a reference, unless the object is dead. The object's memory must be kept by something else meanwhile: a section,
@@ -170,7 +188,7 @@ impl RefCount {
     #[must_use = "true: the caller has to retire the object"]
     pub fn put(&self) -> bool {
         // ORDERING: P4 (reference's side).
-        let now = self.word.fetch_sub(1, Ordering::Release).wrapping_sub(1);
+        let now = self.word.fetch_sub(1, put_order()).wrapping_sub(1);
         now > MAX && self.put_slow(now)
     }
 
@@ -189,21 +207,18 @@ impl RefCount {
     }
 
     /// None → dead, unless a `get` revived the object (I1).
-    #[cfg(not(weaken = "refcount"))]
     fn mark_dead(&self) -> bool {
+        if crate::weakened!("refcount") {
+            // The mutant marks what a `get` may have revived.
+            // ORDERING: Acquire, as below: only the test of the value is left out.
+            self.word.swap(DEAD, Ordering::Acquire);
+            return true;
+        }
         // ORDERING: P4 (last reference's side): Acquire meets every `put`'s Release, which the later read-modify-writes
         // carried on.
         self.word
             .compare_exchange(NONE, DEAD, Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
-    }
-
-    /// The mutant: marks what a `get` may have revived.
-    #[cfg(weaken = "refcount")]
-    fn mark_dead(&self) -> bool {
-        // ORDERING: Acquire, as above: only the test of the value is left out.
-        self.word.swap(DEAD, Ordering::Acquire);
-        true
     }
 
     /// How many references there are at this moment; 0 if the object is dead. A hint; more than [`Self::MAX_REFS`] means

@@ -179,7 +179,13 @@ impl SegList {
     /// As [`Self::advance`], by whatever says that a cookie is done: either kind of grace period (S9).
     pub fn advance_full(&mut self, is_done: impl Fn(FullCookie) -> bool) {
         for segment in [WAIT, NEXT_READY] {
-            if self.segments[segment].is_empty() || !is_done(self.cookies[segment - WAIT]) {
+            // The mutant takes both segments for ready when one is.
+            let cookie = self.cookies[if crate::weakened!("s3") {
+                0
+            } else {
+                segment - WAIT
+            }];
+            if self.segments[segment].is_empty() || !is_done(cookie) {
                 break;
             }
             let ready = self.segments[segment].take();
@@ -270,7 +276,7 @@ impl SegList {
         if self.is_empty() {
             return None;
         }
-        let (cookie, now) = if cfg!(weaken = "t38") {
+        let (cookie, now) = if crate::weakened!("t38") {
             let now = now();
             (snapshot(), now)
         } else {
@@ -310,6 +316,10 @@ impl SegList {
     /// Puts the rest of an extracted batch back, in front of what has become ready since (S6).
     #[doc(alias = "rcu_segcblist_insert_done_cbs")]
     pub fn insert_done(&mut self, rest: CbList) {
+        if crate::weakened!("s6") {
+            self.segments[DONE].append(rest);
+            return;
+        }
         self.segments[DONE].push_front_list(rest);
         self.check();
     }

@@ -47,11 +47,14 @@ const RUNNING: u32 = 2;
 const HANDED: u32 = 4;
 
 /// What a `queue` that finds the work pending is worth, and its mutant.
-const QUEUE: Ordering = if cfg!(weaken = "p8_work") {
-    Ordering::Relaxed
-} else {
-    Ordering::AcqRel
-};
+#[inline(always)]
+fn queue_order() -> Ordering {
+    if crate::weakened!("p8_work") {
+        Ordering::Relaxed
+    } else {
+        Ordering::AcqRel
+    }
+}
 
 /// Where works go when their grace period is over: the seam to an executor.
 ///
@@ -322,7 +325,7 @@ impl<T: Sync, Q: WorkQueue> RcuWork<T, Q> {
         // SAFETY: valid (1).
         let work = unsafe { this.as_ref() };
         // ORDERING: P8 (hand-over, queueing side).
-        if work.state.fetch_or(PENDING, QUEUE) & PENDING != 0 {
+        if work.state.fetch_or(PENDING, queue_order()) & PENDING != 0 {
             return false;
         }
         // ORDERING: Relaxed: a count that `flush` reads after a `queue` that it was ordered after.

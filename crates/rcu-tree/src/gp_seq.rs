@@ -54,11 +54,14 @@ use rcu_core::fence;
 use rcu_core::sync::atomic::{AtomicUsize, Ordering};
 use rcu_core::{Cookie, FullCookie, Seq};
 
-const END: Ordering = if cfg!(weaken = "p4") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline(always)]
+fn end_order() -> Ordering {
+    if rcu_core::weakened!("p4") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
 
 /// The latest cookie that somebody asked for.
 struct Needed(AtomicUsize);
@@ -158,11 +161,16 @@ impl GpSeq {
     /// A cookie for what the caller unlinked before.
     #[must_use]
     pub fn snapshot(&self) -> Cookie {
-        if cfg!(not(weaken = "p5")) {
+        if !rcu_core::weakened!("p5") {
             fence::full();
         }
         // P5 (snapshot side), after the full fence; P4 (poll side): the value's end happened before.
-        self.load().snapshot()
+        let seq = self.load();
+        if rcu_core::weakened!("r5") && seq.in_progress() {
+            // The mutant counts on the grace period in progress.
+            return Cookie::from_raw(seq.ended().raw());
+        }
+        seq.snapshot()
     }
 
     /// Whether `cookie` has been reached.
@@ -204,7 +212,7 @@ impl GpSeq {
         let seq = Seq::from_raw(self.seq.load(Ordering::Relaxed));
         debug_assert!(seq.in_progress());
         // ORDERING: P4 (end side).
-        self.seq.store(seq.ended().raw(), END);
+        self.seq.store(seq.ended().raw(), end_order());
         self.needed.keep_up(seq.ended());
     }
 
@@ -228,16 +236,19 @@ impl GpSeq {
 
     /// Ends the grace period that `stake` is the started value of, unless that has happened already (I1).
     fn leave(&self, stake: Seq) {
-        let stake = if cfg!(weaken = "p4_merge") {
+        let stake = if rcu_core::weakened!("p4_merge") {
             // What is in progress now, whoever started it.
             self.load()
         } else {
             stake
         };
         // ORDERING: P4 (end side); on failure, Relaxed: the other lane has ended it.
-        let _ = self
-            .seq
-            .compare_exchange(stake.raw(), stake.ended().raw(), END, Ordering::Relaxed);
+        let _ = self.seq.compare_exchange(
+            stake.raw(),
+            stake.ended().raw(),
+            end_order(),
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -311,7 +322,7 @@ impl Sequences {
     #[must_use]
     pub fn poll_full(&self, cookie: FullCookie) -> bool {
         self.lane(Lane::Normal).poll(cookie.normal())
-            || self.lane(Lane::Expedited).poll(cookie.expedited())
+            || !rcu_core::weakened!("r8") && self.lane(Lane::Expedited).poll(cookie.expedited())
     }
 
     /// Asks that `lane` runs until the small `cookie` is done. True if nobody had asked that lane for as much.
@@ -356,7 +367,7 @@ impl Sequences {
     /// runs `heavy` next if anyone takes part.
     #[must_use]
     pub fn begin(&self, lane: Lane) -> Seq {
-        if cfg!(weaken = "p5_join") {
+        if rcu_core::weakened!("p5_join") {
             self.lane(lane).start();
             fence::full();
             return self.polled.join();
@@ -369,7 +380,7 @@ impl Sequences {
 
     /// Ends `lane`'s grace period, then the merged one. The lane's driver only, after it saw every reader pass.
     pub fn finish(&self, lane: Lane, stake: Seq) {
-        if cfg!(weaken = "p4_nest") {
+        if rcu_core::weakened!("p4_nest") {
             self.polled.leave(stake);
             self.lane(lane).end();
             return;

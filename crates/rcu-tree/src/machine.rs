@@ -82,7 +82,7 @@ impl State {
     /// Whether a grace period has started that will wait for every slot that takes part, though the nodes do not say so
     /// yet: whoever drove was stopped by a listener that panicked (I7).
     pub(crate) fn is_about_to_arm(&self) -> bool {
-        self.phase == Phase::Begun
+        self.phase == Phase::Begun && !rcu_core::weakened!("g11_begun")
     }
 }
 
@@ -139,7 +139,9 @@ impl Machine {
     pub(crate) fn drive<L: LocalLock, T: Trace>(&self, world: &World<'_, '_, L, T>) -> Driven {
         let mut driven = Driven::default();
         loop {
-            fence::full();
+            if !rcu_core::weakened!("t36_fence") {
+                fence::full();
+            }
             if !world.gp.is_needed(world.lane) {
                 driven.in_the_way = false;
                 return driven;
@@ -156,7 +158,7 @@ impl Machine {
             self.owed.store(state.looked_at, Ordering::Relaxed);
             drop(state);
             driven.ended |= ended;
-            if !ended && !self.is_asked_again() {
+            if (!ended || rcu_core::weakened!("t36")) && !self.is_asked_again() {
                 return driven;
             }
         }
@@ -240,7 +242,7 @@ impl Machine {
     fn is_asked_again(&self) -> bool {
         fence::full();
         // ORDERING: Relaxed: I5, by the full fence above.
-        self.again.load(Ordering::Relaxed) != 0
+        self.again.load(Ordering::Relaxed) != 0 && !rcu_core::weakened!("i5")
     }
 
     /// Goes on from the sequence, which tells more than the state that a driver was just changing, in the child of a
@@ -271,28 +273,70 @@ impl Machine {
 
 /// One step; true if it ended a grace period.
 fn step<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) -> bool {
+    loop {
+        match advance(state, world) {
+            Advance::Moved => {}
+            Advance::Ended => return true,
+            Advance::Stopped => return false,
+        }
+    }
+}
+
+/// What came of an attempt to leave a phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Advance {
+    /// The next phase is left right away, too.
+    Moved,
+    /// That was the grace period's last phase.
+    Ended,
+    /// Readers are in the way, or nobody asks for a grace period.
+    Stopped,
+}
+
+/// Leaves one phase, if that can be.
+fn advance<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) -> Advance {
+    match state.phase {
+        Phase::Idle => begin(state, world),
+        Phase::Begun => arm(state, world),
+        Phase::FirstScan => look(state, world, true),
+        Phase::Scanning => look(state, world, false),
+    }
+}
+
+fn begin<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) -> Advance {
+    let World { lane, gp, .. } = *world;
+    if !gp.is_needed(lane) {
+        return Advance::Stopped;
+    }
+    state.stake = gp.begin(lane);
+    state.phase = Phase::Begun;
+    world
+        .trace
+        .event(Event::Started(lane, gp.lane(lane).load()));
+    Advance::Moved
+}
+
+fn arm<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) -> Advance {
+    if world.nodes.any_online_but(world.own) {
+        fence::heavy();
+        world.counts.fenced();
+    }
+    world.nodes.arm(world.lane, world.trace);
+    state.phase = Phase::FirstScan;
+    world.trace.event(Event::Armed(world.lane));
+    Advance::Moved
+}
+
+/// Looks at the readers that are waited for, and ends the grace period if none is left.
+fn look<L: LocalLock, T: Trace>(
+    state: &mut State,
+    world: &World<'_, '_, L, T>,
+    first: bool,
+) -> Advance {
     let World {
         lane, gp, trace, ..
     } = *world;
-    if state.is_idle() {
-        if !gp.is_needed(lane) {
-            return false;
-        }
-        state.stake = gp.begin(lane);
-        state.phase = Phase::Begun;
-        trace.event(Event::Started(lane, gp.lane(lane).load()));
-    }
-    if state.phase == Phase::Begun {
-        if world.nodes.any_online_but(world.own) {
-            fence::heavy();
-            world.counts.fenced();
-        }
-        world.nodes.arm(lane, trace);
-        state.phase = Phase::FirstScan;
-        trace.event(Event::Armed(lane));
-    }
-    let first = state.phase == Phase::FirstScan;
-    let look = |slot| {
+    let passed = |slot| {
         let Some(slot) = world.slots.get(slot) else {
             return true;
         };
@@ -304,28 +348,31 @@ fn step<L: LocalLock, T: Trace>(state: &mut State, world: &World<'_, '_, L, T>) 
         if first {
             // ORDERING: Relaxed: the driver's own, under the machine's lock.
             first_seen.store(seen.raw(), Ordering::Relaxed);
-            return false;
+            // The mutant takes a reader that it will look at again for one that has passed.
+            return rcu_core::weakened!("g7");
         }
         // ORDERING: Relaxed: the driver's own, under the machine's lock.
-        seen.passed_since(Seen::from_raw(first_seen.load(Ordering::Relaxed)))
+        let before = Seen::from_raw(first_seen.load(Ordering::Relaxed));
+        // The mutant takes another depth for another section.
+        seen.passed_since(before) || rcu_core::weakened!("r1_nesting") && seen != before
     };
     let (mut looked_at, mut inside) = (0, 0);
     world.nodes.scan(lane, trace, |slot| {
-        let passed = look(slot);
+        let has_passed = passed(slot);
         looked_at += 1;
-        inside += usize::from(!passed);
-        passed
+        inside += usize::from(!has_passed);
+        has_passed
     });
     world.counts.scanned(first, looked_at, inside);
     state.phase = Phase::Scanning;
     state.looked_at = looked_at;
     // I6.
     if !world.nodes.is_clear(lane) || !world.shared.is_clear(gp, lane) {
-        return false;
+        return Advance::Stopped;
     }
     world.stalls.ended(lane, gp.lane(lane).load());
     gp.finish(lane, state.stake);
     state.phase = Phase::Idle;
     trace.event(Event::Ended(lane, gp.lane(lane).load()));
-    true
+    Advance::Ended
 }

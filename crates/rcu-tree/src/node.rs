@@ -171,6 +171,19 @@ pub(crate) struct Nodes<'a> {
     nodes: &'a [Node],
 }
 
+/// P3 (up the tree): what a report is worth, and its mutants.
+#[inline(always)]
+fn report_order() -> Ordering {
+    match (
+        rcu_core::weakened!("p3_report"),
+        rcu_core::weakened!("p3_up"),
+    ) {
+        (true, _) => Ordering::Acquire,
+        (_, true) => Ordering::Release,
+        _ => Ordering::AcqRel,
+    }
+}
+
 /// Tells `trace` that a word of a node was written.
 #[inline]
 fn written(trace: &impl Trace, level: usize, index: usize) {
@@ -345,9 +358,9 @@ impl<'a> Nodes<'a> {
             return false;
         }
         // ORDERING: P3 (up the tree): AcqRel, so that whoever empties the word carries all reports on.
-        let old = word.fetch_and(!gone, Ordering::AcqRel);
+        let old = word.fetch_and(!gone, report_order());
         written(trace, level, index);
-        if old != 0 && old & !gone == 0 {
+        if old != 0 && (old & !gone == 0 || rcu_core::weakened!("g5")) {
             self.go_up(lane, level, index, trace);
         }
         old & gone != 0

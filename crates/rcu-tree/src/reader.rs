@@ -61,22 +61,31 @@ const SECTION: usize = 1 << 18;
 /// Nesting deeper than this aborts: it can only come from forgotten guards (hole 3 of the peers).
 const MAX_NEST: usize = NEST - 1;
 
-const ENTER: Ordering = if cfg!(weaken = "p3_enter") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
-const EXIT: Ordering = if cfg!(weaken = "p3") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline(always)]
+fn enter_order() -> Ordering {
+    if rcu_core::weakened!("p3_enter") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
+#[inline(always)]
+fn exit_order() -> Ordering {
+    if rcu_core::weakened!("p3") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
 
-const QUIESCENT: Ordering = if cfg!(weaken = "p3_quiescent") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline(always)]
+fn quiescent_order() -> Ordering {
+    if rcu_core::weakened!("p3_quiescent") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
 
 /// What the owner has to do beside leaving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,8 +221,8 @@ impl ReaderWord {
     fn enter_outermost(&self, word: usize) -> Entered {
         let entered = word.wrapping_add(SECTION | 1);
         // ORDERING: P2 and P3 (enter side).
-        self.0.store(entered, ENTER);
-        if cfg!(not(weaken = "p2")) {
+        self.0.store(entered, enter_order());
+        if !rcu_core::weakened!("p2") {
             fence::light();
         }
         Entered(entered)
@@ -228,7 +237,7 @@ impl ReaderWord {
             nesting_overflow();
         }
         // ORDERING: P3 (enter side); the outermost enter's fence covers this level (P2).
-        self.0.store(word + 1, ENTER);
+        self.0.store(word + 1, enter_order());
         Some(Entered(word + 1))
     }
 
@@ -240,7 +249,7 @@ impl ReaderWord {
         debug_assert!(word & NEST != 0, "I2: left a section that was not entered");
         if word == entered.0 {
             // ORDERING: P3 (exit side): a release also where the section goes on, since the scan may read this store.
-            self.0.store(entered.0.wrapping_sub(1), EXIT);
+            self.0.store(entered.0.wrapping_sub(1), exit_order());
             return Outcome::Done;
         }
         self.exit_other(word)
@@ -255,7 +264,7 @@ impl ReaderWord {
             return Outcome::Transition;
         }
         // ORDERING: P3 (exit side): as in `exit`.
-        self.0.store(word - 1, EXIT);
+        self.0.store(word - 1, exit_order());
         Outcome::Done
     }
 
@@ -272,8 +281,8 @@ impl ReaderWord {
         }
         let anew = word.wrapping_add(SECTION);
         // ORDERING: P3 (exit side) and P2 (enter side).
-        self.0.store(anew, QUIESCENT);
-        if cfg!(not(weaken = "p2_quiescent")) {
+        self.0.store(anew, quiescent_order());
+        if !rcu_core::weakened!("p2_quiescent") {
             fence::light();
         }
         Entered(anew)

@@ -249,7 +249,7 @@ fn p2_newcomer_vs_driver_without_heavy() {
             let world = world.clone();
             move || {
                 world.gp.start();
-                if cfg!(not(weaken = "p2")) {
+                if !rcu_core::weakened!("p2") {
                     fence::full();
                 }
                 if !online.load(Ordering::Acquire) {
@@ -449,8 +449,8 @@ fn t39_barrier_vs_migration() {
     });
 }
 
-/// P8 (hint) and I11 of the callbacks: an owner that finds a visitor inside puts its callback aside; the visitor takes it in
-/// while the owner's barrier looks whether the slot holds anything.
+/// P8 (hint, emptied) and I11 of the callbacks: an owner has found a visitor inside and put its callback aside; the visitor
+/// takes it in while the owner's barrier looks whether the slot holds anything.
 #[test]
 fn p8_aside_vs_barrier() {
     model(|| {
@@ -460,12 +460,12 @@ fn p8_aside_vs_barrier() {
             world: Migration::default(),
         });
         slot.head.set_callback(Callback::Run(note_run));
+        let head = NonNull::from(&*slot).cast::<Head>();
+        // SAFETY: the head lives as long as the model's run, and is queued once.
+        unsafe { slot.world.queue_beside_a_visitor(head) };
         let owner = thread::spawn({
             let slot = slot.clone();
             move || {
-                let head = NonNull::from(&*slot).cast::<Head>();
-                // SAFETY: the head lives as long as the model's run, and is queued once.
-                unsafe { slot.world.queue(head) };
                 slot.world.post();
                 assert!(!slot.world.is_over(), "the barrier missed the callback");
             }

@@ -20,16 +20,22 @@ use core::ptr::{self, NonNull};
 use rcu_core::sync::atomic::{AtomicPtr, Ordering};
 
 /// P6: what adding and taking are worth, and their mutants.
-const ADD: Ordering = if cfg!(weaken = "p6_inbox") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
-const TAKE: Ordering = if cfg!(weaken = "p6_deferred") {
-    Ordering::Relaxed
-} else {
-    Ordering::Acquire
-};
+#[inline(always)]
+fn add_order() -> Ordering {
+    if rcu_core::weakened!("p6_inbox") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
+#[inline(always)]
+fn take_order() -> Ordering {
+    if rcu_core::weakened!("p6_deferred") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Acquire
+    }
+}
 
 /// The first word of a node: the next one.
 #[repr(C)]
@@ -68,10 +74,12 @@ impl Inbox {
             // SAFETY: the node is writable (debt 1), and nobody else knows it yet.
             unsafe { node.write(link) };
             // ORDERING: P6 (adder's side).
-            match self
-                .head
-                .compare_exchange_weak(head, node.as_ptr(), ADD, Ordering::Relaxed)
-            {
+            match self.head.compare_exchange_weak(
+                head,
+                node.as_ptr(),
+                add_order(),
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
@@ -91,7 +99,7 @@ impl Inbox {
             return None;
         }
         // ORDERING: P6 (taker's side).
-        NonNull::new(self.head.swap(ptr::null_mut(), TAKE))
+        NonNull::new(self.head.swap(ptr::null_mut(), take_order()))
     }
 }
 

@@ -31,8 +31,8 @@ pub(super) fn applies_to(path: &str) -> bool {
     })
 }
 
-/// (g) Every place that orders memory has its comment. A constant that holds an ordering (a mutant's switch) is
-/// none; each use of it is.
+/// (g) Every place that orders memory has its comment. A constant that holds an ordering, or a function
+/// `…_order() -> Ordering` that gives one (a mutant's switch), is none; each use of it is.
 pub(super) fn uncommented(source: &Source) -> Vec<String> {
     let lines = lines(&source.text);
     let orderings = orderings_of(&lines);
@@ -57,7 +57,7 @@ pub(super) fn uncommented(source: &Source) -> Vec<String> {
 
 /// The words that stand for an ordering in one file.
 struct Orderings<'s> {
-    /// Its constants of type `Ordering`.
+    /// Its constants of type `Ordering`, and its functions that stand for one.
     constants: BTreeSet<&'s str>,
     /// Its own types that share a name with an ordering.
     types: BTreeSet<&'s str>,
@@ -73,6 +73,7 @@ fn orderings_of<'s>(lines: &'s [Line<'_>]) -> Orderings<'s> {
         while let Some(word) = words.next() {
             match word {
                 "const" if line.code.contains(": Ordering") => found.constants.extend(words.next()),
+                "fn" if gives_an_ordering(&line.code) => found.constants.extend(words.next()),
                 "struct" | "enum" | "trait" | "type" => found.types.extend(words.next()),
                 _ => {}
             }
@@ -141,14 +142,14 @@ pub(super) struct Line<'s> {
     raw: &'s str,
     /// Without comment and string literals.
     pub(super) code: String,
-    /// An import, or a constant of type `Ordering`: names orderings and uses none.
+    /// An import, or a constant or function that stands for an `Ordering`: names orderings and uses none.
     pub(super) is_declaration: bool,
     pub(super) in_tests: bool,
 }
 
 pub(super) fn lines(text: &str) -> Vec<Line<'_>> {
     let mut lines = Vec::new();
-    let mut declaration_goes_on = false;
+    let mut declaration: Option<End> = None;
     // The indentation of the test module that we are in; rustfmt closes it at the same.
     let mut tests_indent: Option<usize> = None;
     let mut test_attribute = false;
@@ -156,8 +157,12 @@ pub(super) fn lines(text: &str) -> Vec<Line<'_>> {
         let code = code_of(raw);
         let words = code.trim();
         let indent = raw.len() - raw.trim_start().len();
-        let is_declaration = declaration_goes_on || begins_declaration(words);
-        declaration_goes_on = is_declaration && !words.ends_with(';');
+        declaration = declaration.or_else(|| begins_declaration(words, indent));
+        let is_declaration = declaration.is_some();
+        declaration = declaration.filter(|end| match end {
+            End::Semicolon => !words.ends_with(';'),
+            End::Brace(of) => words != "}" || indent != *of,
+        });
         if test_attribute && tests_indent.is_none() && words.ends_with('{') {
             tests_indent = Some(indent);
         }
@@ -188,10 +193,27 @@ fn is_negated(condition: &str) -> bool {
         .any(|start| condition.contains(start))
 }
 
-fn begins_declaration(code: &str) -> bool {
+/// What ends a declaration.
+enum End {
+    Semicolon,
+    /// A brace that is indented like the beginning.
+    Brace(usize),
+}
+
+fn begins_declaration(code: &str, indent: usize) -> Option<End> {
     let mut words = code.split_whitespace();
     let first = words.by_ref().find(|word| !word.starts_with("pub"));
-    first == Some("use") || first == Some("const") && code.contains(": Ordering")
+    match first {
+        Some("use") => Some(End::Semicolon),
+        Some("const") if code.contains(": Ordering") => Some(End::Semicolon),
+        _ if gives_an_ordering(code) => Some(End::Brace(indent)),
+        _ => None,
+    }
+}
+
+/// Whether a function of this signature stands for a memory ordering.
+fn gives_an_ordering(code: &str) -> bool {
+    code.contains("fn ") && code.contains("_order() -> Ordering {")
 }
 
 /// What of a line the compiler reads as code: cut at `//`, string literals emptied.
@@ -263,6 +285,7 @@ mod tests {
             "panic!(\"Relaxed // SeqCst\");\n",
             "struct Release;\nimpl Drop for Release {}\n",
             "const END: Ordering = if cfg!(weaken = \"p4\") {\n    Ordering::Relaxed\n} else {\n    Ordering::Release\n};\n",
+            "fn end_order() -> Ordering {\n    if x {\n        Ordering::Relaxed\n    } else {\n        Ordering::Release\n    }\n}\n",
             "a.cmp(&b) == Ordering::Less;\n",
             "#[cfg(test)]\nmod tests {\n    fn f() {\n        a.load(Relaxed);\n    }\n}\n",
             "#[cfg(all(test, not_loom))]\n#[expect(dead_code)]\nmod tests {\n    const A: O = Relaxed;\n}\n",
@@ -287,6 +310,10 @@ mod tests {
             (
                 "#[cfg(not(test))]\nmod real {\n    a.load(Acquire);\n}\n",
                 3,
+            ),
+            (
+                "fn end_order() -> Ordering {\n    Ordering::Release\n}\na.store(1, end_order());\n",
+                4,
             ),
             (
                 "const END: Ordering = Ordering::Release;\na.store(1, END);\n",

@@ -176,11 +176,11 @@ impl BiasedLock {
         if before == IN {
             return false;
         }
-        if cfg!(not(weaken = "p8")) {
+        if !crate::weakened!("p8") {
             fence::full();
         }
         // ORDERING: P8 (owner's load): Acquire meets the visitor's Release of `UNBIASED`.
-        let bias = self.bias.load(REVOKED_LOAD);
+        let bias = self.bias.load(revoked_load_order());
         if (bias == UNBIASED && self.take_bias()) || bias == BIASED {
             return true;
         }
@@ -195,15 +195,13 @@ impl BiasedLock {
         if !fence::owners_may_omit() {
             return true;
         }
-        #[cfg(weaken = "p8_bias")]
-        {
+        if crate::weakened!("p8_bias") {
             // ORDERING: none: a mutant.
             self.bias.store(BIASED, Ordering::Relaxed);
             return true;
         }
         // ORDERING: P8: Relaxed, since whoever wrote `UNBIASED` anew has been inside no more than the one that was read
         // (this owner is, I1); an exchange, so that no `WANTED` is overwritten, and P8's Release is passed on.
-        #[cfg(not(weaken = "p8_bias"))]
         self.bias
             .compare_exchange(UNBIASED, BIASED, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
@@ -226,7 +224,7 @@ impl BiasedLock {
         }
         if bias == UNBIASED {
             fence::full();
-        } else if cfg!(not(weaken = "p8_heavy")) {
+        } else if !crate::weakened!("p8_heavy") {
             fence::heavy_unasked();
         }
         true
@@ -260,22 +258,22 @@ impl fmt::Debug for BiasedLock {
 }
 
 /// P8: what the owner's read of `bias` and its exit are worth, and their mutants.
-const REVOKED_LOAD: Ordering = if cfg!(weaken = "p8_revoked") {
-    Ordering::Relaxed
-} else {
-    Ordering::Acquire
-};
-/// P8: what a spin lock's exit is worth, and its mutant.
-const HELD_CLEAR: Ordering = if cfg!(weaken = "p8_spin") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
-const BUSY_CLEAR: Ordering = if cfg!(weaken = "p8_busy") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
+#[inline(always)]
+fn revoked_load_order() -> Ordering {
+    if crate::weakened!("p8_revoked") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Acquire
+    }
+}
+#[inline(always)]
+fn busy_clear_order() -> Ordering {
+    if crate::weakened!("p8_busy") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
 
 // SAFETY: 1 by I1 and I2; 2 by I3 and because `try_visit` backs out; 3: both words zero is unlocked.
 unsafe impl LocalLock for BiasedLock {
@@ -296,8 +294,8 @@ unsafe impl LocalLock for BiasedLock {
             return self.enter_fenced(before);
         }
         // What `heavy_unasked` does for a biased owner elsewhere, the model's owner does itself, biased only.
-        #[cfg(all(loom, not(weaken = "p8_biased")))]
-        if self.bias.load(Ordering::Relaxed) == BIASED {
+        #[cfg(loom)]
+        if !crate::weakened!("p8_biased") && self.bias.load(Ordering::Relaxed) == BIASED {
             fence::full();
         }
         // ORDERING: P8, the compiler's half: the store above stays above the load below.
@@ -314,7 +312,7 @@ unsafe impl LocalLock for BiasedLock {
     #[inline(always)]
     unsafe fn leave(&self) {
         // ORDERING: P8 (owner's exit): the visitor's Acquire of `OUT` sees what was written.
-        self.busy.store(OUT, BUSY_CLEAR);
+        self.busy.store(OUT, busy_clear_order());
     }
 
     fn visit(&self) {
@@ -371,6 +369,15 @@ unsafe impl LocalLock for BiasedLock {
     }
 }
 
+#[inline(always)]
+fn unlock_order() -> Ordering {
+    if crate::weakened!("p8_spin") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Release
+    }
+}
+
 /// The lock for a slot that is only a hint (the caller may migrate): a spin lock.
 ///
 /// Also the raw lock of [`SpinMutex`](super::SpinMutex). Under `std` a waiter yields after a few spins.
@@ -424,7 +431,7 @@ unsafe impl LocalLock for SpinLock {
     #[inline(always)]
     unsafe fn leave(&self) {
         // ORDERING: P8 (lock word): Release meets the next holder's Acquire.
-        self.held.store(0, HELD_CLEAR);
+        self.held.store(0, unlock_order());
     }
 
     fn visit(&self) {

@@ -178,7 +178,7 @@ impl Callbacks {
         calls.collect(&mut queue);
         let in_flight = queue.list.in_flight();
         let moved = queue.list.len() - in_flight;
-        if cfg!(weaken = "t39") {
+        if rcu_core::weakened!("t39") {
             // The mutant: callbacks are on their way with no lock held (I2).
             let mut taken = SegList::new();
             taken.merge(&mut queue.list);

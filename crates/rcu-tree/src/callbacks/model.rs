@@ -41,6 +41,16 @@ impl Migration {
         unsafe { self.callbacks.queue(&self.gp, Some(&self.calls), head) };
     }
 
+    /// Queues `head` while a visitor is inside the slot's lists, so that it is put aside.
+    ///
+    /// # Safety
+    /// 1. The debts of `Rcu::call`, with the callback noted in `head`.
+    pub unsafe fn queue_beside_a_visitor(&self, head: NonNull<Head>) {
+        let _inside = self.calls.queue.visit();
+        // SAFETY: the caller's debts.
+        unsafe { self.queue(head) };
+    }
+
     /// Comes as a visitor and takes in what was put aside, as whoever runs callbacks does first.
     pub fn visit(&self) {
         let mut queue = self.calls.queue.visit();

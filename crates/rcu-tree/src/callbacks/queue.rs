@@ -149,8 +149,10 @@ impl<L: LocalLock> SlotCalls<L> {
         }
         // ORDERING: Relaxed: written under the lock only, which is held.
         let hint = self.hint.load(Ordering::Relaxed);
-        // ORDERING: P8 (hint): Relaxed: passed on by `take`'s Release (I11).
-        self.hint.store(hint | 1, Ordering::Relaxed);
+        if !rcu_core::weakened!("p8_aside") {
+            // ORDERING: P8 (hint): Relaxed: passed on by `take`'s Release (I11).
+            self.hint.store(hint | 1, Ordering::Relaxed);
+        }
         queue.unpark();
         queue.list.insert_pending(self.aside.take());
         true
@@ -206,6 +208,8 @@ impl Callbacks {
                 return unsafe { self.queue_slow(gp, calls, &mut queue, head) };
             }
         }
+        // The mutant: among those of no slot, which are run in their own order.
+        let own = own.filter(|_| !rcu_core::weakened!("r4_aside"));
         let aside = own.map_or(&*self.shared, |calls| &calls.aside);
         // SAFETY: valid until invoked, on no list, may move to another thread (1).
         if unsafe { aside.push(head) } {

@@ -80,7 +80,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         self.settle_deferred(Attempt::NoWait);
         let mut last = None;
         // The mutant: what a slot hands over between the two looks is seen by neither.
-        if cfg!(weaken = "t15") {
+        if rcu_core::weakened!("t15") {
             last = self.barn.0.enter().latest_orphan();
         }
         for local in self.used() {
@@ -88,7 +88,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
             self.seal(&mut slot);
             last = later(last, slot.line.last_cookie());
         }
-        if cfg!(not(weaken = "t15")) {
+        if !rcu_core::weakened!("t15") {
             last = later(last, self.barn.0.enter().latest_orphan());
         }
         last = later(last, self.seal_slabs());

@@ -86,7 +86,7 @@ impl SlotState {
     /// Takes the eldest sealed sheaf if its cookie is done.
     pub(crate) fn take_ripe<G: GracePeriod>(&mut self, gp: &G) -> Option<Sheaf> {
         let cookie = self.line.first()?.cookie();
-        if gp.poll(cookie) || cfg!(weaken = "p4_ripe") {
+        if gp.poll(cookie) || rcu_core::weakened!("p4_ripe") {
             self.line.pop_front()
         } else {
             None

@@ -71,11 +71,14 @@ const DEAD: Word = RELEASED | NOT_LIVE >> 2;
 const NONE: Word = !GENERATION;
 
 /// What `get`'s addition is worth, and its mutant.
-const GET: Ordering = if cfg!(weaken = "p6_pin") {
-    Ordering::Relaxed
-} else {
-    Ordering::Acquire
-};
+#[inline(always)]
+fn get_order() -> Ordering {
+    if rcu_core::weakened!("p6_pin") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Acquire
+    }
+}
 
 /// Which of the objects that one piece of type-stable memory has been and will be.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -118,7 +121,7 @@ impl PinWord {
     #[inline]
     pub(crate) fn get(&self) -> Option<Generation> {
         // ORDERING: P6 (pin side).
-        let now = self.0.fetch_add(REF, GET).wrapping_add(REF);
+        let now = self.0.fetch_add(REF, get_order()).wrapping_add(REF);
         (now < NOT_LIVE || self.get_slow(now)).then_some(Generation(now & GENERATION))
     }
 
@@ -171,22 +174,16 @@ impl PinWord {
 }
 
 /// Takes a reference and *then* looks whether it is to what was sought (T20). What is not is dropped.
-#[cfg(not(weaken = "t20"))]
 pub(crate) fn pin_if<R>(
     get: impl FnOnce() -> Option<R>,
     is_it: impl FnOnce() -> bool,
 ) -> Option<R> {
+    if rcu_core::weakened!("t20") {
+        // The mutant looks while the object can still become another one.
+        return if is_it() { get() } else { None };
+    }
     let pinned = get()?;
     is_it().then_some(pinned)
-}
-
-/// The mutant: looks while the object can still become another one.
-#[cfg(weaken = "t20")]
-pub(crate) fn pin_if<R>(
-    get: impl FnOnce() -> Option<R>,
-    is_it: impl FnOnce() -> bool,
-) -> Option<R> {
-    if is_it() { get() } else { None }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -41,10 +41,15 @@
 #![deny(unsafe_code)]
 
 mod look;
+mod orders;
 
 use super::bits::{ROW_ORDER, ROW_PAGES, blocks, lowest, mask, spread};
 use crate::broken::broken;
 use core::array;
+use orders::{
+    back_count_order, give_bits_order, give_count_order, take_bits_order, take_count_order,
+    take_range_order, take_row_order, take_whole_order,
+};
 use rcu_core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Rows of a half: 2 MiB in production; in models as few as show every path, for loom follows each word.
@@ -63,50 +68,6 @@ const UPPER: u32 = 16;
 const IDLE: u32 = 1 << 10;
 const KEPT: u32 = 1 << 31;
 const WHOLE: u32 = HALF_PAGES as u32;
-
-/// P7 (bits): what a giver's words are worth, and their mutants.
-const GIVE_BITS: Ordering = if cfg!(weaken = "p7_bits") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
-const GIVE_COUNT: Ordering = if cfg!(weaken = "p7_count") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
-/// A claimer's side that did not find all, and its mutant.
-const BACK_COUNT: Ordering = if cfg!(weaken = "p7_back") {
-    Ordering::Relaxed
-} else {
-    Ordering::Release
-};
-/// The claimers' sides: a count taken, a whole half or area, bits of a row, a row, bits of a range; and their mutants.
-const TAKE_COUNT: Ordering = if cfg!(weaken = "p7_claim_count") {
-    Ordering::Relaxed
-} else {
-    Ordering::Acquire
-};
-const TAKE_WHOLE: Ordering = if cfg!(weaken = "p7_claim_whole") {
-    Ordering::Relaxed
-} else {
-    Ordering::Acquire
-};
-const TAKE_BITS: Ordering = if cfg!(weaken = "p7_claim_bits") {
-    Ordering::Relaxed
-} else {
-    Ordering::Acquire
-};
-const TAKE_ROW: Ordering = if cfg!(weaken = "p7_claim_row") {
-    Ordering::Relaxed
-} else {
-    Ordering::Acquire
-};
-const TAKE_RANGE: Ordering = if cfg!(weaken = "p7_claim_range") {
-    Ordering::Relaxed
-} else {
-    Ordering::Acquire
-};
 
 /// What an area's word says, for those who search.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -238,11 +199,12 @@ impl Area {
             }
             let next = (word - (((n << order) as u32) << shift)) & !(IDLE << shift);
             // ORDERING: P7 (bits, count's claim side).
-            match self
-                .word
-                .0
-                .compare_exchange_weak(word, next, TAKE_COUNT, Ordering::Relaxed)
-            {
+            match self.word.0.compare_exchange_weak(
+                word,
+                next,
+                take_count_order(),
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return n,
                 Err(now) => word = now,
             }
@@ -253,14 +215,14 @@ impl Area {
     fn return_counts(&self, half: usize, pages: usize) -> News {
         let add = (pages as u32) << (half as u32 * UPPER);
         // ORDERING: P7 (bits, a failed claimer's side).
-        let before = self.word.0.fetch_add(add, BACK_COUNT);
+        let before = self.word.0.fetch_add(add, back_count_order());
         Self::news(before, add)
     }
 
     /// Gives back what a claimer got that did not find all: its bits first (I3), or somebody who has a count finds no bit, and who claims
     /// the whole half finds one set later. The mutant does it the other way round.
     fn undo(&self, half: usize, pages: usize, bits: impl FnOnce()) -> News {
-        if cfg!(weaken = "bits_back") {
+        if rcu_core::weakened!("bits_back") {
             let news = self.return_counts(half, pages);
             bits();
             return news;
@@ -294,7 +256,7 @@ impl Area {
             match self.word.0.compare_exchange_weak(
                 word,
                 word & !(mask | idle),
-                TAKE_WHOLE,
+                take_whole_order(),
                 Ordering::Relaxed,
             ) {
                 Ok(_) => break,
@@ -356,7 +318,7 @@ impl Area {
     fn take_row(&self, row: usize) -> bool {
         self.rows.0[row]
             // ORDERING: P7 (bits, claim side).
-            .compare_exchange(u64::MAX, 0, TAKE_ROW, Ordering::Relaxed)
+            .compare_exchange(u64::MAX, 0, take_row_order(), Ordering::Relaxed)
             .is_ok()
     }
 
@@ -417,7 +379,7 @@ impl Area {
             match self.rows.0[row].compare_exchange_weak(
                 value,
                 value & !bits,
-                TAKE_BITS,
+                take_bits_order(),
                 Ordering::Relaxed,
             ) {
                 Ok(_) => {
@@ -475,7 +437,7 @@ impl Area {
 
     fn take_bits(&self, row: usize, bits: u64) -> bool {
         // ORDERING: P7 (bits, claim side); a failure changes nothing.
-        let taken = self.rows.0[row].fetch_update(TAKE_RANGE, Ordering::Relaxed, |value| {
+        let taken = self.rows.0[row].fetch_update(take_range_order(), Ordering::Relaxed, |value| {
             (value & bits == bits).then_some(value & !bits)
         });
         taken.is_ok()
@@ -528,7 +490,7 @@ impl Area {
             add |= ((to - from) as u32) << (half as u32 * UPPER);
         }
         // ORDERING: P7 (bits, count's give side).
-        let before = self.word.0.fetch_add(add, GIVE_COUNT);
+        let before = self.word.0.fetch_add(add, give_count_order());
         Self::news(before, add)
     }
 
@@ -546,7 +508,7 @@ impl Area {
             before
         } else {
             // ORDERING: P7 (bits, give side).
-            word.fetch_or(bits, GIVE_BITS)
+            word.fetch_or(bits, give_bits_order())
         };
         if before & bits != 0 {
             free_already(row, before & bits);

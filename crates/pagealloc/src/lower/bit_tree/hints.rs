@@ -26,11 +26,14 @@ use rcu_core::sync::atomic::{AtomicU64, Ordering};
 pub(super) const SPAN: usize = 64;
 
 /// P7 (hints), and its mutant.
-const CLEAR: Ordering = if cfg!(weaken = "p7_hints") {
-    Ordering::Relaxed
-} else {
-    Ordering::Acquire
-};
+#[inline(always)]
+fn clear_order() -> Ordering {
+    if rcu_core::weakened!("p7_hints") {
+        Ordering::Relaxed
+    } else {
+        Ordering::Acquire
+    }
+}
 
 /// Hints for 64 areas. All-zero bytes: nothing anywhere.
 #[derive(Debug, Default)]
@@ -79,7 +82,7 @@ impl Hints {
             return;
         }
         // ORDERING: P7 (hints, searcher).
-        self.word(kind).fetch_and(!(1 << area), CLEAR);
+        self.word(kind).fetch_and(!(1 << area), clear_order());
         if has() {
             // ORDERING: P7 (hints): as a giver.
             self.word(kind).fetch_or(1 << area, Ordering::Release);

@@ -64,7 +64,7 @@ impl Area {
             .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
                 // Not where somebody claimed meanwhile, which the mutant forgets.
-                (Word(word).count(half) == WHOLE || cfg!(weaken = "bits_idle"))
+                (Word(word).count(half) == WHOLE || rcu_core::weakened!("bits_idle"))
                     .then_some(word | bit)
             });
     }
