@@ -13,7 +13,11 @@ pub mod callbacks;
 mod gp_counts;
 #[doc(hidden)]
 pub mod gp_seq;
+#[cfg(not(loom))]
 mod machine;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod machine;
 mod marks;
 mod node;
 mod place;

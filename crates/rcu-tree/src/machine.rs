@@ -43,6 +43,12 @@
 //! `drive` never waits: one pass at a time, and another for each who insisted meanwhile. A reader inside holds up the
 //! end, nothing else.
 
+#[cfg(all(test, not(loom)))]
+mod explorer;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod model;
+
 use crate::gp_counts::GpCounts;
 use crate::gp_seq::Sequences;
 use crate::node::Nodes;

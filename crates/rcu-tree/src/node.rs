@@ -437,6 +437,23 @@ mod tests {
     use super::*;
     use crate::trace::NoTrace;
 
+    /// For who puts nodes into a state (`machine::explorer`).
+    impl Node {
+        fn all(&self) -> [&AtomicU64; 3] {
+            [&self.online, &self.waiting[0], &self.waiting[1]]
+        }
+
+        pub(crate) fn words(&self) -> [u64; 3] {
+            self.all().map(|word| word.load(Ordering::Relaxed))
+        }
+
+        pub(crate) fn set_words(&self, words: [u64; 3]) {
+            for (word, raw) in self.all().into_iter().zip(words) {
+                word.store(raw, Ordering::Relaxed);
+            }
+        }
+    }
+
     fn nodes(geometry: Geometry) -> Nodes<'static> {
         let nodes: Vec<Node> = (0..geometry.nr_nodes()).map(|_| Node::new()).collect();
         Nodes::new(geometry, Box::leak(nodes.into_boxed_slice()))

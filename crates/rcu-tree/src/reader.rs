@@ -389,6 +389,19 @@ pub(crate) fn nesting_overflow() -> ! {
 mod tests {
     use super::*;
 
+    /// For who puts words into a state (`machine::explorer`).
+    impl ReaderWord {
+        pub(crate) fn set_raw(&self, raw: usize) {
+            self.0.store(raw, Ordering::Relaxed);
+        }
+    }
+
+    impl Entered {
+        pub(crate) fn is_of(self, seen: Seen) -> bool {
+            self.0 == seen.0
+        }
+    }
+
     fn online() -> ReaderWord {
         let word = ReaderWord::new();
         assert_eq!(word.enter(), None);

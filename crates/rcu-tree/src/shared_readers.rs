@@ -284,6 +284,24 @@ impl Shard {
 mod tests {
     use super::*;
 
+    /// The counts of the first shards, and which shards are used.
+    type Words = ([[usize; NR_COUNTS]; 4], usize);
+
+    /// For who puts readers into a state (`machine::explorer`).
+    impl SharedReaders {
+        pub(crate) fn words(&self) -> Words {
+            let inside = core::array::from_fn(|s| *self.shards[s].inside.lock());
+            (inside, self.used.load(Ordering::Relaxed))
+        }
+
+        pub(crate) fn set_words(&self, (inside, used): Words) {
+            for (shard, inside) in self.shards.iter().zip(inside) {
+                *shard.inside.lock() = inside;
+            }
+            self.used.store(used, Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn a_grace_period_waits_for_those_before_it_and_for_nobody_after() {
         for lane in Lane::ALL {

@@ -35,6 +35,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant::of_model("p3", "rcu-tree", "loom", "p3_exit_vs_scan"),
     Mutant::of_model("p3_enter", "rcu-tree", "loom", "p3_second_section"),
     Mutant::of_model("p3_quiescent", "rcu-tree", "loom", "p3_quiescent_vs_scan"),
+    Mutant::of_model(
+        "p3_report",
+        "rcu-tree",
+        "loom_machine",
+        "p3_reports_vs_look_at_the_root",
+    ),
+    Mutant::of_model(
+        "p3_up",
+        "rcu-tree",
+        "loom_machine",
+        "p3_reports_vs_look_at_the_root",
+    ),
     Mutant::of_model("p4", "rcu-tree", "loom", "p4_end_vs_poll"),
     Mutant::of_model("p4_merge", "rcu-tree", "loom", "p4_merge_of_two_lanes"),
     Mutant::of_model(
@@ -147,6 +159,69 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "rcu-tree",
         "callbacks::tests::r4_what_came_while_a_visitor_was_inside_keeps_its_place",
     ),
+    Mutant::of_unit(
+        "r1_nesting",
+        "rcu-tree",
+        "machine::explorer::r1_r5_two_slots_that_nest",
+    ),
+    Mutant::of_unit(
+        "g7",
+        "rcu-tree",
+        "machine::explorer::r1_r5_two_slots_that_nest",
+    ),
+    Mutant::of_unit(
+        "r5",
+        "rcu-tree",
+        "machine::explorer::r5_callbacks_beside_two_slots",
+    ),
+    Mutant::of_unit(
+        "t36",
+        "rcu-tree",
+        "machine::explorer::t36_requests_of_two_cookies",
+    ),
+    Mutant::of_unit(
+        "p4_merge",
+        "rcu-tree",
+        "machine::explorer::p4_i1_a_lane_that_is_behind",
+    ),
+    Mutant::of_unit(
+        "r8",
+        "rcu-tree",
+        "machine::explorer::r7_r8_i2_two_lanes_and_both_cookies",
+    ),
+    Mutant::of_unit(
+        "g5",
+        "rcu-tree",
+        "machine::explorer::t37_g19_slots_that_come_and_go_under_a_root",
+    ),
+    Mutant::of_unit(
+        "g11",
+        "rcu-tree",
+        "machine::explorer::g11_t41_t47_sections_of_no_slot",
+    ),
+    Mutant::of_unit(
+        "t47",
+        "rcu-tree",
+        "machine::explorer::g11_t41_t47_sections_of_no_slot",
+    ),
+    Mutant::of_unit(
+        "t38",
+        "rcu-tree",
+        "machine::explorer::s1_t38_callbacks_on_one_list",
+    ),
+    Mutant::of_model(
+        "t36_fence",
+        "rcu-tree",
+        "loom_machine",
+        "t36_request_vs_driver",
+    ),
+    Mutant::of_model(
+        "i5",
+        "rcu-tree",
+        "loom_machine",
+        "i5_last_section_vs_driver",
+    ),
+    Mutant::of_model("p2_shared", "rcu-tree", "loom_machine", "p2_shared_vs_scan"),
     Mutant::of_model("p8_spin", "rcu-core", "loom", "p8_spin_lock_hand_over"),
     Mutant::of_model("p1_reset", "rcu-core", "loom_r22", "r22_reset_vs_get"),
     Mutant::of_model("p4_put", "rcu-core", "loom_r22", "r22_get_vs_last_put"),
@@ -164,6 +239,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "t38",
         "rcu-core",
         "seg_list::tests::explorer::s1_s8_t38_every_order_of_operations",
+    ),
+    Mutant::of_unit(
+        "g11_begun",
+        "rcu-tree",
+        "machine::explorer::g11_t41_t47_sections_of_no_slot",
     ),
     Mutant::of_model(
         "p4_ripe",

@@ -12,8 +12,14 @@ use super::orderings::{self, Line};
 /// Crates that never call the global allocator.
 const WITHOUT_HEAP: [&str; 5] = ["rcu-core", "rcu-tiny", "rcu-tree", "pagealloc", "slab"];
 
-/// Files in them that may: what they make is for threads under `std`, for tests of implementers, or for models.
-const MAY_ALLOCATE: [&str; 4] = ["/conformance", "/models.rs", "/model.rs", "/worker.rs"];
+/// Files in them that may: what they make is for threads under `std`, for tests of implementers, for models, or for explorers.
+const MAY_ALLOCATE: [&str; 5] = [
+    "/conformance",
+    "/explorer",
+    "/models.rs",
+    "/model.rs",
+    "/worker.rs",
+];
 
 const HEAP: [&str; 7] = [
     "Box::new",

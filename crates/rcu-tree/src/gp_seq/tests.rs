@@ -1,5 +1,31 @@
 use super::*;
 
+/// For who puts sequences into a state (`machine::explorer`).
+impl Sequences {
+    fn all(&self) -> [&AtomicUsize; 7] {
+        let [normal, expedited] = &self.lanes;
+        [
+            &self.polled.seq,
+            &self.polled.needed.0,
+            &normal.seq,
+            &normal.needed.0,
+            &expedited.seq,
+            &expedited.needed.0,
+            &self.quick.0,
+        ]
+    }
+
+    pub(crate) fn words(&self) -> [usize; 7] {
+        self.all().map(|word| word.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_words(&self, words: [usize; 7]) {
+        for (word, raw) in self.all().into_iter().zip(words) {
+            word.store(raw, Ordering::Relaxed);
+        }
+    }
+}
+
 /// One whole grace period of `lane`.
 fn grace_period(gp: &Sequences, lane: Lane) {
     let stake = gp.begin(lane);
