@@ -247,7 +247,12 @@ mod tests {
     fn every_crate_is_tested_alone_in_three_feature_sets() {
         let lines = lines(false, false);
         for package in CRATES {
-            for features in ["", " --no-default-features", " --all-features"] {
+            let all = if package == "kvfree" {
+                " --all-features --features slab/checks"
+            } else {
+                " --all-features"
+            };
+            for features in ["", " --no-default-features", all] {
                 let line = format!("cargo test -p {package}{features}");
                 assert!(lines.contains(&line), "{line}");
             }
