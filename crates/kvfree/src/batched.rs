@@ -226,7 +226,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     pub fn stats(&self) -> KvfreeStats {
         let inner = self.inner();
         let mut stats = inner.counters.read();
-        inner.budget.note_elsewhere(inner.objects.waiting_bytes());
+        inner.count_deferred();
         stats.bytes_charged = inner.budget.waiting();
         stats.bytes_limit = inner.budget.limit();
         stats.overdrawn = inner.budget.overdrawn();

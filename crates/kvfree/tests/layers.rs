@@ -8,7 +8,7 @@ use common::{Failure, Pages};
 use kvfree::{Config, DeferFree, Kvfree, NoSheaves, RcuBox, TypedCache};
 use pagealloc::{Mmap, Order, PageAlloc, PageBlock, PageReq, Zone};
 use rcu_core::cpu::Threads;
-use rcu_core::{GracePeriod, Head, HeadOffset};
+use rcu_core::{GracePeriod, Head, HeadOffset, Rcu};
 use slab::{CacheConfig, Kmalloc, RawCache};
 use std::alloc::Layout;
 use std::ptr::NonNull;
@@ -78,6 +78,43 @@ fn k15_t9_barrier_on_a_cache_covers_sheaves_and_blocks() {
             "T8: nothing of it is left anywhere"
         );
     }
+    drop(front);
+    assert!(kmalloc.destroy().is_ok());
+    assert_eq!(zone.nr_allocated(), 0);
+}
+
+/// What waits in the allocator's own sheaves is counted when it is taken in, not when a monitor comes by.
+#[test]
+fn post_2019_what_sheaves_hold_stops_at_the_limit_though_nobody_ticks() {
+    const LIMIT: usize = 1 << 20;
+    const SIZE: usize = 512;
+    let zone = Zone::new(Threads, Mmap::new().unwrap()).unwrap();
+    // SAFETY: everything is dropped in the reverse order, and nothing forgotten.
+    let kmalloc: Kernel<'_> = unsafe { Kmalloc::new_scoped(Threads, &zone, Layered) }.unwrap();
+    let config = Config::new().hard_limit(LIMIT);
+    // SAFETY: as above.
+    let made = unsafe { Kvfree::new(Threads, &zone, Layered, &kmalloc, config) };
+    let front = made.unwrap();
+    // A section that stalls: nothing gets ripe.
+    let section = Layered.read_lock();
+    let mut taken = 0;
+    let refused = loop {
+        let object = kmalloc
+            .kmalloc(Layout::from_size_align(SIZE, 8).unwrap())
+            .unwrap();
+        // SAFETY: allocated just now, and seen by nobody.
+        match unsafe { front.try_retire(object) } {
+            Ok(()) => taken += SIZE,
+            Err(object) => break object,
+        }
+        assert!(taken <= 2 * LIMIT, "no limit");
+    };
+    assert!(taken > LIMIT / 2, "{taken}");
+    // SAFETY: it was given back, and nobody sees it.
+    unsafe { kmalloc.kfree(refused) };
+    drop(section);
+    front.barrier();
+    assert_eq!(front.stats().bytes_waiting, 0);
     drop(front);
     assert!(kmalloc.destroy().is_ok());
     assert_eq!(zone.nr_allocated(), 0);

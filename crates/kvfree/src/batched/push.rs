@@ -90,14 +90,20 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// # }
     /// ```
     pub unsafe fn try_retire(&self, object: NonNull<u8>) -> Result<(), NonNull<u8>> {
-        let taken = !self.inner().is_over()
+        let inner = self.inner();
+        // SAFETY: the caller's debt 1.
+        if !inner.is_over() && unsafe { inner.objects.try_defer_hit(object) } {
+            return Ok(());
+        }
+        inner.count_deferred();
+        let taken = !inner.is_over()
             // SAFETY: the caller's debt 1.
-            && (unsafe { self.inner().objects.try_defer(object) }
+            && (unsafe { inner.objects.try_defer(object) }
                 || self.push(self.entry_of(object), &mut None, Context::Any).is_ok());
         if taken {
             Ok(())
         } else {
-            self.inner().counters.refused();
+            inner.counters.refused();
             Err(object)
         }
     }
@@ -310,6 +316,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     #[inline(never)]
     pub(crate) fn retire_slow(&self, object: NonNull<u8>) {
         let objects = &self.inner().objects;
+        self.inner().count_deferred();
         // SAFETY: the debts of `retire_mightsleep`'s caller. Above the limit the allocator's own batches take no more than ours do.
         if !self.inner().is_over() && unsafe { objects.try_defer_mightsleep(object) } {
             return;

@@ -81,8 +81,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     /// grace period to begin with cannot count what a stalled reader holds up.)
     #[cfg(feature = "std")]
     pub(crate) fn note_deferred(&self) {
-        let inner = self.inner();
-        inner.budget.note_elsewhere(inner.objects.waiting_bytes());
+        self.inner().count_deferred();
     }
 
     /// Whether the caller is a destructor of what was retired here: who must not wait for others of them.
@@ -141,9 +140,15 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
         }
     }
 
+    /// Counts what waits with the allocator itself: before the limit is looked at for more than a push, so that what may wait is exceeded by
+    /// what slots have not sealed yet, and by no more.
+    pub(super) fn count_deferred(&self) {
+        self.budget.note_elsewhere(self.objects.waiting_bytes());
+    }
+
     /// Counts what waits with the allocator itself, and tells if the limit is reached. Outside of locks; foreign code runs.
     pub(super) fn look_at_limit(&self) {
-        self.budget.note_elsewhere(self.objects.waiting_bytes());
+        self.count_deferred();
         if let Some(over) = self.budget.should_tell() {
             self.config.tell(&over);
         }
