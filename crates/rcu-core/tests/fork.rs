@@ -12,11 +12,18 @@ use rcu_core::cpu::{Cpus, OfflineHook, Slot, Threads};
 use rcu_core::{fence, fork};
 use slots::with_threads;
 use std::ptr::NonNull;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex, PoisonError};
+
+/// Hooks are the process's: one that blocks would run where another test's threads end.
+fn alone() -> impl Drop {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[test]
 fn the_child_has_one_slot_taken_and_all_others_free() {
+    let _alone = alone();
     let mine = Threads.current();
     with_threads(5, || {
         let (mode, before) = (fence::probe(), fork::generation());
@@ -48,6 +55,7 @@ fn the_child_has_one_slot_taken_and_all_others_free() {
 
 #[test]
 fn a_thread_without_a_slot_forks_too() {
+    let _alone = alone();
     std::thread::spawn(|| {
         with_threads(2, || {
             let child = in_child(|| {
@@ -91,6 +99,7 @@ unsafe fn blocks(stuck: *const (), slot: Slot) -> bool {
 
 #[test]
 fn hooks_run_in_the_child_though_a_thread_was_in_the_middle_of_running_them() {
+    let _alone = alone();
     let mine = Threads.current().unwrap();
     let stuck = Stuck {
         on: AtomicUsize::new(usize::MAX),

@@ -15,7 +15,17 @@ pub(crate) fn with_threads(n: usize, then: impl FnOnce()) {
             });
         }
         together.wait();
+        // A panic of `then` is told, and not waited for.
+        let _over = Over(&together);
         then();
-        together.wait();
     });
+}
+
+/// Lets the others go when it is dropped.
+struct Over<'a>(&'a Barrier);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.wait();
+    }
 }
