@@ -14,11 +14,17 @@ use rcu_tree::{Event, Geometry, Node, Trace, Tree, TreeSlot, after_fork_child};
 use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Barrier, LazyLock};
+use std::sync::{Barrier, LazyLock, Mutex, PoisonError};
 
 type Threaded = &'static Tree<'static, Threads>;
 
 rcu_tree::static_tree! { struct Worked; }
+
+/// What a test leaves half done at a fork is in the children of other tests, too: one at a time.
+fn alone() -> impl Drop {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Forks; the child puts RCU right and runs `child`.
 fn in_child(child: impl FnOnce()) -> Result<(), i32> {
@@ -83,6 +89,7 @@ fn element(_guard: &Guard<Threaded>) -> Option<&AtomicUsize> {
 
 #[test]
 fn t45_a_fork_in_the_middle_of_everything() {
+    let _alone = alone();
     const ROUNDS: usize = 25;
     let worked: Threaded = Worked::tree();
     let driven = tree(4, 8);
@@ -184,6 +191,7 @@ fn t45_a_fork_in_the_middle_of_everything() {
 
 #[test]
 fn r4_callbacks_that_wait_at_a_fork_run_once_in_either_process() {
+    let _alone = alone();
     static HERE: AtomicUsize = AtomicUsize::new(0);
     /// # Safety
     /// None.
@@ -226,6 +234,7 @@ fn while_stuck<R>(stuck: impl FnOnce(&dyn Fn()) + Send, forks: impl FnOnce() -> 
 
 #[test]
 fn a_reader_that_the_child_does_not_have_holds_nothing_up() {
+    let _alone = alone();
     let tree = tree(16, 64);
     let child = while_stuck(
         |here| {
@@ -250,6 +259,7 @@ fn a_reader_that_the_child_does_not_have_holds_nothing_up() {
 
 #[test]
 fn g2_a_grace_period_in_progress_at_a_fork_waits_for_the_callers_guard() {
+    let _alone = alone();
     for scanned in [1, 3] {
         let tree = tree(4, 8);
         let guard = tree.read_lock();
@@ -274,6 +284,7 @@ fn g2_a_grace_period_in_progress_at_a_fork_waits_for_the_callers_guard() {
 
 #[test]
 fn a_shared_reader_that_the_child_does_not_have_holds_nothing_up() {
+    let _alone = alone();
     struct Late(Threaded, &'static [Barrier; 2]);
     impl Drop for Late {
         fn drop(&mut self) {
@@ -309,6 +320,7 @@ fn a_shared_reader_that_the_child_does_not_have_holds_nothing_up() {
 
 #[test]
 fn callbacks_of_a_batch_that_another_thread_runs_are_counted_as_lost() {
+    let _alone = alone();
     static GATES: LazyLock<[Barrier; 2]> = LazyLock::new(|| [Barrier::new(2), Barrier::new(2)]);
     static AFTER: AtomicUsize = AtomicUsize::new(0);
     /// # Safety
@@ -351,6 +363,7 @@ fn callbacks_of_a_batch_that_another_thread_runs_are_counted_as_lost() {
 
 #[test]
 fn t39_a_barrier_that_waits_at_a_fork_leaves_its_heads_to_the_next_one() {
+    let _alone = alone();
     let tree = tree(16, 64);
     let guard = tree.read_lock();
     let child = std::thread::scope(|s| {
@@ -430,6 +443,7 @@ impl Trace for Stopper {
 
 #[test]
 fn a_thread_that_stops_anywhere_in_a_tree_leaves_it_usable_in_the_child() {
+    let _alone = alone();
     for (at, work) in [
         (STARTED, use_traced as fn(&Tree<'_, Threads, &Stopper>)),
         (ARMED, use_traced),
