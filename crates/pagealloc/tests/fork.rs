@@ -10,7 +10,7 @@ use pagealloc::{Attempt, Lower, Mmap, Order, PageAlloc, PageReq, Zone};
 use rcu_core::cpu::Threads;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Barrier, mpsc};
 use std::time::Duration;
 
 /// Pages are written and read at each free and allocation: fewer will do.
@@ -77,12 +77,17 @@ impl Drop for Done<'_> {
 
 fn goes_on<B: Lower>() {
     let zone = Zone::<_, _, B>::with_lower(Threads, Mmap::new().unwrap()).unwrap();
-    let crew = Crew::default();
+    let (crew, begun) = (Crew::default(), Barrier::new(4));
     std::thread::scope(|s| {
         for seed in 0..3 {
-            let (zone, crew) = (&zone, &crew);
-            s.spawn(move || crew.work(zone, seed));
+            let (zone, crew, begun) = (&zone, &crew, &begun);
+            s.spawn(move || {
+                begun.wait();
+                crew.work(zone, seed);
+            });
         }
+        // A child cannot start threads that was forked while one of `std`'s began.
+        begun.wait();
         let over = Done(&crew);
         for i in 0..FORKS {
             // So that they are in the midst of it again.

@@ -2,11 +2,11 @@
 
 #![cfg(all(feature = "std", unix, not(loom), not(miri)))]
 
-#[path = "common/child.rs"]
+#[path = "../../rcu-core/tests/common/child.rs"]
 mod child;
 mod common;
 
-use child::{check, fork};
+use child::{check, fork, on_a_thread};
 use common::tree;
 use rcu_core::cpu::{BiasedLock, Cpus, PerSlot, Threads};
 use rcu_core::{Callback, GracePeriod, Guard, Head, HeadFn, Rcu};
@@ -93,12 +93,14 @@ fn t45_a_fork_in_the_middle_of_everything() {
     const ROUNDS: usize = 25;
     let worked: Threaded = Worked::tree();
     let driven = tree(4, 8);
-    let stop = AtomicBool::new(false);
+    // No thread begins in the middle of a fork but by `on_a_thread`.
+    let (begun, stop) = (Barrier::new(10), AtomicBool::new(false));
     let children = std::thread::scope(|s| {
         let busy = |work: &'static (dyn Fn(Threaded) + Sync)| {
             for tree in [worked, driven] {
-                let stop = &stop;
+                let (begun, stop) = (&begun, &stop);
                 s.spawn(move || {
+                    begun.wait();
                     while !stop.load(Ordering::Relaxed) {
                         work(tree);
                     }
@@ -121,18 +123,18 @@ fn t45_a_fork_in_the_middle_of_everything() {
             tree.run_callbacks();
         });
         busy(&|tree| {
-            std::thread::spawn(move || {
+            on_a_thread(move || {
                 drop(tree.read_lock());
                 queue(tree);
-            })
-            .join()
-            .unwrap();
+            });
         });
         s.spawn(|| {
+            begun.wait();
             while !stop.load(Ordering::Relaxed) {
                 replace(worked);
             }
         });
+        begun.wait();
         let children: Vec<_> = (0..ROUNDS)
             .map(|round| {
                 for tree in [worked, driven] {

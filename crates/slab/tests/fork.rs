@@ -5,7 +5,7 @@
 #[path = "../../rcu-core/tests/common/child.rs"]
 mod child;
 
-use child::{check, fork};
+use child::{check, fork, on_a_thread};
 use pagealloc::{Mmap, PageAlloc, Zone};
 use rcu_core::cpu::Threads;
 use rcu_core::fork::{Still, hold_still};
@@ -13,6 +13,7 @@ use rcu_core::manual::ManualGp;
 use slab::{CacheConfig, Kmalloc, RawCache};
 use std::alloc::Layout;
 use std::ptr::NonNull;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 mod cfg {
@@ -102,21 +103,25 @@ fn listed_layers_hold_still_by_themselves() {
             kernel.reap();
         }
     };
+    // No thread begins in the middle of a fork but by `on_a_thread`.
+    let begun = Barrier::new(cfg::THREADS + 1);
     let done = AtomicBool::new(false);
     std::thread::scope(|s| {
         for seed in 0..cfg::THREADS {
-            let done = &done;
+            let (begun, done) = (&begun, &done);
             s.spawn(move || {
+                begun.wait();
                 let mut round = seed;
                 while !done.load(Ordering::Relaxed) {
                     use_both(round);
                     round += 1;
                     if round.is_multiple_of(20) {
-                        std::thread::spawn(move || use_both(round)).join().unwrap();
+                        on_a_thread(move || use_both(round));
                     }
                 }
             });
         }
+        begun.wait();
         let over = Done(&done);
         for i in 0..cfg::FORKS {
             use_both(i);
@@ -148,24 +153,26 @@ fn a_child_of_a_threaded_process_goes_on() {
     let gp: &'static ManualGp = Box::leak(Box::new(ManualGp::auto()));
     let zone: Pages = Box::leak(Box::new(Zone::new(Threads, Mmap::new().unwrap()).unwrap()));
     let kernel: &'static Kernel = Box::leak(Box::new(Kernel::new(Threads, zone, gp).unwrap()));
+    // No thread begins in the middle of a fork but by `on_a_thread`.
+    let begun = Barrier::new(cfg::THREADS + 1);
     let done = AtomicBool::new(false);
     std::thread::scope(|s| {
         for seed in 0..cfg::THREADS {
-            let done = &done;
+            let (begun, done) = (&begun, &done);
             s.spawn(move || {
+                begun.wait();
                 let mut round = seed;
                 while !done.load(Ordering::Relaxed) {
                     use_it_all(kernel, round);
                     round += 1;
                     if round.is_multiple_of(50) {
                         // Slots come and go.
-                        std::thread::spawn(move || use_it_all(kernel, round))
-                            .join()
-                            .unwrap();
+                        on_a_thread(move || use_it_all(kernel, round));
                     }
                 }
             });
         }
+        begun.wait();
         let over = Done(&done);
         for i in 0..cfg::FORKS {
             use_it_all(kernel, i);

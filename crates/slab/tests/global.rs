@@ -1,6 +1,10 @@
 //! A program whose global allocator this is: the test harness, `std` and all tests below live on it.
 #![cfg(all(feature = "std", target_os = "linux", not(loom), not(miri)))]
 
+#[path = "../../rcu-core/tests/common/child.rs"]
+mod child;
+
+use child::on_a_thread;
 use slab::{GlobalKmalloc, MAX_CLASS_BYTES};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::RefCell;
@@ -8,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::process::Command;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Barrier, mpsc};
 use std::thread;
 
 #[global_allocator]
@@ -278,9 +282,12 @@ fn threads_storm_with_every_size_and_free_each_others_memory() {
 #[test]
 fn children_of_fork_find_the_allocator_whole() {
     static STOP: AtomicBool = AtomicBool::new(false);
+    let begun = Barrier::new(4);
     thread::scope(|s| {
         for me in 0..3_u64 {
+            let begun = &begun;
             s.spawn(move || {
+                begun.wait();
                 let mut seed = me + 100;
                 let mut mine = Vec::new();
                 while !STOP.load(Ordering::Relaxed) {
@@ -290,13 +297,12 @@ fn children_of_fork_find_the_allocator_whole() {
                     }
                     // Threads that begin and end in the middle of a fork.
                     if seed % 16 == 0 {
-                        thread::spawn(|| drop(vec![String::from("x"); 20]))
-                            .join()
-                            .unwrap();
+                        on_a_thread(|| drop(vec![String::from("x"); 20]));
                     }
                 }
             });
         }
+        begun.wait();
         let before: Vec<_> = (0..500)
             .map(|i| Canary::new(layout(1 + i * 37, 8), i as u8))
             .collect();
