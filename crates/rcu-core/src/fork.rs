@@ -17,7 +17,14 @@
 //! but for those that another thread was about to run, or whose list it was just changing; it counts these. A layer that
 //! cannot forget what may be half changed, a page allocator or a cache, holds still while the process forks instead
 //! ([`hold_still`], or by hand: `before_fork` of zones and caches): then there is nothing to put right, in *any* child.
-//! **`kvfree` has neither yet**: a child that uses it may wait for a lock for ever.
+//! `kvfree` puts its own lists right; the pages and caches below it hold still only when they are asked to, which its default stack
+//! does not do yet.
+//!
+//! # What nothing can be done about here
+//! A thread of the standard library's holds a lock of *its* as it begins and as it ends (where it notes the guard page of its
+//! stack). A child that is forked in that moment finds it held: threads that it starts stop before their first line, the worker of
+//! a tree among them. Grace periods that somebody waits for or drives go on without it; one that is only polled does not.
+//! A program whose children go on keeps its threads, or starts and ends them by the C library, or not while it forks.
 //!
 //! # What becomes of what was there
 //! | from before the fork | in the child |
