@@ -109,7 +109,8 @@ fn post_2019_what_sheaves_hold_stops_at_the_limit_though_nobody_ticks() {
         }
         assert!(taken <= 2 * LIMIT, "no limit");
     };
-    assert!(taken > LIMIT / 2, "{taken}");
+    // Objects that are looked after are larger than what was asked for.
+    assert!(taken > LIMIT / 8, "{taken}");
     // SAFETY: it was given back, and nobody sees it.
     unsafe { kmalloc.kfree(refused) };
     drop(section);

@@ -505,10 +505,10 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         self.caches.iter().map(RawCache::waiting_objects).sum()
     }
 
-    /// The bytes of [`Self::waiting_objects`]. One load, for the classes count together.
+    /// The bytes of [`Self::waiting_objects`]. One load a class.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
-        self.caches[NR_CLASSES - 1].asking_bytes()
+        self.caches.iter().map(RawCache::waiting_bytes).sum()
     }
 
     /// The caches, in the order of [`CLASS_BYTES`].

@@ -278,11 +278,6 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         NonNull::from(self.inner().asking())
     }
 
-    /// The bytes that wait in all caches that ask with this one. One load.
-    pub(crate) fn asking_bytes(&self) -> usize {
-        self.inner().asking().bytes()
-    }
-
     /// Addresses of a few objects that are out: with users, after [`Self::quiesce`].
     pub(crate) fn samples(&self) -> ArrayVec<usize, 8> {
         let mut samples = ArrayVec::new();
