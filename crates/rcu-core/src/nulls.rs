@@ -269,10 +269,10 @@ impl<R> NullsHead<R> {
     /// use core::ptr::NonNull;
     /// use rcu_core::{NullsHead, NullsLink};
     /// static CHAIN: NullsHead<()> = NullsHead::new(3);
-    /// static link_order(): NullsLink = NullsLink::new();
+    /// static LINK: NullsLink = NullsLink::new();
     /// // SAFETY: the only writer; statics stay where they are, and links, for ever.
-    /// unsafe { CHAIN.add_head(NonNull::from(&link_order())) };
-    /// assert!(link_order().is_linked() && !CHAIN.is_empty());
+    /// unsafe { CHAIN.add_head(NonNull::from(&LINK)) };
+    /// assert!(LINK.is_linked() && !CHAIN.is_empty());
     /// ```
     #[doc(alias = "hlist_nulls_add_head_rcu")]
     pub unsafe fn add_head(&self, link: NonNull<NullsLink>) {
