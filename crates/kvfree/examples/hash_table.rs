@@ -177,6 +177,7 @@ pub(crate) fn run() -> usize {
     let lookups = thread::scope(|s| {
         let reader = || {
             let mut lookups = 0;
+            // ORDERING: Relaxed: a flag that nothing is published by.
             while lookups == 0 || !stop.load(Ordering::Relaxed) {
                 for key in 0..RESIDENT {
                     let guard = read_lock();

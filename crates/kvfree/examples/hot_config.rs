@@ -154,6 +154,7 @@ pub(crate) fn run() -> u64 {
         let server = || {
             let (mut served, mut newest) = (0, 0);
             started.wait();
+            // ORDERING: Relaxed: a flag that nothing is published by.
             while served == 0 || !stop.load(Ordering::Relaxed) {
                 if let Answer::Served { by_generation } = serve(client, 500) {
                     assert!(by_generation >= newest, "the old one came back");

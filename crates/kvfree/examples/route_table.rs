@@ -225,6 +225,7 @@ pub(crate) fn run() -> usize {
     let lookups = thread::scope(|s| {
         let reader = || {
             let mut lookups = 0;
+            // ORDERING: Relaxed: a flag that nothing is published by.
             while lookups == 0 || !stop.load(Ordering::Relaxed) {
                 for last in 0..=255 {
                     let guard = read_lock();

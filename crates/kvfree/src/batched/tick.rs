@@ -140,8 +140,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
         }
     }
 
-    /// Counts what waits with the allocator itself: before the limit is looked at for more than a push, so that what may wait is exceeded by
-    /// what slots have not sealed yet, and by no more.
+    /// Counts what waits with the allocator itself: for whoever looks at the limit for more than a push, since a monitor that does so
+    /// may come late, or not at all. What slots have not sealed yet, and what others seal at the same moment, is not in it.
     pub(super) fn count_deferred(&self) {
         self.budget.note_elsewhere(self.objects.waiting_bytes());
     }
