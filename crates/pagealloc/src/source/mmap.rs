@@ -1,11 +1,12 @@
 //! Anonymous memory of the operating system: a large reservation, made usable chunk by chunk.
 
 mod apart;
+mod sys;
 
 use super::{Decommit, Range, Source, SourceError, Span};
 use crate::api::{Order, PAGE_SHIFT};
 use core::alloc::Layout;
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use rcu_core::cpu::SpinMutex;
 
@@ -15,7 +16,10 @@ const CHUNK: usize = Order::MAX.bytes();
 const CHUNK_PAGES: usize = CHUNK >> PAGE_SHIFT;
 
 /// What [`Mmap::new`] reserves if it can: more than most machines have, and only addresses.
-const RESERVE: usize = if usize::BITS >= 64 {
+const RESERVE: usize = if cfg!(miri) {
+    // There it is memory.
+    LEAST
+} else if usize::BITS >= 64 {
     64 << 30
 } else {
     512 << 20
@@ -192,21 +196,19 @@ impl Mmap {
     fn advise(&self, range: Range, advice: libc::c_int) -> Result<(), SourceError> {
         let len = range.pages << PAGE_SHIFT;
         // SAFETY: the range lies in our mapping; the callers' advice touches nothing that is in use.
-        let rc = unsafe { libc::madvise(self.address(range), len, advice) };
-        if rc == 0 { Ok(()) } else { Err(errno()) }
+        unsafe { sys::advise(self.address(range), len, advice) }
     }
 
     /// Makes `range`, which nobody has, readable and writable, or nothing.
-    fn protect(&self, range: Range, prot: libc::c_int) -> Result<(), SourceError> {
+    fn set_protection(&self, range: Range, prot: libc::c_int) -> Result<(), SourceError> {
         let len = range.pages << PAGE_SHIFT;
         // SAFETY: the range lies in our mapping, and nobody has it now.
-        let rc = unsafe { libc::mprotect(self.address(range), len, prot) };
-        if rc == 0 { Ok(()) } else { Err(errno()) }
+        unsafe { sys::protect(self.address(range), len, prot) }
     }
 
     /// Makes `range`, which nobody has, usable.
     fn open(&self, range: Range) -> Result<(), SourceError> {
-        self.protect(range, libc::PROT_READ | libc::PROT_WRITE)?;
+        self.set_protection(range, libc::PROT_READ | libc::PROT_WRITE)?;
         if !self.options.populate {
             return Ok(());
         }
@@ -239,7 +241,7 @@ impl Mmap {
     fn close(&self, range: Range) {
         // Both can fail only for want of the system's own memory; what is left then is memory that nobody uses.
         let _ = self.advise(range, libc::MADV_DONTNEED);
-        let _ = self.protect(range, libc::PROT_NONE);
+        let _ = self.set_protection(range, libc::PROT_NONE);
     }
 
     /// The address of `range`.
@@ -271,7 +273,7 @@ unsafe impl Source for Mmap {
         // Metadata is touched here and there: a huge page would commit 2 MiB for each spot.
         // SAFETY: the mapping is ours; the advice changes no contents. A refusal costs memory only.
         let _ = unsafe {
-            libc::madvise(
+            sys::advise(
                 mapping.start.as_ptr().cast(),
                 mapping.len,
                 libc::MADV_NOHUGEPAGE,
@@ -334,7 +336,7 @@ unsafe impl Source for Mmap {
     }
 
     fn can_protect(&self) -> bool {
-        true
+        !cfg!(miri)
     }
 
     unsafe fn protect(&self, range: Range, accessible: bool) -> Result<(), SourceError> {
@@ -343,11 +345,8 @@ unsafe impl Source for Mmap {
         } else {
             libc::PROT_NONE
         };
-        // SAFETY: the range lies in our mapping and is unused (debts 1 and 2).
-        match unsafe { libc::mprotect(self.address(range), range.pages << PAGE_SHIFT, prot) } {
-            0 => Ok(()),
-            _ => Err(errno()),
-        }
+        // The range is unused (debts 1 and 2).
+        self.set_protection(range, prot)
     }
 
     fn map_apart(&self, size_bytes: usize, align: usize) -> Result<NonNull<u8>, SourceError> {
@@ -383,16 +382,8 @@ unsafe impl Send for Mapping {}
 
 impl Mapping {
     fn new(len: usize, prot: libc::c_int) -> Result<Self, SourceError> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a fresh private mapping at an address of the kernel's choice.
-        let start = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return Err(errno());
-        }
-        match NonNull::new(start.cast()) {
-            Some(start) => Ok(Self { start, len }),
-            None => Err(SourceError::System(libc::EFAULT)),
-        }
+        let start = sys::map(len, prot)?;
+        Ok(Self { start, len })
     }
 }
 
