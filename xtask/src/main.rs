@@ -12,6 +12,7 @@ mod completions;
 mod fuzz;
 mod icount;
 mod loom;
+mod miri;
 mod mutants;
 mod nostd;
 mod scale;
@@ -56,6 +57,7 @@ enum Verb {
     Nostd(nostd::Options),
     Asan(asan::Options),
     Valgrind(valgrind::Options),
+    Miri(miri::Options),
     Fuzz(fuzz::Options),
     Tidy(tidy::Options),
     Completions(completions::Options),
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
         Verb::Nostd(options) => nostd::run(&workspace, &options),
         Verb::Asan(options) => asan::run(&workspace, &options),
         Verb::Valgrind(options) => valgrind::run(&workspace, &options),
+        Verb::Miri(options) => miri::run(&workspace, &options),
         Verb::Fuzz(options) => fuzz::run(&workspace, &options),
         Verb::Tidy(options) => tidy::with_options(&workspace, &options),
     });

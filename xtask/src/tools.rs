@@ -10,7 +10,8 @@ use crate::cargo::Failure;
 /// A program that a verb needs, and that a toolchain does not bring.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tool {
-    /// What is called, with an argument that makes it answer and do nothing.
+    pub(crate) name: &'static str,
+    /// What is called, with arguments that make it answer and do nothing.
     pub(crate) program: &'static str,
     pub(crate) probe: &'static [&'static str],
     /// Ends the sentence "to get it, …".
@@ -18,23 +19,34 @@ pub(crate) struct Tool {
 }
 
 pub(crate) const NM: Tool = Tool {
+    name: "nm",
     program: "nm",
     probe: &["--version"],
     to_get: "install binutils (on Debian: apt install binutils)",
 };
 pub(crate) const READELF: Tool = Tool {
+    name: "readelf",
     program: "readelf",
     ..NM
 };
 pub(crate) const VALGRIND: Tool = Tool {
+    name: "valgrind",
     program: "valgrind",
     probe: &["--version"],
     to_get: "install valgrind (on Debian: apt install valgrind)",
 };
 pub(crate) const CARGO_FUZZ: Tool = Tool {
+    name: "cargo-fuzz",
     program: "cargo-fuzz",
     probe: &["--version"],
     to_get: "run: cargo install cargo-fuzz (it builds with a C++ compiler; on Debian: apt install g++)",
+};
+
+pub(crate) const MIRI: Tool = Tool {
+    name: "Miri",
+    program: "rustup",
+    probe: &["run", "nightly", "cargo", "miri", "--version"],
+    to_get: "run: rustup toolchain install nightly --component miri,rust-src",
 };
 
 impl Tool {
@@ -54,11 +66,9 @@ impl Tool {
         if self.is_here() {
             return Ok(());
         }
-        let Self {
-            program, to_get, ..
-        } = self;
+        let Self { name, to_get, .. } = self;
         Err(Failure::Run(format!(
-            "{verb} needs {program}, which is not here; to get it, {to_get}"
+            "{verb} needs {name}, which is not here; to get it, {to_get}"
         )))
     }
 }
@@ -133,6 +143,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_a_way_to_get_it() {
         let nowhere = Tool {
+            name: "no-such-program-anywhere",
             program: "no-such-program-anywhere",
             probe: &[],
             to_get: "write it",

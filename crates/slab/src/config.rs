@@ -475,6 +475,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "arithmetic, and much of it")]
     fn l15_every_checked_object_is_found_by_its_offset() {
         for bits in 0..=Checks::all().bits() {
             let checks = Checks::from_bits_truncate(bits);
@@ -523,6 +524,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "arithmetic, and much of it")]
     fn every_object_is_found_by_its_offset_and_nothing_else_is() {
         let sizes = (8..=COMMON_OBJECT_BYTES).step_by(8);
         for size in sizes.chain((COMMON_OBJECT_BYTES..=MAX_OBJECT_BYTES).step_by(328)) {
@@ -539,6 +541,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "arithmetic, and much of it")]
     fn slabs_waste_little_and_fit_the_bitmap() {
         for size in
             (1..=COMMON_OBJECT_BYTES).chain((COMMON_OBJECT_BYTES..=MAX_OBJECT_BYTES).step_by(61))
@@ -569,6 +572,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "arithmetic, and much of it")]
     fn sheaves_are_whole_blocks_within_the_budget() {
         let caps =
             [8, 64, 128, 256, 512, 1024, 2048, 4096, 8192].map(|s| shape(s, 8).unwrap().sheaf_cap);

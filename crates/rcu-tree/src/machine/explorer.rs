@@ -151,6 +151,7 @@ fn visit_whole(name: &str, scope: Scope, limit: usize) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of steps")]
 fn r1_r5_two_slots_that_nest() {
     all_of(
         "two slots that nest",
@@ -163,6 +164,7 @@ fn r1_r5_two_slots_that_nest() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of steps")]
 fn r7_r8_i2_two_lanes_and_both_cookies() {
     first_of(
         "two lanes and both cookies",
@@ -177,6 +179,7 @@ fn r7_r8_i2_two_lanes_and_both_cookies() {
 
 /// A cookie is asked for while a grace period that another one asked for is in progress, and wherever that ends.
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of steps")]
 fn t36_requests_of_two_cookies() {
     all_of(
         "two cookies in flight",
@@ -189,6 +192,7 @@ fn t36_requests_of_two_cookies() {
 
 /// The expedited lane has ended a grace period that the normal one joined; what comes next on both merged.
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of steps")]
 fn p4_i1_a_lane_that_is_behind() {
     use Lane::{Expedited, Normal};
     first_of(
@@ -214,6 +218,7 @@ fn p4_i1_a_lane_that_is_behind() {
 
 /// A callback is queued by a reader that the grace period in progress does not wait for.
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of steps")]
 fn r5_callbacks_beside_two_slots() {
     all_of(
         "callbacks beside two slots",
@@ -227,6 +232,7 @@ fn r5_callbacks_beside_two_slots() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of steps")]
 fn r1_four_slots_under_a_root() {
     all_of(
         "four slots under a root",
@@ -239,6 +245,7 @@ fn r1_four_slots_under_a_root() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of steps")]
 fn t37_g19_slots_that_come_and_go_under_a_root() {
     all_of(
         "three slots that come and go",
@@ -251,6 +258,7 @@ fn t37_g19_slots_that_come_and_go_under_a_root() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of steps")]
 fn g11_t41_t47_sections_of_no_slot() {
     all_of(
         "sections of no slot",
@@ -264,6 +272,7 @@ fn g11_t41_t47_sections_of_no_slot() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "tens of thousands of steps")]
 fn s1_t38_callbacks_on_one_list() {
     all_of(
         "callbacks",

@@ -101,6 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "arithmetic, and much of it")]
     fn l10_every_request_gets_the_smallest_class_that_fits() {
         for align in (0..15).map(|a| 1 << a) {
             let borders = CLASS_BYTES.iter().flat_map(|&c| c - 1..=c + 1);
@@ -122,6 +123,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "arithmetic, and much of it")]
     fn l10_no_class_above_64_bytes_wastes_more_than_a_quarter() {
         for size in 65..=MAX_CLASS_BYTES {
             let class = class_of(Layout::from_size_align(size, 1).unwrap()).unwrap();

@@ -245,6 +245,7 @@ impl<'h> World<'h> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "hundreds of thousands of steps")]
 fn s1_s8_t38_every_order_of_operations() {
     let heads: [Head; MOST + 1] = core::array::from_fn(|_| Head::new());
     let steps = [

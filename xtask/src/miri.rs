@@ -1,0 +1,112 @@
+//! `cargo xtask miri`: a choice of tests in Miri, which follows each pointer's provenance and each access's permission.
+//!
+//! The crates see `cfg(miri)`: fences are full on both sides, a reservation of addresses is memory, names of threads are not asked
+//! for, and tests with many steps take fewer. What Miri cannot do (`fork`, signals, protected pages) is left out there.
+//!
+//! A choice, since a step takes some thousand times as long there. The whole stack's tests are not in it: Miri keeps its
+//! notes of a mapping in one sorted array, and an allocator's mapping has a note for each word.
+
+use std::env;
+use std::io::{self, Write};
+use std::process::Command;
+use std::time::Instant;
+
+use clap::Args;
+
+use crate::cargo::{CRATES, Failure, Workspace};
+use crate::tools::{self, MIRI};
+
+/// Run a choice of tests in Miri, where a nightly toolchain has it
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  cargo xtask miri\n  cargo xtask miri -p rcu-core\n\n\
+                  PROPTEST_CASES sets the cases per property (default 2); MIRIFLAGS are passed on, as -Zmiri-many-seeds=0..8."
+)]
+pub(crate) struct Options {
+    /// Only this crate's tests
+    #[arg(short, long, value_name = "CRATE", value_parser = CRATES)]
+    package: Option<String>,
+}
+
+/// What runs of each crate, beside its unit tests.
+const CHOICE: [(&str, &[&str]); 6] = [
+    ("rcu-core", &["head", "list", "nulls", "slots", "hooks"]),
+    ("rcu-tiny", &["conformance", "history"]),
+    ("rcu-tree", &["send", "qsbr", "cells"]),
+    ("pagealloc", &[]),
+    ("slab", &[]),
+    ("kvfree", &[]),
+];
+
+const PROPTEST_CASES: &str = "2";
+
+/// Tests read the environment and files. Threads of statics outlive `main`, and tests leave in place what must stay for ever.
+const FLAGS: &str = "-Zmiri-disable-isolation -Zmiri-ignore-leaks";
+
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
+    MIRI.require("miri")?;
+    let mut failed = Vec::new();
+    let chosen = CHOICE
+        .into_iter()
+        .filter(|(name, _)| options.package.as_deref().is_none_or(|only| only == *name));
+    for (package, files) in chosen {
+        let begun = Instant::now();
+        let outcome = tools::run(&mut command(workspace, package, files));
+        let seconds = begun.elapsed().as_secs_f64();
+        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
+        let files: String = files.iter().map(|file| format!(", {file}")).collect();
+        // A closed pipe has seen what it wanted.
+        let _ = writeln!(
+            io::stdout(),
+            "miri: {package} (unit tests{files}): {verdict}, {seconds:.1} s"
+        );
+        if outcome.is_err() {
+            failed.push(package);
+        }
+    }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        let packages = failed.join(", ");
+        Err(Failure::Run(format!("miri: failed in {packages}")))
+    }
+}
+
+fn command(workspace: &Workspace, package: &str, files: &[&str]) -> Command {
+    let mut command = Command::new(MIRI.program);
+    command.current_dir(&workspace.root);
+    command.args(["run", "nightly", "cargo", "miri", "test", "--quiet"]);
+    command.args(["--no-fail-fast", "--all-features", "--lib", "-p", package]);
+    for file in files {
+        command.args(["--test", file]);
+    }
+    let more = env::var("MIRIFLAGS").unwrap_or_default();
+    command.env("MIRIFLAGS", format!("{FLAGS} {more}"));
+    if env::var_os("PROPTEST_CASES").is_none() {
+        command.env("PROPTEST_CASES", PROPTEST_CASES);
+    }
+    // The toolchain that runs this program is another one.
+    for name in ["CARGO", "RUSTC", "RUSTDOC"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_the_choice_is_there() {
+        let workspace = Workspace::locate().expect("cargo metadata");
+        assert_eq!(CHOICE.map(|(package, _)| package), CRATES);
+        for (package, files) in CHOICE {
+            for file in files {
+                assert!(
+                    workspace.has_target(package, "test", file),
+                    "{package}/{file}"
+                );
+            }
+        }
+    }
+}
