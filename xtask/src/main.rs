@@ -21,6 +21,7 @@ mod test_all;
 mod tidy;
 mod tools;
 mod torture;
+mod tsan;
 mod valgrind;
 mod worker;
 
@@ -58,6 +59,7 @@ enum Verb {
     Asan(asan::Options),
     Valgrind(valgrind::Options),
     Miri(miri::Options),
+    Tsan(tsan::Options),
     Fuzz(fuzz::Options),
     Tidy(tidy::Options),
     Completions(completions::Options),
@@ -108,6 +110,7 @@ fn main() -> ExitCode {
         Verb::Asan(options) => asan::run(&workspace, &options),
         Verb::Valgrind(options) => valgrind::run(&workspace, &options),
         Verb::Miri(options) => miri::run(&workspace, &options),
+        Verb::Tsan(options) => tsan::run(&workspace, &options),
         Verb::Fuzz(options) => fuzz::run(&workspace, &options),
         Verb::Tidy(options) => tidy::with_options(&workspace, &options),
     });

@@ -49,6 +49,19 @@ pub(crate) const MIRI: Tool = Tool {
     to_get: "run: rustup toolchain install nightly --component miri,rust-src",
 };
 
+pub(crate) const RUST_SRC: Tool = Tool {
+    name: "a nightly toolchain with the standard library's sources",
+    program: "rustup",
+    probe: &[
+        "run",
+        "nightly",
+        "sh",
+        "-c",
+        "test -f \"$(rustc --print sysroot)/lib/rustlib/src/rust/library/Cargo.toml\"",
+    ],
+    to_get: "run: rustup toolchain install nightly --component rust-src",
+};
+
 impl Tool {
     /// Whether it is here, and answers.
     pub(crate) fn is_here(self) -> bool {
