@@ -42,8 +42,7 @@ const CHOICE: [(&str, &[&str]); 5] = [
 ];
 
 /// Mutants that must be reported: the name, the crate and the test file.
-const CONTROLS: [(&str, &str, &str); 3] = [
-    ("p8", "rcu-core", "cpu"),
+const CONTROLS: [(&str, &str, &str); 2] = [
     ("p3", "rcu-tree", "stress"),
     ("p7_stash", "pagealloc", "stress"),
 ];

@@ -128,31 +128,42 @@ pub(super) fn run(executables: &[PathBuf], quick: bool, home: &Path) -> Result<R
         }
     }
     let mut round = Round::new();
-    collect(home, "", &mut round)?;
+    collect(home, &mut round)?;
     Ok(round)
 }
 
-/// Reads every `new/estimates.json` below `directory`, whose place below criterion's home is `id`.
-fn collect(directory: &Path, id: &str, round: &mut Round) -> Result<(), Failure> {
-    let cannot = |error| Failure::Run(format!("cannot read {}: {error}", directory.display()));
-    for entry in fs::read_dir(directory).map_err(cannot)? {
-        let entry = entry.map_err(cannot)?;
-        if !entry.path().is_dir() {
+/// Reads every `new/estimates.json` below `directory`, and in `benchmark.json` beside it which bench that was: the name
+/// of a place has other characters where the bench's is no file name.
+fn collect(directory: &Path, round: &mut Round) -> Result<(), Failure> {
+    let cannot =
+        |path: &Path, error| Failure::Run(format!("cannot read {}: {error}", path.display()));
+    let here = |error| cannot(directory, error);
+    for entry in fs::read_dir(directory).map_err(here)? {
+        let entry = entry.map_err(here)?;
+        let path = entry.path();
+        if !path.is_dir() {
             continue;
         }
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name != "new" {
-            let separator = if id.is_empty() { "" } else { "/" };
-            collect(&entry.path(), &format!("{id}{separator}{name}"), round)?;
+        if entry.file_name() != "new" {
+            collect(&path, round)?;
             continue;
         }
-        let path = entry.path().join("estimates.json");
-        let text = fs::read_to_string(&path).map_err(cannot)?;
-        let ns = estimate(&text)
-            .ok_or_else(|| Failure::Run(format!("{}: no estimate in it", path.display())))?;
-        round.insert(id.to_owned(), ns);
+        let read = |name: &str| {
+            let file = path.join(name);
+            fs::read_to_string(&file).map_err(|error| cannot(&file, error))
+        };
+        let odd = |name: &str| Failure::Run(format!("{}: odd {name}", path.display()));
+        let ns = estimate(&read("estimates.json")?).ok_or_else(|| odd("estimates.json"))?;
+        let id = identifier(&read("benchmark.json")?).ok_or_else(|| odd("benchmark.json"))?;
+        round.insert(id, ns);
     }
     Ok(())
+}
+
+/// The bench's name, `group/function/parameter`.
+fn identifier(text: &str) -> Option<String> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    Some(value["full_id"].as_str()?.to_owned())
 }
 
 /// The median of criterion's samples: what disturbs a few of them does not move it.
@@ -187,16 +198,21 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_are_places_below_the_home() {
+    fn a_bench_is_known_by_its_name_wherever_its_files_are() {
         let home = std::env::temp_dir().join(format!("xtask-bench-{}", std::process::id()));
-        let place = home.join("read/guard/1/new");
+        let place = home.join("read/guard_1/new");
         fs::create_dir_all(&place).unwrap();
         fs::create_dir_all(home.join("read/report")).unwrap();
         fs::write(place.join("estimates.json"), ESTIMATES).unwrap();
+        fs::write(
+            place.join("benchmark.json"),
+            r#"{"full_id":"read/guard/1"}"#,
+        )
+        .unwrap();
         let mut round = Round::new();
-        let found = collect(&home, "", &mut round);
+        let found = collect(&home, &mut round);
         fs::write(place.join("estimates.json"), "{}").unwrap();
-        let odd = collect(&home, "", &mut Round::new());
+        let odd = collect(&home, &mut Round::new());
         fs::remove_dir_all(&home).unwrap();
         assert!(found.is_ok() && odd.is_err());
         assert_eq!(
