@@ -32,6 +32,11 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Arg
         if option == "--bench" {
             continue;
         }
+        // Criterion's word for a run that only shows that it works.
+        if option == "--test" {
+            objects = 10_000;
+            continue;
+        }
         let value = args
             .next()
             .ok_or_else(|| format!("{option} needs a value"))?;

@@ -14,11 +14,15 @@ pub(crate) struct Args {
 /// The arguments; `None` if only the list of scenarios is asked for.
 pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Args>, String> {
     let (mut scenario, mut seconds, mut seed, mut patience) = (None, 10.0, 1, 15.0);
+    let mut is_bench = false;
     while let Some(option) = args.next() {
         match option.as_str() {
             "--list" => return Ok(None),
-            // `cargo bench` passes this to every bench.
-            "--bench" => continue,
+            // `cargo bench` passes the one to every bench, and its caller perhaps the other.
+            "--bench" | "--test" => {
+                is_bench = true;
+                continue;
+            }
             _ => {}
         }
         let value = args
@@ -32,6 +36,10 @@ pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Arg
             "--patience" => patience = value.parse().map_err(|_| bad(()))?,
             _ => return Err(format!("no option is called {option}")),
         }
+    }
+    // Nothing is measured here: all benches of the crate at once get the list.
+    if is_bench && scenario.is_none() {
+        return Ok(None);
     }
     let time = |seconds: f64, option: &str| {
         Duration::try_from_secs_f64(seconds).map_err(|error| format!("{option}: {error}"))
