@@ -28,7 +28,7 @@ pub(crate) struct Options {
     package: Option<String>,
 }
 
-/// What runs of each crate, as cargo is told: unit tests, and test files.
+/// What runs of each crate, as cargo is told: unit tests, some by name, and test files.
 const CHOICE: [(&str, &[&str]); 6] = [
     (
         "rcu-core",
@@ -46,7 +46,18 @@ const CHOICE: [(&str, &[&str]); 6] = [
         &["--lib", "--test=conformance", "--test=history"],
     ),
     ("rcu-tree", &["--test=send", "--test=qsbr", "--test=cells"]),
-    ("pagealloc", &["--test=blocks"]),
+    (
+        "pagealloc",
+        &[
+            "--lib",
+            "--",
+            "pcp::tests::p1",
+            "pcp::tests::p7",
+            "pressure",
+            "history",
+            "heatmap",
+        ],
+    ),
     ("slab", &["--lib"]),
     ("kvfree", &["--lib"]),
 ];
