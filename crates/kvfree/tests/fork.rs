@@ -2,6 +2,10 @@
 
 #![cfg(all(feature = "std", target_os = "linux", not(miri)))]
 
+#[path = "../../rcu-core/tests/common/child.rs"]
+mod child;
+
+use child::{check, fork, on_a_thread};
 use kvfree::{Config, DeferFree, Kvfree, Objects, RcuBox, RcuCell, read_lock};
 use pagealloc::{AllocError, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag};
 use rcu_core::cpu::Threads;
@@ -13,41 +17,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
-/// Ends the child, with the line as its code, if something is not so. A panic could wait for a lock of the parent's.
-#[track_caller]
-fn check(so: bool) {
-    if !so {
-        let line = std::panic::Location::caller().line();
-        // SAFETY: ends the process.
-        unsafe { libc::_exit(line as i32 & 0xff) };
-    }
-}
-
 /// Forks; the child puts itself right, runs `child`, and ends. What it ended with: zero, the line of the check that failed, or
-/// the signal, negative: a child that hangs is killed by its alarm.
+/// the signal, negative.
 fn in_child(child: impl FnOnce()) -> i32 {
-    // SAFETY: outside of every function of the stack.
-    match unsafe { libc::fork() } {
-        0 => {
-            // SAFETY: takes a number.
-            unsafe { libc::alarm(30) };
-            // SAFETY: the first thing that the child does; it uses guards of its own slot only.
-            unsafe { after_fork_child() };
-            child();
-            // SAFETY: ends the process.
-            unsafe { libc::_exit(0) }
-        }
-        pid => {
-            let mut status = -1;
-            // SAFETY: `status` is writable.
-            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-            if status & 0x7f == 0 {
-                status >> 8
-            } else {
-                -(status & 0x7f)
-            }
-        }
-    }
+    let ended = fork(|| {
+        // SAFETY: outside of every function of the stack, and the first thing that the child does; it uses guards of its own
+        // slot only.
+        unsafe { after_fork_child() };
+        child();
+    });
+    ended.err().unwrap_or(0)
 }
 
 /// One at a time: who forks copies what the others are at.
@@ -287,9 +266,8 @@ fn a_fork_in_the_middle_of_everything() {
                 (0..1200).for_each(|n| retire(front, n % 2 == 0));
                 front.barrier();
                 check(FREED.load(Ordering::Relaxed) == before + 1200);
-                std::thread::scope(|s| {
-                    s.spawn(|| retire(front, false));
-                });
+                // The monitor's thread may have begun or ended in the parent just then.
+                on_a_thread(move || retire(front, false));
                 while front.tick() > 0 {
                     std::thread::yield_now();
                 }
