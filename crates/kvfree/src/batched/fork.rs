@@ -34,7 +34,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             inner.counters.forgotten();
             forget(&mut *orphans);
         }
-        for slot in inner.used_slots() {
+        // All of them: a thread that was in the middle of its first push had its lock, and had not yet made its slot known.
+        for (_, slot) in inner.slots.iter() {
             if slot.rounds.reset_after_fork() {
                 // Its batch is on the stack of a thread that is gone.
                 inner.counters.forgotten();
