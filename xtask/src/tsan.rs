@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use crate::cargo::{CRATES, Failure, Workspace, host_triple};
+use crate::cargo::{Failure, Workspace, host_triple};
 use crate::tools::{self, RUST_SRC};
 
 /// Run the stress tests under ThreadSanitizer, where a nightly toolchain has the standard library's sources
@@ -25,7 +25,7 @@ use crate::tools::{self, RUST_SRC};
 )]
 pub(crate) struct Options {
     /// Only this crate's tests
-    #[arg(short, long, value_name = "CRATE", value_parser = CRATES)]
+    #[arg(short, long, value_name = "CRATE", value_parser = CHOICE.map(|(name, _)| name))]
     package: Option<String>,
 }
 
