@@ -158,6 +158,7 @@ mod tests {
             "retire_box",
             "retire_dropping",
             "retire_global_box",
+            "retire_mixed",
             "synchronize",
         ];
         for (name, row) in &written {

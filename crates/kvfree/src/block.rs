@@ -171,9 +171,11 @@ impl Block {
         bytes: usize,
         most_bytes: usize,
     ) -> bool {
+        if self.func != word {
+            return self.push_pair_hit(object, word, bytes, most_bytes);
+        }
         let len = self.len as usize;
-        if self.func != word
-            || (self.kind.is_foreign() && word.is_null())
+        if (self.kind.is_foreign() && word.is_null())
             || len < EXACT
             || len.is_multiple_of(EXACT)
             || len + 1 >= ENTRIES
@@ -182,6 +184,32 @@ impl Block {
             return false;
         }
         self.push_word(object.as_ptr().cast());
+        self.bytes += bytes;
+        self.is_late = true;
+        true
+    }
+
+    /// The same in a block of pairs: types take turns where a structure is made of several.
+    #[inline(never)]
+    fn push_pair_hit(
+        &mut self,
+        object: NonNull<u8>,
+        word: *mut (),
+        bytes: usize,
+        most_bytes: usize,
+    ) -> bool {
+        let (len, nr) = (self.len as usize, self.len as usize / 2);
+        if !self.kind.is_foreign()
+            || !self.func.is_null()
+            || nr < EXACT
+            || nr.is_multiple_of(EXACT)
+            || len + 4 > ENTRIES
+            || self.bytes + bytes >= most_bytes
+        {
+            return false;
+        }
+        self.push_word(object.as_ptr().cast());
+        self.push_word(word);
         self.bytes += bytes;
         self.is_late = true;
         true
@@ -423,6 +451,55 @@ mod tests {
         assert_eq!(freed.0.take(), (1..=n).collect::<Vec<_>>());
         assert_eq!((block.nr_objects(), block.bytes()), (0, 0));
         give_back(at);
+    }
+
+    /// The cookies of one kind of block: which pushes need one.
+    fn exact(kind: Kind, glue: impl Fn(usize) -> Option<Glue>) -> Vec<usize> {
+        // SAFETY: a page's worth of memory.
+        let mut at = unsafe { Block::init(page(), kind) };
+        // SAFETY: this test's own.
+        let block = unsafe { at.as_mut() };
+        let mut exact = Vec::new();
+        let mut n = 0;
+        while block.has_room(glue(n + 1)) {
+            n += 1;
+            let word = glue(n).map_or(ptr::null_mut(), Glue::word);
+            if !block.push_hit(number(n), word, 3, usize::MAX) {
+                exact.push(n);
+                block.push(number(n), glue(n), 3, Cookie::COMPLETED);
+            }
+            assert_eq!(block.is_late, exact.last() != Some(&n), "{n}");
+            assert_eq!((block.nr_objects(), block.bytes()), (n, 3 * n));
+        }
+        let mut inside = Vec::new();
+        block.for_each(|object| inside.push(object.addr().get()));
+        assert_eq!(inside, (1..=n).collect::<Vec<_>>());
+        assert!(!block.is_late, "the last one has a cookie");
+        // One that would make the block heavy is for the slow way to line up.
+        let word = glue(n).map_or(ptr::null_mut(), Glue::word);
+        assert!(!block.push_hit(number(n), word, 3, 3 * n));
+        give_back(at);
+        exact
+    }
+
+    #[test]
+    fn k5_pairs_have_as_few_cookies_as_runs() {
+        unsafe fn one(_: &mut [NonNull<u8>]) -> usize {
+            1
+        }
+        unsafe fn two(_: &mut [NonNull<u8>]) -> usize {
+            2
+        }
+        let nth = |last: usize| {
+            let sparse = (EXACT..last).step_by(EXACT).map(|n| n + 1);
+            let mut all: Vec<_> = (1..=EXACT).chain(sparse).chain([last]).collect();
+            all.dedup();
+            all
+        };
+        assert_eq!(exact(Kind::Small, |_| None), nth(ENTRIES));
+        assert_eq!(exact(Kind::Typed, |_| Some(Glue::Many(one))), nth(ENTRIES));
+        let turns = |n| Some(Glue::Many(if n % 2 == 0 { one } else { two }));
+        assert_eq!(exact(Kind::Typed, turns), nth(ENTRIES / 2));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use crate::cargo::Failure;
 
-/// What one call of a probe executes, on the average.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What one call of a probe executes. Ordered by instructions first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Executed {
     pub(super) instructions: u64,
     pub(super) loads: u64,
@@ -27,11 +27,12 @@ pub(super) fn is_there() -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-/// How often the probes are run: the monitor's thread may visit a slot between two calls, and the next one pays for it.
+/// How often the probes are run. The monitor's thread may visit a slot in the middle of a probe, and its state is then another one for
+/// the rest of the calls.
 const RUNS: usize = 3;
 
-/// Runs every probe of `program` and reads what was counted, in the run of each where that was least. `directory` takes
-/// the profile.
+/// Runs every probe of `program` and reads what was counted: the median of its calls, in the run of each where that was least.
+/// `directory` takes the profile.
 pub(super) fn count(
     program: &Path,
     directory: &Path,
@@ -40,9 +41,7 @@ pub(super) fn count(
     for _ in 1..RUNS {
         for (name, executed) in count_once(program, directory)? {
             let before = least.entry(name).or_insert(executed);
-            if executed.instructions < before.instructions {
-                *before = executed;
-            }
+            *before = executed.min(*before);
         }
     }
     Ok(least)
@@ -57,6 +56,8 @@ fn count_once(program: &Path, directory: &Path) -> Result<BTreeMap<String, Execu
             "--branch-sim=yes",
             "--collect-bus=yes",
         ])
+        // A part of the profile for each call of a probe.
+        .args(["--dump-before=probe_*", "--combine-dumps=yes"])
         .args(["--compress-strings=no", "--compress-pos=no"])
         .arg(format!("--callgrind-out-file={}", profile.display()))
         .arg(program)
@@ -76,7 +77,8 @@ fn count_once(program: &Path, directory: &Path) -> Result<BTreeMap<String, Execu
     parse(&text).ok_or_else(|| Failure::Run(format!("{}: not callgrind's", profile.display())))
 }
 
-/// The inclusive costs of all calls of `probe_…`, by the name without that, divided by how many calls there were.
+/// The median of the inclusive costs of each `probe_…`'s calls, by the name without that. Calls that a part of the profile has together
+/// count as so many of the same cost.
 fn parse(text: &str) -> Option<BTreeMap<String, Executed>> {
     let events: Vec<&str> = text
         .lines()
@@ -85,7 +87,7 @@ fn parse(text: &str) -> Option<BTreeMap<String, Executed>> {
         .collect();
     let place = |name: &str| events.iter().position(|e| *e == name);
     let places: Vec<usize> = EVENTS.iter().map(|e| place(e)).collect::<Option<_>>()?;
-    let mut sums: BTreeMap<String, (u64, [u64; 5])> = BTreeMap::new();
+    let mut all: BTreeMap<String, Vec<Executed>> = BTreeMap::new();
     let mut callee: Option<&str> = None;
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
@@ -101,28 +103,27 @@ fn parse(text: &str) -> Option<BTreeMap<String, Executed>> {
                 .skip(1)
                 .map_while(|n| n.parse().ok())
                 .collect();
-            let sum = sums.entry(name.to_owned()).or_default();
-            sum.0 += calls;
-            for (sum, place) in sum.1.iter_mut().zip(&places) {
-                *sum += costs.get(*place).copied().unwrap_or(0);
-            }
+            let cost = |event: usize| {
+                let sum = costs.get(places[event]).copied().unwrap_or(0);
+                sum.div_ceil(calls.max(1))
+            };
+            let executed = Executed {
+                instructions: cost(0),
+                loads: cost(1),
+                stores: cost(2),
+                branches: cost(3),
+                locked: cost(4),
+            };
+            let of_name = all.entry(name.to_owned()).or_default();
+            of_name.extend((0..calls).map(|_| executed));
         }
     }
-    let average = |(name, (calls, sums)): (String, (u64, [u64; 5]))| {
-        let [instructions, loads, stores, branches, locked] =
-            sums.map(|sum| sum.div_ceil(calls.max(1)));
-        (
-            name,
-            Executed {
-                instructions,
-                loads,
-                stores,
-                branches,
-                locked,
-            },
-        )
+    let median = |(name, mut calls): (String, Vec<Executed>)| {
+        calls.sort_unstable();
+        let middle = calls.get(calls.len() / 2).copied().unwrap_or_default();
+        (name, middle)
     };
-    Some(sums.into_iter().map(average).collect())
+    Some(all.into_iter().map(median).collect())
 }
 
 #[cfg(test)]
@@ -132,6 +133,7 @@ mod tests {
     const PROFILE: &str = "\
 # callgrind format
 positions: line
+part: 1
 events: Ir Dr Dw I1mr Bc Bi Ge
 
 fn=main
@@ -142,19 +144,31 @@ calls=2 47
 cfn=other
 calls=1 3
 80 1000 1000 1000 1000 1000 1000 1000
+part: 2
+events: Ir Dr Dw I1mr Bc Bi Ge
+fn=main
 cfn=probe_read
-calls=2 47
-79 56 22 10 0 8 0 4
+calls=1 47
+79 29 11 5 0 4 0 1
+part: 3
+events: Ir Dr Dw I1mr Bc Bi Ge
+fn=main
+cfn=probe_read
+calls=1 47
+79 310 29 9 0 40 0 7
+cfn=probe_read
+calls=1 47
+79 29 11 5 0 4 0 1
 
 fn=probe_read
 47 28 11 5
 ";
 
     #[test]
-    fn calls_of_probes_are_added_up_and_divided() {
+    fn the_median_of_a_probes_calls_counts() {
         let counted = parse(PROFILE).unwrap();
         let read = Executed {
-            instructions: 28,
+            instructions: 29,
             loads: 11,
             stores: 5,
             branches: 4,

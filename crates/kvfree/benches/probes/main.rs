@@ -201,6 +201,13 @@ probe! {
 }
 
 probe! {
+    /// The same where boxes of another type, which another function drops, are retired in turns.
+    fn retire_mixed / probe_retire_mixed(object: RcuBox<Box<u64>>) {
+        drop(object);
+    }
+}
+
+probe! {
     /// A box in the global allocator's memory.
     fn retire_global_box / probe_retire_global_box(object: GlobalBox<u64>) {
         drop(object);
@@ -246,7 +253,7 @@ fn object() -> NonNull<Object> {
 }
 
 /// Every probe: its name, and what runs it.
-const PROBES: [(&str, fn()); 23] = [
+const PROBES: [(&str, fn()); 24] = [
     ("read_guard", || {
         run(|| &*CELL, read_guard, probe_read_guard);
     }),
@@ -380,6 +387,13 @@ const PROBES: [(&str, fn()); 23] = [
             probe_retire_global_box,
         );
     }),
+    ("retire_mixed", || {
+        let make = || {
+            drop(RcuBox::new(Vec::<u8>::new()));
+            RcuBox::new(Box::new(7))
+        };
+        run(make, retire_mixed, probe_retire_mixed);
+    }),
     ("retire_box", || {
         run(
             || NonNull::from(Box::leak(Box::new(7))),
@@ -396,6 +410,8 @@ fn main() {
     let wanted = std::env::args().skip(1).find(|word| !word.starts_with('-'));
     for (name, probe) in PROBES {
         if wanted.as_deref().is_none_or(|wanted| wanted == name) {
+            // Nothing of the probe before waits on: what does decides about the way of the next object.
+            kvfree::barrier();
             probe();
             println!("{name} {CALLS}");
         }
