@@ -8,7 +8,7 @@ mod child;
 use child::{check, fork, on_a_thread};
 use kvfree::{Config, DeferFree, Kvfree, Objects, RcuBox, RcuCell, read_lock};
 use pagealloc::{AllocError, Order, PAGE_SIZE, PageAlloc, PageReq, PageTag};
-use rcu_core::cpu::Threads;
+use rcu_core::cpu::{Cpus, Threads};
 use rcu_core::fork::after_fork_child;
 use rcu_core::{Callback, Cookie, GracePeriod, HasHead, Head, Rcu, has_head};
 use std::alloc::Layout;
@@ -143,6 +143,37 @@ unsafe impl Rcu for Nobody {
     fn barrier(&self) {}
 }
 
+/// Where the pages' next caller can be stopped.
+struct Gate(AtomicUsize);
+
+static GATE: Gate = Gate(AtomicUsize::new(Gate::OPEN));
+
+impl Gate {
+    const OPEN: usize = 0;
+    const CLOSED: usize = 1;
+    /// Somebody stands before it.
+    const REACHED: usize = 2;
+
+    fn set(&self, state: usize) {
+        self.0.store(state, Ordering::Release);
+    }
+
+    fn is(&self, state: usize) -> bool {
+        self.0.load(Ordering::Acquire) == state
+    }
+
+    fn pass(&self) {
+        let reached = |state| (state == Self::CLOSED).then_some(Self::REACHED);
+        if self
+            .0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, reached)
+            .is_ok()
+        {
+            wait_until(|| self.is(Self::OPEN));
+        }
+    }
+}
+
 /// Pages and objects of the global allocator, which looks after itself at a fork.
 #[derive(Clone, Copy)]
 struct Global;
@@ -154,6 +185,7 @@ fn pages_layout(order: Order) -> Layout {
 // SAFETY: memory of the global allocator; no tags are asked for.
 unsafe impl PageAlloc for Global {
     fn alloc(&self, req: PageReq) -> Result<NonNull<u8>, AllocError> {
+        GATE.pass();
         // SAFETY: the layout is not empty.
         let memory = unsafe { std::alloc::alloc_zeroed(pages_layout(req.order)) };
         NonNull::new(memory).ok_or(AllocError::OutOfMemory)
@@ -225,6 +257,45 @@ fn retire(front: &Front, headless: bool) {
         // SAFETY: a box's, seen by nobody.
         unsafe { front.retire(head, Node::OFFSET) };
     }
+}
+
+/// Retires an object on so many threads, each on a slot of its own.
+fn on_threads(front: &'static Front, n: usize) {
+    on_a_thread(move || {
+        retire(front, true);
+        if n > 1 {
+            on_threads(front, n - 1);
+        }
+    });
+}
+
+/// A thread in its first push has its slot's lock, and nothing says yet that there may be something in that slot.
+#[test]
+fn a_fork_in_the_middle_of_a_first_push() {
+    let _turn = TURN.lock();
+    // SAFETY: nothing is deferred; nothing is borrowed.
+    let front = unsafe { Kvfree::new(Threads, Global, Nobody, Global, Config::new()) }.unwrap();
+    let front: &'static Front = Box::leak(Box::new(front));
+    // The hook is there.
+    front.barrier();
+    GATE.set(Gate::CLOSED);
+    let child = std::thread::scope(|s| {
+        s.spawn(|| retire(front, true));
+        wait_until(|| GATE.is(Gate::REACHED));
+        let child = in_child(|| {
+            GATE.set(Gate::OPEN);
+            // One of them has the slot of the thread that is not here.
+            let (n, before) = (2 + Threads.nr_seen(), FREED.load(Ordering::Relaxed));
+            on_threads(front, n);
+            check(front.stats().synchronized == 0);
+            front.barrier();
+            check(FREED.load(Ordering::Relaxed) == before + n);
+        });
+        GATE.set(Gate::OPEN);
+        child
+    });
+    assert_eq!(child, 0);
+    front.barrier();
 }
 
 /// Whatever the other threads are doing, the child has a front end that frees what is retired there, and forgets no more than
