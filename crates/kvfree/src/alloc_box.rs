@@ -151,9 +151,7 @@ where
     /// Gives both back if there is no memory.
     pub fn try_new_in(value: T, allocator: A) -> Result<Self, (T, A)> {
         let stack = D::stack();
-        if stack.front().is_over_limit() {
-            stack.make_room();
-        }
+        stack.before_box(true);
         let Ok(memory) = allocator.allocate(Stored::<T, A>::LAYOUT) else {
             return Err((value, allocator));
         };

@@ -16,6 +16,7 @@
 //! | a slot's `rounds` | see [`rounds`](crate::rounds): somebody frees what it took out of this slot | by anyone |
 //! | a slot's `nonempty` | something may wait here | under the local lock |
 //! | `used` | slots from here on were never used | raised by owners |
+//! | a slot's `behind` | see [`help`]: ripe blocks of destructors are in line, as far as is known | under the local lock |
 //! | a slot's `back_off` | rounds of the monitor until blocks are kept here again (K7) | the shrinker, the monitor |
 //! | `shared` | see [`shared`](crate::shared): objects retired while the local lock was taken or without a slot | by anyone |
 //! | `passes` | see [`passes`](crate::passes): barriers that are on, and over | barriers |
@@ -40,6 +41,7 @@
 
 mod fork;
 mod hand_over;
+mod help;
 mod push;
 mod reclaim;
 mod shrink;
@@ -84,6 +86,7 @@ pub(crate) struct KvSlot<L> {
     waiting: LocalCell<L, Waiting>,
     rounds: Rounds,
     nonempty: AtomicU32,
+    behind: AtomicU32,
     back_off: AtomicU32,
 }
 

@@ -260,7 +260,7 @@ impl Block {
         let all = unsafe { &mut *(all as *mut [NonNull<u8>]) };
         let mut freed = Freed::default();
         let n = match self.kind {
-            Kind::Large | Kind::Typed | Kind::Plain => keep_first(all, &mut freed),
+            Kind::Large | Kind::Typed | Kind::Plain => keep_first(all, NonNull::as_ptr, &mut freed),
             // A slab keeps book of its objects itself; and what a `DropFn` gets may be the same twice, a count's owners say.
             Kind::Small | Kind::Glue => all.len(),
         };

@@ -33,6 +33,7 @@ pub struct Config {
     pub(crate) hard_bytes: usize,
     pub(crate) slot_bytes: usize,
     pub(crate) back_off: u32,
+    pub(crate) helps: bool,
     watch: Option<fn(bool)>,
     told: Option<fn(&OverLimit)>,
     double: Option<fn(&DoubleRetire)>,
@@ -54,6 +55,7 @@ impl Config {
             hard_bytes: HARD_BYTES,
             slot_bytes: SLOT_BYTES,
             back_off: BACK_OFF,
+            helps: true,
             watch: None,
             told: None,
             double: None,
@@ -102,6 +104,17 @@ impl Config {
     /// [`KvfreeStats::overdrawn`](crate::KvfreeStats::overdrawn).
     pub const fn hard_limit(mut self, bytes: usize) -> Self {
         self.hard_bytes = bytes;
+        self
+    }
+
+    /// Whether who retires something with a destructor where it may sleep, or makes an [`RcuBox`](crate::RcuBox) of a type that has one,
+    /// runs the destructors of some of what its own thread retired before, once they may run. By default it does: else one
+    /// monitor runs them for all threads, and what waits grows to the limit while it cannot keep up.
+    ///
+    /// If not, destructors run in [`Kvfree::tick`](crate::Kvfree::tick), so on the monitor's thread, in barriers, and at the
+    /// limit: for programs that retire, or make boxes, with locks held that these destructors take.
+    pub const fn helps(mut self, yes: bool) -> Self {
+        self.helps = yes;
         self
     }
 
@@ -181,6 +194,7 @@ impl fmt::Debug for Config {
             .field("hard_bytes", &self.hard_bytes)
             .field("slot_bytes", &self.slot_bytes)
             .field("back_off", &self.back_off)
+            .field("helps", &self.helps)
             .field("is_watched", &self.watch.is_some())
             .finish()
     }

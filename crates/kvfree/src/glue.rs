@@ -6,7 +6,7 @@
 
 use crate::block::{Freed, Kind};
 use crate::objects::{DropFn, DropManyFn};
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
 /// How many objects of a mixed block are gathered for one call.
 const GATHER: usize = 64;
@@ -118,66 +118,83 @@ pub fn each_contained(objects: &[NonNull<u8>], mut f: impl FnMut(NonNull<u8>)) -
     panicked
 }
 
-/// Frees a mixed block: those of one [`DropManyFn`] together, in no order; those with a [`DropFn`] in the block's.
+/// Frees a mixed block: those of one [`DropManyFn`] together, function by function; those with a [`DropFn`] in the block's order.
 ///
 /// # Safety
 /// 1. Each pair is an object that nobody sees any more, and the word of a function of this kind that frees it.
 pub(crate) unsafe fn free_pairs(pairs: &mut [[*mut (); 2]], kind: Kind) -> Freed {
     let mut freed = Freed::default();
+    let mut rest = pairs;
     if kind != Kind::Glue {
-        // By the function; by the object, too, so that an object that is there twice meets itself.
-        pairs.sort_unstable_by_key(|pair| (pair[1].addr(), pair[0].addr()));
+        let kept = keep_first(rest, |pair| pair[0].cast(), &mut freed);
+        rest = &mut rest[..kept];
     }
-    let mut gathered = [NonNull::<u8>::dangling(); GATHER];
-    let (mut n, mut func, mut last) = (0, ptr::null_mut(), None);
-    for &[object, word] in &*pairs {
-        let Some(object) = NonNull::new(object.cast::<u8>()) else {
-            continue;
+    while let Some(&[_, word]) = rest.first() {
+        let n = if kind == Kind::Glue {
+            rest.iter().take_while(|pair| pair[1] == word).count()
+        } else {
+            bring_forward(rest, word)
         };
-        if kind != Kind::Glue && last.replace(object) == Some(object) {
-            freed.note_double(object);
-            continue;
+        let (same, others) = rest.split_at_mut(n);
+        for some in same.chunks(GATHER) {
+            let mut objects = [NonNull::<u8>::dangling(); GATHER];
+            let mut n = 0;
+            for object in some.iter().filter_map(|pair| NonNull::new(pair[0].cast())) {
+                objects[n] = object;
+                n += 1;
+            }
+            // SAFETY: objects of this function (1).
+            freed.panicked += unsafe { Glue::free_by(kind, word, &mut objects[..n]) };
         }
-        if n == GATHER || (word != func && n > 0) {
-            // SAFETY: gathered below, with this function (1).
-            freed.panicked += unsafe { Glue::free_by(kind, func, &mut gathered[..n]) };
-            n = 0;
-        }
-        (gathered[n], func) = (object, word);
-        n += 1;
-    }
-    if n > 0 {
-        // SAFETY: gathered above, with this function (1).
-        freed.panicked += unsafe { Glue::free_by(kind, func, &mut gathered[..n]) };
+        rest = others;
     }
     freed
+}
+
+/// Moves the pairs with this function to the front, and says how many they are. A pass for each function of a block, of which there
+/// are few: sorting takes ten nanoseconds an object.
+fn bring_forward(pairs: &mut [[*mut (); 2]], word: *mut ()) -> usize {
+    let mut n = 0;
+    for i in 0..pairs.len() {
+        if pairs[i][1] == word {
+            pairs.swap(n, i);
+            n += 1;
+        }
+    }
+    n
 }
 
 /// Moves what is there once, and the first of what is there more often, to the front, in order; says how many these are, and
 /// notes the others.
 ///
 /// A table of positions, at most half full: about a nanosecond an object, where sorting would take ten.
-pub(crate) fn keep_first(objects: &mut [NonNull<u8>], freed: &mut Freed) -> usize {
-    if objects.len() > TABLE / 2 {
-        return objects.len();
+pub(crate) fn keep_first<T: Copy>(
+    entries: &mut [T],
+    object_of: impl Fn(T) -> *mut u8,
+    freed: &mut Freed,
+) -> usize {
+    if entries.len() > TABLE / 2 {
+        return entries.len();
     }
     let mut at_most_half_full = [0_u16; TABLE];
     let mut kept = 0;
-    for i in 0..objects.len() {
-        let object = objects[i];
+    for i in 0..entries.len() {
+        let object = object_of(entries[i]);
         // Fibonacci hashing: the low bits of addresses are mostly zero.
-        let hash = (object.addr().get() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let hash = (object.addr() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut at = (hash >> (u64::BITS - TABLE.ilog2())) as usize;
         loop {
             match at_most_half_full[at] {
                 0 => {
-                    objects[kept] = object;
+                    entries[kept] = entries[i];
                     kept += 1;
                     at_most_half_full[at] = kept as u16;
                     break;
                 }
-                there if objects[usize::from(there) - 1] == object => {
-                    freed.note_double(object);
+                there if object_of(entries[usize::from(there) - 1]) == object => {
+                    if let Some(object) = NonNull::new(object) {
+                        freed.note_double(object);
+                    }
                     break;
                 }
                 _ => at = (at + 1) % TABLE,

@@ -40,7 +40,8 @@ impl<D, M> fmt::Debug for Heap<D, M> {
 
 /// A box in the default stack. See [`rcu_core::RcuBox`].
 ///
-/// Its value is dropped by the monitor's thread, so it must be `Send`, and whole, so that a head fits in front of it:
+/// Its value is dropped by any thread, the monitor's, one in a barrier, or one that makes such a box ([`Config::helps`](crate::Config::helps)):
+/// so it must be `Send`. And it must be whole, so that a head fits in front of it:
 ///
 /// ```compile_fail,E0277
 /// kvfree::RcuBox::new(std::rc::Rc::new(1));
@@ -231,11 +232,12 @@ unsafe impl<D: StackDomain, M: Memory<D>> Reclaimer for Heap<D, M> {
     /// [`Builder`](crate::Builder) said not to, or the caller is in a section, a callback, or a destructor of what was retired.
     /// A section that has left its thread ([`SendGuard`](rcu_core::SendGuard)) is not noticed: who waits here while it alone can end one, waits
     /// for itself.
+    ///
+    /// With a type that has a destructor, or in memory of another allocator, drops some of what the thread has retired before of such types
+    /// and is ripe, unless [`Config::helps`](crate::Config::helps) says not to, or the caller is in one of those places.
     fn allocate<T: Send + Sync + 'static>(&self, value: T) -> Result<NonNull<T>, T> {
         let stack = D::stack();
-        if stack.front().is_over_limit() {
-            stack.make_room();
-        }
+        stack.before_box(needs_drop::<T>() || !M::IS_OWN);
         let Some(memory) = M::alloc(Layout::new::<Headed<T>>()) else {
             return Err(value);
         };

@@ -1,7 +1,7 @@
 //! The thread that frees what has gone quiet.
 //!
 //! Retiring threads free ripe batches themselves; the monitor is there for those that stopped retiring, for the dead, and
-//! for destructors, which a retiring thread must not run. It exists only while something waits.
+//! for destructors, which `retire` must not run. It exists only while something waits.
 //!
 //! # State
 //! `duty`: see [`Duty`]. `ABSENT`: no thread. `CALLED`: a head waits for a grace period; its callback makes the thread. `RUNNING`: a thread

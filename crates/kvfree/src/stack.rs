@@ -23,6 +23,7 @@ mod builder;
 mod caches;
 mod fork;
 mod front_door;
+mod room;
 mod stats;
 
 pub use builder::{Builder, InUse};
@@ -341,24 +342,6 @@ impl<D: StackDomain> Stack<D> {
             (None, None) => 0,
         };
         left + this.caches.reap()
-    }
-
-    /// Waits until less waits than may, if the caller may wait.
-    #[cold]
-    pub(crate) fn make_room(&'static self) {
-        let front = self.front();
-        while !front.relieve() {
-            // A destructor would wait for those that come after it.
-            if !self.settings().waits || front.is_freeing() || !D::tree().may_wait() {
-                return;
-            }
-            self.domain.synchronize();
-            if front.relieve() {
-                return;
-            }
-            // What is left runs destructors, which are the monitor's.
-            std::thread::sleep(Duration::from_millis(1));
-        }
     }
 
     /// Blocks until every section of the stack that has begun before has ended.

@@ -16,7 +16,7 @@
 //! - I1. A batch is filled only before its cookie is taken for the last time: nothing is added to the line or to
 //!   `sealed` while its cookie runs (T1). Where lists are joined, the later cookie is that of both.
 //! - I2. Destructors and functions (`glue`, `heads`) are taken out by those only who may run foreign code: the monitor,
-//!   a barrier, an embedder's tick; never by a thread that retires.
+//!   a barrier, an embedder's tick, and of `glue` some by who [helps](crate::batched); never by a `retire` that may be called anywhere.
 //! - I3. Everything here was given up by its owner and is freed by whoever takes it out, once.
 
 use crate::block::{Block, Kind, Line, NR_KINDS};
@@ -409,12 +409,12 @@ impl Waiting {
     /// `foreign`, also what runs foreign code (I2).
     pub(crate) fn take_ripe(&mut self, gp: &impl GracePeriod, foreign: bool) -> Batch {
         let mut batch = Batch::new();
-        let mut bytes = take_ripe_blocks(&mut self.line, &mut batch.blocks, gp);
+        let mut bytes = take_ripe_blocks(&mut self.line, usize::MAX, &mut batch.blocks, gp);
         if self.line.is_empty() || !batch.blocks.is_empty() {
             self.asked = false;
         }
         if foreign {
-            bytes += take_ripe_blocks(&mut self.glue, &mut batch.blocks, gp);
+            bytes += take_ripe_blocks(&mut self.glue, usize::MAX, &mut batch.blocks, gp);
             // Twice: what came while others were sealed may be ripe, too.
             for _ in 0..2 {
                 if !self.sealed.is_empty() && gp.poll(self.sealed_cookie) {
@@ -427,6 +427,28 @@ impl Waiting {
         }
         batch.charged = self.account.take(bytes);
         batch
+    }
+
+    /// Takes out so many ripe blocks of objects with drop glue, at most (I2).
+    pub(crate) fn take_some_glue(&mut self, most: usize, gp: &impl GracePeriod) -> Batch {
+        let mut batch = Batch::new();
+        let bytes = take_ripe_blocks(&mut self.glue, most, &mut batch.blocks, gp);
+        if !self.is_glue_ripe(gp) {
+            // One grace period for all that is in line, not one for each that goes.
+            self.asked = false;
+        }
+        batch.charged = self.account.take(bytes);
+        batch
+    }
+
+    /// Whether the oldest block of objects with drop glue is ripe.
+    pub(crate) fn is_glue_ripe(&self, gp: &impl GracePeriod) -> bool {
+        self.glue.first().is_some_and(|b| gp.poll(b.cookie))
+    }
+
+    /// Blocks of such objects in line.
+    pub(crate) const fn nr_glue(&self) -> usize {
+        self.glue.len()
     }
 
     /// Takes out everything, ripe or not, with a cookie for all of it. Walks the line.
@@ -532,9 +554,12 @@ const fn older(one: u32, other: u32) -> u32 {
 }
 
 /// Moves the ripe front of `line` to `ripe`; returns how many bytes wait in it.
-fn take_ripe_blocks(line: &mut Line, ripe: &mut Line, gp: &impl GracePeriod) -> usize {
+fn take_ripe_blocks(line: &mut Line, most: usize, ripe: &mut Line, gp: &impl GracePeriod) -> usize {
     let mut bytes = 0;
-    while line.first().is_some_and(|b| gp.poll(b.cookie)) {
+    for _ in 0..most {
+        if !line.first().is_some_and(|b| gp.poll(b.cookie)) {
+            break;
+        }
         let Some(block) = line.pop() else { break };
         // SAFETY: a block in line is valid and owned by it.
         bytes += unsafe { block.as_ref() }.bytes();

@@ -6,7 +6,7 @@
 //! they are taken in, and counted as overdrawn.
 
 use super::{ASK_HEADS, Context, KvSlot, Kvfree};
-use crate::block::{Kind, Line};
+use crate::block::Kind;
 use crate::doubles::WATCHED;
 use crate::glue::Glue;
 use crate::objects::{DropFn, DropManyFn, Objects};
@@ -109,7 +109,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     }
 
     /// Retires something that is not of the [`Objects`]: after a grace period, `drop(object)` is called on a thread
-    /// that may run foreign code (the monitor, a barrier, [`Self::tick`]).
+    /// that may run foreign code: the monitor, a barrier, [`Self::tick`], or a later call of this kind by the same thread, which
+    /// takes some of what has become ripe along ([`Config::helps`](crate::Config::helps)).
     ///
     /// May sleep: without memory for a block, or at the limit, it waits for a grace period and calls `drop` itself.
     ///
@@ -401,13 +402,18 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         // A starved slot has the monitor come by too, which brings blocks (K7).
         inner.note(number, slot, pushed.is_none_or(|p| p.first));
         let Some(pushed) = pushed else {
+            inner.note_starved(slot, entry.kind);
             drop(waiting);
             inner.config.watch(false);
             return Err(Refusal::NoBlock);
         };
         inner.budget.charge(pushed.charge);
         let ask = inner.wants_to_ask(&mut waiting, pushed);
+        let lags = pushed.sealed && inner.note_behind(slot, &waiting, entry.kind);
         drop(waiting);
+        if lags {
+            inner.config.watch(true);
+        }
         self.after_push(slot, entry.kind, pushed, ask, context);
         Ok(())
     }
@@ -429,29 +435,19 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         if !pushed.sealed && !ask {
             return;
         }
-        // Only who may sleep frees here, and no foreign code: the rest is the monitor's, soon.
-        let frees_here = context == Context::MaySleep && !kind.runs_foreign_code();
+        let is_foreign = kind.runs_foreign_code();
+        let frees_here = context == Context::MaySleep && (!is_foreign || inner.may_help());
         if ask {
             inner.rcu.start();
-            if !frees_here {
+            // What has destructors is for those who help, and is the monitor's when they do not: see `help`.
+            let is_for_helpers = is_foreign && inner.config.helps;
+            if !frees_here && !is_for_helpers {
                 inner.config.watch(true);
             }
         }
         inner.rcu.drive();
-        if !frees_here {
-            return;
-        }
-        if let Some(round) = slot.rounds.begin() {
-            // SAFETY: the caller of `push` owns the slot; its guard is gone.
-            let batch = unsafe { slot.waiting.try_enter() }
-                .map(|mut waiting| waiting.take_ripe(&inner.rcu, false));
-            let mut empty = batch.map_or_else(Line::new, |batch| inner.free(batch));
-            // SAFETY: as above.
-            if let Some(mut waiting) = unsafe { slot.waiting.try_enter() } {
-                waiting.restock(&mut empty, slot.most_stock());
-            }
-            inner.free_blocks(empty);
-            drop(round);
+        if frees_here {
+            inner.free_here(slot, is_foreign);
         }
     }
 

@@ -3,6 +3,7 @@ use crate::block::{Block, ENTRIES};
 use crate::objects::Objects;
 use core::cell::{Cell, RefCell};
 use core::mem::MaybeUninit;
+use core::ptr;
 use rcu_core::Cookie;
 use std::vec::Vec;
 

@@ -189,8 +189,8 @@ pub unsafe fn retire_sized_mightsleep(object: NonNull<u8>, layout: Layout) {
 
 /// Retires a `Box` of the global allocator, given as the pointer that [`Box::into_raw`] made. **May sleep**; not inside a section.
 ///
-/// After a grace period the box is dropped and freed, batched with others of its type, on the monitor's thread or in a barrier; where there
-/// is nothing to drop, also by a thread that retires. A box has no head to wait by, as [`GlobalBox`](crate::GlobalBox) has, which never
+/// After a grace period the box is dropped and freed, batched with others of its type, on the monitor's thread, in a barrier, or in a
+/// later call by the same thread. A box has no head to wait by, as [`GlobalBox`](crate::GlobalBox) has, which never
 /// waits: without memory for a block, while another thread visits this one's slot, and at the limit of what may wait, this call waits.
 ///
 /// Takes a pointer and not a box, because a box promises that nobody else looks (hole 10 of the peers). For an owner that
