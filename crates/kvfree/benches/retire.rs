@@ -6,6 +6,7 @@
 //! | bench | one iteration |
 //! |---|---|
 //! | `flood-SIZE-ENGINE` | an object allocated, touched, retired; threads share the objects, and the time is the wall's |
+//! | `owners-ENGINE` | the same with a value that owns a second allocation, which its destructor frees |
 //! | `beside-reader-SIZE-ENGINE` | the same beside a reader that runs flat out |
 //! | `tail-ENGINE` | no iteration: the 99.9th percentile of single calls of `retire`, the clock's own cost included |
 //! | `reads-alone`, `reads-beside-flood` | a section with one load, without and beside a flood of ours by one thread |
@@ -20,6 +21,8 @@ mod count;
     reason = "what the scale worker tells of engines, nobody asks here"
 )]
 mod engines;
+#[path = "retire/owners.rs"]
+mod owners;
 #[path = "scale/timing.rs"]
 mod timing;
 
@@ -36,28 +39,29 @@ const LEAST: u64 = 100_000;
 /// Calls of `retire` that are timed for one sample of a percentile.
 const CALLS: usize = 100_000;
 
-fn flood<E: Engine>(engine: &E, objects: u64, size: usize) {
-    for i in 0..objects {
-        let object = engine.alloc(size);
-        engine.touch(object, size, i as usize);
-        // SAFETY: allocated just now with this size, published to nobody.
-        unsafe { engine.retire(object, size) };
-    }
+/// One object: allocated, touched, retired.
+#[inline]
+fn one<E: Engine>(engine: &E, size: usize, value: usize) {
+    let object = engine.alloc(size);
+    engine.touch(object, size, value);
+    // SAFETY: allocated just now with this size, published to nobody.
+    unsafe { engine.retire(object, size) };
 }
 
-/// Time for `iterations` objects, by so many threads together.
-fn flood_by<E: Engine>(engine: &E, threads: usize, iterations: u64, size: usize) -> Duration {
+/// Time for `iterations` objects, each of which is a call of `one`, by so many threads together.
+fn flood_by(threads: usize, iterations: u64, one: impl Fn(usize) + Sync) -> Duration {
     let share = iterations.max(LEAST).div_ceil(threads as u64);
     let start = Barrier::new(threads);
+    let flood = |objects: u64| (0..objects).for_each(|i| one(i as usize));
     let began = thread::scope(|s| {
         let floods: Vec<_> = (0..threads)
             .map(|_| {
                 s.spawn(|| {
                     // The thread's slot, its first arrays and their pages.
-                    flood(engine, LEAST / threads as u64, size);
+                    flood(LEAST / threads as u64);
                     start.wait();
                     let began = Instant::now();
-                    flood(engine, share, size);
+                    flood(share);
                     (began, Instant::now())
                 })
             })
@@ -101,10 +105,16 @@ struct Bench<'g, 'c> {
 
 impl Bench<'_, '_> {
     fn flood<E: Engine>(&mut self, name: &str, engine: &E, size: usize, threads: &[usize]) {
+        self.flood_of(&format!("flood-{size}-{name}"), threads, |value| {
+            one(engine, size, value);
+        });
+    }
+
+    fn flood_of(&mut self, name: &str, threads: &[usize], one: impl Fn(usize) + Sync) {
         for &threads in threads {
-            let id = BenchmarkId::new(format!("flood-{size}-{name}"), threads);
+            let id = BenchmarkId::new(name, threads);
             self.group.bench_function(id, |bencher| {
-                bencher.iter_custom(|iterations| flood_by(engine, threads, iterations, size));
+                bencher.iter_custom(|iterations| flood_by(threads, iterations, &one));
             });
         }
     }
@@ -113,7 +123,7 @@ impl Bench<'_, '_> {
         let id = BenchmarkId::new(format!("beside-reader-{size}-{name}"), 1);
         self.group.bench_function(id, |bencher| {
             bencher.iter_custom(|iterations| {
-                beside_reader(engine, || flood_by(engine, 1, iterations, size)).0
+                beside_reader(engine, || flood_by(1, iterations, |v| one(engine, size, v))).0
             });
         });
     }
@@ -179,9 +189,13 @@ fn main() {
         bench.tail("crossbeam-epoch", &crossbeam);
         bench.reads("alone", &typed, || thread::sleep(Duration::from_millis(5)));
         bench.reads("beside-flood", &typed, || {
-            flood_by(&typed, 1, 1_000_000, size);
+            flood_by(1, 1_000_000, |value| one(&typed, size, value));
         });
     }
+    bench.flood_of("owners-ours", &[1, 2], owners::ours);
+    bench.flood_of("owners-crossbeam-epoch", &[1, 2], owners::crossbeam);
+    bench.flood_of("owners-kovan", &[1, 2], owners::kovan);
+    bench.flood_of("owners-at-once", &[1, 2], owners::at_once);
     group.finish();
     criterion.final_summary();
 }

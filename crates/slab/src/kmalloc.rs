@@ -505,10 +505,10 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Kmalloc<C, P, G> {
         self.caches.iter().map(RawCache::waiting_objects).sum()
     }
 
-    /// The bytes of [`Self::waiting_objects`]. One load a class.
+    /// The bytes of [`Self::waiting_objects`]. One load: all classes count them together.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
-        self.caches.iter().map(RawCache::waiting_bytes).sum()
+        self.caches[0].waiting_bytes_together()
     }
 
     /// The caches, in the order of [`CLASS_BYTES`].

@@ -228,6 +228,11 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> RawCache<C, P, G> {
         self.inner().waiting.0.objects()
     }
 
+    /// Bytes that wait in all caches that ask for grace periods together with this one. One load.
+    pub(crate) fn waiting_bytes_together(&self) -> usize {
+        self.inner().asking().bytes()
+    }
+
     /// The bytes of [`Self::waiting_objects`].
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
@@ -312,13 +317,15 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     fn count_waiting(&self, objects: usize) {
         if objects > 0 {
             self.waiting.0.sealed(objects);
-            self.asking().sealed(objects * self.shape.ask_weight);
+            let (weight, bytes) = (self.shape.ask_weight, self.shape.size);
+            self.asking().sealed(objects * weight, objects * bytes);
         }
     }
 
     fn count_let_go(&self, objects: usize) {
         self.waiting.0.let_go(objects);
-        self.asking().let_go(objects * self.shape.ask_weight);
+        let (weight, bytes) = (self.shape.ask_weight, self.shape.size);
+        self.asking().let_go(objects * weight, objects * bytes);
     }
 
     /// Memory for a sheaf, made a sheaf.

@@ -236,7 +236,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
         } else if !self.gp.poll(self.asking().asked()) {
             self.gp.drive();
         }
-        if attempt == Attempt::MayGrow && self.asking().bytes() > self.shape.crowd_bytes {
+        if attempt == Attempt::MayGrow && self.asking().weight() > self.shape.crowd_bytes {
             let asked = self.asking().asked();
             if !self.gp.poll(asked) {
                 self.asking().linger(asked, &self.gp);
@@ -322,7 +322,7 @@ impl<C: Cpus, P: PageAlloc, G: GracePeriod> Inner<C, P, G> {
     /// that the objects are never on the way from place to place while a barrier looks (I1).
     fn let_go(&self, slot: &mut SlotState) -> bool {
         let ask = self.shape.ask_bytes;
-        self.asking().bytes() > ask.saturating_add(ask / 2) && self.make_room(slot)
+        self.asking().weight() > ask.saturating_add(ask / 2) && self.make_room(slot)
     }
 
     /// Leaves what a slot has beyond its share to all, eldest first: else what is ripe in one slot's line would lie there while another

@@ -8,10 +8,13 @@
 //! | word | meaning | who writes |
 //! |---|---|---|
 //! | `objects` | objects in sealed sheaves | whoever seals one, or lets one go |
-//! | `waiting` | bytes in sealed sheaves | whoever seals one, or lets one go |
-//! | `unasked` | bytes sealed since a grace period was last asked for | whoever seals them; zero: whoever asks |
+//! | `waiting` | what they weigh (small ones more than their bytes) | whoever seals one, or lets one go |
+//! | `bytes` | bytes in sealed sheaves | whoever seals one, or lets one go |
+//! | `unasked` | what was sealed, by weight, since a grace period was last asked for | whoever seals them; zero: whoever asks |
 //! | `asked` | the cookie last asked for | whoever asks |
 //! | `in_vain` | the cookie that somebody waited for a little, and it did not come | who waited |
+//!
+//! `bytes` is there so that whoever keeps a budget does not have to ask each of an allocator's caches, a sheaf of which may be a few objects.
 //!
 //! They share a line, which a slot writes once a sheaf. All but the first are an [`Asking`], perhaps another cache's.
 //!
@@ -40,6 +43,7 @@ pub(crate) struct Waiting {
 #[derive(Debug)]
 pub(crate) struct Asking {
     waiting: AtomicUsize,
+    bytes: AtomicUsize,
     unasked: AtomicUsize,
     asked: AtomicUsize,
     in_vain: AtomicUsize,
@@ -51,6 +55,7 @@ impl Waiting {
             objects: AtomicUsize::new(0),
             asking: Asking {
                 waiting: AtomicUsize::new(0),
+                bytes: AtomicUsize::new(0),
                 unasked: AtomicUsize::new(0),
                 asked: AtomicUsize::new(Cookie::COMPLETED.raw()),
                 in_vain: AtomicUsize::new(Cookie::COMPLETED.raw()),
@@ -77,24 +82,34 @@ impl Waiting {
 }
 
 impl Asking {
-    /// Counts bytes that were just sealed.
-    pub(crate) fn sealed(&self, bytes: usize) {
+    /// Counts what was just sealed, by its weight and its bytes.
+    pub(crate) fn sealed(&self, weight: usize, bytes: usize) {
         // ORDERING: Relaxed: a number for budgets.
-        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        self.waiting.fetch_add(weight, Ordering::Relaxed);
         // ORDERING: Relaxed: as above.
-        self.unasked.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        // ORDERING: Relaxed: as above.
+        self.unasked.fetch_add(weight, Ordering::Relaxed);
     }
 
-    /// Counts bytes that do not wait any more.
-    pub(crate) fn let_go(&self, bytes: usize) {
+    /// Counts what does not wait any more.
+    pub(crate) fn let_go(&self, weight: usize, bytes: usize) {
         // ORDERING: Relaxed: a number for budgets.
-        self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        self.waiting.fetch_sub(weight, Ordering::Relaxed);
+        // ORDERING: Relaxed: as above.
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// What the sealed sheaves weigh.
+    pub(crate) fn weight(&self) -> usize {
+        // ORDERING: Relaxed: a number; it may be out of date when it is used anyway.
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Bytes in sealed sheaves.
     pub(crate) fn bytes(&self) -> usize {
-        // ORDERING: Relaxed: a number; it may be out of date when it is used anyway.
-        self.waiting.load(Ordering::Relaxed)
+        // ORDERING: Relaxed: as above.
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Whether it is time to ask for a grace period; then counts as asked.
