@@ -48,15 +48,17 @@ fn one<E: Engine>(engine: &E, size: usize, value: usize) {
     unsafe { engine.retire(object, size) };
 }
 
-/// Time for `iterations` objects, each of which is a call of `one`, by so many threads together.
-fn flood_by(threads: usize, iterations: u64, one: impl Fn(usize) + Sync) -> Duration {
+/// Time for `iterations` objects, each of which is a call of `one`, by so many threads together. Each has a copy, so that what is in it
+/// lies in registers.
+fn flood_by(threads: usize, iterations: u64, one: impl Fn(usize) + Send + Sync + Copy) -> Duration {
     let share = iterations.max(LEAST).div_ceil(threads as u64);
     let start = Barrier::new(threads);
-    let flood = |objects: u64| (0..objects).for_each(|i| one(i as usize));
+    let flood = move |objects: u64| (0..objects).for_each(|i| one(i as usize));
     let began = thread::scope(|s| {
         let floods: Vec<_> = (0..threads)
             .map(|_| {
-                s.spawn(|| {
+                let start = &start;
+                s.spawn(move || {
                     // The thread's slot, its first arrays and their pages.
                     flood(LEAST / threads as u64);
                     start.wait();
@@ -105,16 +107,21 @@ struct Bench<'g, 'c> {
 
 impl Bench<'_, '_> {
     fn flood<E: Engine>(&mut self, name: &str, engine: &E, size: usize, threads: &[usize]) {
-        self.flood_of(&format!("flood-{size}-{name}"), threads, |value| {
+        self.flood_of(&format!("flood-{size}-{name}"), threads, move |value| {
             one(engine, size, value);
         });
     }
 
-    fn flood_of(&mut self, name: &str, threads: &[usize], one: impl Fn(usize) + Sync) {
+    fn flood_of(
+        &mut self,
+        name: &str,
+        threads: &[usize],
+        one: impl Fn(usize) + Send + Sync + Copy,
+    ) {
         for &threads in threads {
             let id = BenchmarkId::new(name, threads);
             self.group.bench_function(id, |bencher| {
-                bencher.iter_custom(|iterations| flood_by(threads, iterations, &one));
+                bencher.iter_custom(|iterations| flood_by(threads, iterations, one));
             });
         }
     }
@@ -123,7 +130,10 @@ impl Bench<'_, '_> {
         let id = BenchmarkId::new(format!("beside-reader-{size}-{name}"), 1);
         self.group.bench_function(id, |bencher| {
             bencher.iter_custom(|iterations| {
-                beside_reader(engine, || flood_by(1, iterations, |v| one(engine, size, v))).0
+                beside_reader(engine, || {
+                    flood_by(1, iterations, move |v| one(engine, size, v))
+                })
+                .0
             });
         });
     }
@@ -189,7 +199,8 @@ fn main() {
         bench.tail("crossbeam-epoch", &crossbeam);
         bench.reads("alone", &typed, || thread::sleep(Duration::from_millis(5)));
         bench.reads("beside-flood", &typed, || {
-            flood_by(1, 1_000_000, |value| one(&typed, size, value));
+            let typed = &typed;
+            flood_by(1, 1_000_000, move |value| one(typed, size, value));
         });
     }
     bench.flood_of("owners-ours", &[1, 2], owners::ours);
