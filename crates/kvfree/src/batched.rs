@@ -16,7 +16,7 @@
 //! | a slot's `rounds` | see [`rounds`](crate::rounds): somebody frees what it took out of this slot | by anyone |
 //! | a slot's `nonempty` | something may wait here | under the local lock |
 //! | `used` | slots from here on were never used | raised by owners |
-//! | a slot's `behind` | see [`help`]: ripe blocks of destructors are in line, as far as is known | under the local lock |
+//! | a slot's `owes` | see [`help`]: after how many calls its owner frees some of what is ripe | its owner |
 //! | a slot's `back_off` | rounds of the monitor until blocks are kept here again (K7) | the shrinker, the monitor |
 //! | `shared` | see [`shared`](crate::shared): objects retired while the local lock was taken or without a slot | by anyone |
 //! | `passes` | see [`passes`](crate::passes): barriers that are on, and over | barriers |
@@ -47,6 +47,7 @@ mod reclaim;
 mod shrink;
 mod tick;
 
+use crate::block::Kind;
 use crate::budget::Budget;
 use crate::config::Config;
 use crate::doubles::Doubles;
@@ -86,7 +87,7 @@ pub(crate) struct KvSlot<L> {
     waiting: LocalCell<L, Waiting>,
     rounds: Rounds,
     nonempty: AtomicU32,
-    behind: AtomicU32,
+    owes: AtomicU32,
     back_off: AtomicU32,
 }
 
@@ -413,22 +414,20 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
         }
     }
 
-    /// Whether what waits in the slot is enough to ask for a grace period: says so once for what is in line, and above the slot's limit
-    /// with every block and every chunk of bytes.
-    fn wants_to_ask(&self, waiting: &mut Waiting, pushed: Pushed) -> bool {
+    /// Whether so much came to the slot since a grace period was last asked for that it is time for another one; above the slot's limit it
+    /// always is, with every block and every chunk of bytes. Of foreign objects, which go back to their allocator by portions, a part is
+    /// enough: see [`help`].
+    fn wants_to_ask(&self, waiting: &mut Waiting, pushed: Pushed, kind: Kind) -> bool {
         if !pushed.sealed && pushed.charge == 0 {
             return false;
         }
         if waiting.bytes() > self.config.slot_bytes {
             return true;
         }
-        if waiting.asked {
-            return false;
-        }
-        waiting.asked = waiting.blocks_in_line() >= self.config.ask_blocks
-            || waiting.bytes() >= self.config.ask_bytes
-            || self.budget.is_over_soft();
-        waiting.asked
+        let part = if kind.is_foreign() { help::PART } else { 1 };
+        let (blocks, bytes) = (self.config.ask_blocks, self.config.ask_bytes);
+        waiting.should_ask(blocks.div_ceil(part), bytes.div_ceil(part))
+            || (pushed.sealed && self.budget.is_over_soft())
     }
 }
 

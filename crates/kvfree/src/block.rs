@@ -7,7 +7,7 @@
 //! # Cookie
 //! Refreshed at each push (K5), as long as they trickle: up to [`EXACT`] objects, a grace period after the last one makes the block ripe,
 //! whoever has asked for it. A block with more is about to fill; there a cookie for each object, which is a full fence, would cost as much as
-//! the rest of the push, so it has one for each [`EXACT`], one for its last, and another one if it goes in line before (`is_late`).
+//! the rest of the push, so it has one for each [`EXACT`], one for its last, and another one if it goes in line before (`Late`).
 //!
 //! # Entries
 //! | block | `func` | an object's words |
@@ -18,6 +18,8 @@
 //!
 //! A run of more than half a block is not spread into pairs but put in line, so that no block holds fewer objects than one
 //! of pairs would.
+
+pub(crate) mod portion;
 
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
@@ -67,6 +69,18 @@ impl Kind {
 
 pub(crate) const NR_KINDS: usize = 5;
 
+/// How far a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum State {
+    /// The cookie covers all objects.
+    Exact,
+    /// The cookie is older than the last object.
+    Late,
+    /// Ripe, and [`portion`] by portion taken from: nothing is in it twice, and objects of one function lie together.
+    Drained,
+}
+
 /// One page: a header and pointers.
 #[repr(C)]
 pub(crate) struct Block {
@@ -75,8 +89,7 @@ pub(crate) struct Block {
     bytes: usize,
     len: u16,
     kind: Kind,
-    /// The cookie is older than the last object.
-    is_late: bool,
+    state: State,
     /// The monitor's round in which this block was begun.
     pub(crate) born: u32,
     /// The function that all objects share, or null.
@@ -99,7 +112,7 @@ impl Block {
             bytes: 0,
             len: 0,
             kind,
-            is_late: false,
+            state: State::Exact,
             born: 0,
             func: ptr::null_mut(),
             entries: [MaybeUninit::uninit(); ENTRIES],
@@ -126,6 +139,14 @@ impl Block {
 
     pub(crate) const fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// How many objects wait in here that are not counted as freed yet.
+    pub(crate) const fn nr_uncounted(&self) -> usize {
+        match self.state {
+            State::Drained => 0,
+            State::Exact | State::Late => self.nr_objects(),
+        }
     }
 
     /// How many objects wait in here.
@@ -158,7 +179,7 @@ impl Block {
         }
         self.bytes += bytes;
         self.cookie = cookie;
-        self.is_late = false;
+        self.state = State::Exact;
     }
 
     /// Adds one object without a cookie of its own, if it is one of many: no first one, no last one, and none that makes the block weigh
@@ -185,7 +206,7 @@ impl Block {
         }
         self.push_word(object.as_ptr().cast());
         self.bytes += bytes;
-        self.is_late = true;
+        self.state = State::Late;
         true
     }
 
@@ -211,13 +232,14 @@ impl Block {
         self.push_word(object.as_ptr().cast());
         self.push_word(word);
         self.bytes += bytes;
-        self.is_late = true;
+        self.state = State::Late;
         true
     }
 
     /// Gives the block a cookie for all that is in it.
     pub(crate) fn stamp(&mut self, gp: &impl GracePeriod) {
-        if core::mem::take(&mut self.is_late) {
+        if self.state == State::Late {
+            self.state = State::Exact;
             self.cookie = gp.snapshot();
         }
     }
@@ -343,6 +365,12 @@ impl Line {
         unsafe { self.first.as_ref() }
     }
 
+    /// The same, to take from.
+    pub(crate) fn first_mut(&mut self) -> Option<&mut Block> {
+        // SAFETY: as above, and the line is the caller's alone.
+        unsafe { self.first.as_mut() }
+    }
+
     /// The blocks, oldest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Block> {
         // SAFETY: blocks in line are valid and owned by it.
@@ -419,15 +447,15 @@ mod tests {
         }
     }
 
-    fn number(n: usize) -> NonNull<u8> {
+    pub(super) fn number(n: usize) -> NonNull<u8> {
         NonNull::new(ptr::without_provenance_mut(n)).unwrap()
     }
 
-    fn page() -> NonNull<u8> {
+    pub(super) fn page() -> NonNull<u8> {
         NonNull::from(Box::leak(Box::new(MaybeUninit::<Block>::uninit()))).cast()
     }
 
-    fn give_back(block: NonNull<Block>) {
+    pub(super) fn give_back(block: NonNull<Block>) {
         // SAFETY: made by `page`, and used by nobody.
         drop(unsafe { Box::from_raw(block.cast::<MaybeUninit<Block>>().as_ptr()) });
     }
@@ -468,13 +496,13 @@ mod tests {
                 exact.push(n);
                 block.push(number(n), glue(n), 3, Cookie::COMPLETED);
             }
-            assert_eq!(block.is_late, exact.last() != Some(&n), "{n}");
+            assert_eq!(block.state == State::Late, exact.last() != Some(&n), "{n}");
             assert_eq!((block.nr_objects(), block.bytes()), (n, 3 * n));
         }
         let mut inside = Vec::new();
         block.for_each(|object| inside.push(object.addr().get()));
         assert_eq!(inside, (1..=n).collect::<Vec<_>>());
-        assert!(!block.is_late, "the last one has a cookie");
+        assert_eq!(block.state, State::Exact, "the last one has a cookie");
         // One that would make the block heavy is for the slow way to line up.
         let word = glue(n).map_or(ptr::null_mut(), Glue::word);
         assert!(!block.push_hit(number(n), word, 3, 3 * n));

@@ -62,13 +62,14 @@ impl Config {
         }
     }
 
-    /// How many full blocks may wait in one slot before a grace period is asked for.
+    /// How many blocks may fill in one slot before a grace period is asked for. For objects of other allocators than the front end's own, a
+    /// quarter of that.
     pub const fn ask_after_blocks(mut self, blocks: usize) -> Self {
         self.ask_blocks = blocks;
         self
     }
 
-    /// How many bytes may wait in one slot before a grace period is asked for.
+    /// How many bytes may come to one slot before a grace period is asked for. For objects of other allocators a quarter of that.
     pub const fn ask_after_bytes(mut self, bytes: usize) -> Self {
         self.ask_bytes = bytes;
         self

@@ -11,8 +11,8 @@ use core::ptr::NonNull;
 /// How many objects of a mixed block are gathered for one call.
 const GATHER: usize = 64;
 
-/// Room for twice the objects of a block; of larger pages' blocks, the duplicates are not looked for.
-const TABLE: usize = 1024;
+/// Room for four times the objects of a block; of larger pages' blocks, the duplicates are not looked for.
+const TABLE: usize = 2048;
 
 /// What frees a foreign object.
 #[derive(Clone, Copy, Debug)]
@@ -153,7 +153,7 @@ pub(crate) unsafe fn free_pairs(pairs: &mut [[*mut (); 2]], kind: Kind) -> Freed
 
 /// Moves the pairs with this function to the front, and says how many they are. A pass for each function of a block, of which there
 /// are few: sorting takes ten nanoseconds an object.
-fn bring_forward(pairs: &mut [[*mut (); 2]], word: *mut ()) -> usize {
+pub(crate) fn bring_forward(pairs: &mut [[*mut (); 2]], word: *mut ()) -> usize {
     let mut n = 0;
     for i in 0..pairs.len() {
         if pairs[i][1] == word {
@@ -166,42 +166,48 @@ fn bring_forward(pairs: &mut [[*mut (); 2]], word: *mut ()) -> usize {
 
 /// Moves what is there once, and the first of what is there more often, to the front, in order; says how many these are, and
 /// notes the others.
-///
-/// A table of positions, at most half full: about a nanosecond an object, where sorting would take ten.
 pub(crate) fn keep_first<T: Copy>(
     entries: &mut [T],
     object_of: impl Fn(T) -> *mut u8,
     freed: &mut Freed,
 ) -> usize {
-    if entries.len() > TABLE / 2 {
-        return entries.len();
+    let mut kept = entries.len();
+    if kept > TABLE / 4 || !is_any_twice(entries, &object_of) {
+        return kept;
     }
-    let mut at_most_half_full = [0_u16; TABLE];
-    let mut kept = 0;
+    kept = 0;
     for i in 0..entries.len() {
         let object = object_of(entries[i]);
-        // Fibonacci hashing: the low bits of addresses are mostly zero.
-        let hash = (object.addr() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mut at = (hash >> (u64::BITS - TABLE.ilog2())) as usize;
-        loop {
-            match at_most_half_full[at] {
-                0 => {
-                    entries[kept] = entries[i];
-                    kept += 1;
-                    at_most_half_full[at] = kept as u16;
-                    break;
-                }
-                there if object_of(entries[usize::from(there) - 1]) == object => {
-                    if let Some(object) = NonNull::new(object) {
-                        freed.note_double(object);
-                    }
-                    break;
-                }
-                _ => at = (at + 1) % TABLE,
+        if entries[..kept].iter().any(|&e| object_of(e) == object) {
+            if let Some(object) = NonNull::new(object) {
+                freed.note_double(object);
             }
+        } else {
+            entries[kept] = entries[i];
+            kept += 1;
         }
     }
     kept
+}
+
+/// Whether an object is there more than once. A table of positions, at most a quarter full, so that few look twice: two nanoseconds an
+/// object, where sorting would take ten.
+fn is_any_twice<T: Copy>(entries: &[T], object_of: impl Fn(T) -> *mut u8) -> bool {
+    let mut places = [0_u16; TABLE];
+    for (i, &entry) in entries.iter().enumerate() {
+        let object = object_of(entry);
+        // Fibonacci hashing: the low bits of addresses are mostly zero.
+        let hash = (object.addr() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut at = (hash >> (u64::BITS - TABLE.ilog2())) as usize;
+        while places[at] != 0 {
+            if object_of(entries[usize::from(places[at]) - 1]) == object {
+                return true;
+            }
+            at = (at + 1) % TABLE;
+        }
+        places[at] = i as u16 + 1;
+    }
+    false
 }
 
 #[cfg(test)]

@@ -84,7 +84,10 @@ pub(crate) struct Round<'s> {
 impl Drop for Round<'_> {
     fn drop(&mut self) {
         // ORDERING: P8 (round's end / barrier): everything freed before is seen freed.
-        self.rounds.reaps.fetch_add(1, end_order());
+        // ORDERING: Relaxed, to read it: who holds `reaping` alone writes it.
+        let reaps = self.rounds.reaps.load(Ordering::Relaxed);
+        // ORDERING: P8 (round's end / barrier), as below.
+        self.rounds.reaps.store(reaps.wrapping_add(1), end_order());
         // ORDERING: P8 (round's end / barrier).
         self.rounds.reaping.store(0, end_order());
     }

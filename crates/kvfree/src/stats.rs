@@ -146,6 +146,16 @@ impl Counters {
         add(&self.objects_in_blocks, objects);
     }
 
+    /// A portion of a block was freed, with whose first one all of its objects count.
+    pub(crate) fn portion_freed(&self, objects: usize, was_last: bool) {
+        if objects > 0 {
+            add(&self.objects_in_blocks, objects);
+        }
+        if was_last {
+            add(&self.blocks_freed, 1);
+        }
+    }
+
     /// One object was linked by its head without a slot; slots count their own.
     pub(crate) fn shared(&self) {
         add(&self.shared, 1);

@@ -4,7 +4,8 @@
 //! | field | holds | cookie |
 //! |---|---|---|
 //! | `open[kind]` | the block being filled, or null | refreshed at each push, or late: see [`block`](crate::block) |
-//! | `line` | full blocks of objects without drop glue, oldest first | each block's own |
+//! | `line` | full blocks of the allocator's objects, oldest first | each block's own |
+//! | `plain` | full blocks of foreign objects without drop glue, oldest first | each block's own |
 //! | `glue` | full blocks of objects with drop glue, oldest first | each block's own |
 //! | `heads` | objects linked by their embedded heads, for want of a block | `heads_cookie`, refreshed at each push |
 //! | `sealed` | such objects, sealed together | `sealed_cookie` |
@@ -18,6 +19,8 @@
 //! - I2. Destructors and functions (`glue`, `heads`) are taken out by those only who may run foreign code: the monitor,
 //!   a barrier, an embedder's tick, and of `glue` some by who [helps](crate::batched); never by a `retire` that may be called anywhere.
 //! - I3. Everything here was given up by its owner and is freed by whoever takes it out, once.
+
+mod ripe;
 
 use crate::block::{Block, Kind, Line, NR_KINDS};
 use crate::budget::Account;
@@ -36,6 +39,7 @@ pub(crate) const STOCK: usize = 5;
 pub(crate) struct Waiting {
     open: [*mut Block; NR_KINDS],
     line: Line,
+    plain: Line,
     glue: Line,
     stock: Line,
     heads: CbList,
@@ -53,8 +57,12 @@ pub(crate) struct Waiting {
     sealed_bytes: usize,
     /// How many objects were ever linked by their heads here.
     by_head: usize,
-    /// Whether a grace period was asked for what is in line.
-    pub(crate) asked: bool,
+    /// Bytes that have left, and blocks that went in line, ever (they wrap).
+    left_bytes: usize,
+    lined_up: usize,
+    /// Bytes that had come, and blocks that had gone in line, when a grace period was last asked for.
+    asked_bytes: usize,
+    asked_blocks: usize,
     /// No block was to be had since the monitor last came by.
     starved: bool,
 }
@@ -134,6 +142,7 @@ impl Waiting {
         Self {
             open: [ptr::null_mut(); NR_KINDS],
             line: Line::new(),
+            plain: Line::new(),
             glue: Line::new(),
             stock: Line::new(),
             heads: CbList::new(),
@@ -146,7 +155,10 @@ impl Waiting {
             heads_bytes: 0,
             sealed_bytes: 0,
             by_head: 0,
-            asked: false,
+            left_bytes: 0,
+            lined_up: 0,
+            asked_bytes: 0,
+            asked_blocks: 0,
             starved: false,
         }
     }
@@ -215,13 +227,15 @@ impl Waiting {
         // SAFETY: the block was open, and is owned by this slot.
         let b = unsafe { block.as_mut() };
         b.stamp(gp);
+        self.lined_up = self.lined_up.wrapping_add(1);
         self.line_of(b.kind()).push(block);
     }
 
     const fn line_of(&mut self, kind: Kind) -> &mut Line {
         match kind {
             Kind::Glue | Kind::Typed => &mut self.glue,
-            Kind::Small | Kind::Large | Kind::Plain => &mut self.line,
+            Kind::Plain => &mut self.plain,
+            Kind::Small | Kind::Large => &mut self.line,
         }
     }
 
@@ -326,10 +340,31 @@ impl Waiting {
         self.account.put(bytes, batch.charged);
     }
 
+    /// Whether so many blocks went in line, or so many bytes came, since this last said so: time to ask for a grace period.
+    pub(crate) const fn should_ask(&mut self, blocks: usize, bytes: usize) -> bool {
+        let came = self.account.held.wrapping_add(self.left_bytes);
+        let is_time = self.lined_up.wrapping_sub(self.asked_blocks) >= blocks
+            || came.wrapping_sub(self.asked_bytes) >= bytes;
+        if is_time {
+            self.asked_blocks = self.lined_up;
+            self.asked_bytes = came;
+        }
+        is_time
+    }
+
+    /// Counts bytes out; returns what was charged for them.
+    fn leave(&mut self, bytes: usize) -> usize {
+        self.left_bytes = self.left_bytes.wrapping_add(bytes);
+        self.account.take(bytes)
+    }
+
+    const fn lines(&self) -> [&Line; 3] {
+        [&self.line, &self.plain, &self.glue]
+    }
+
     /// Whether nothing waits here.
     pub(crate) fn is_empty(&self) -> bool {
-        self.line.is_empty()
-            && self.glue.is_empty()
+        self.lines().into_iter().all(Line::is_empty)
             && self.heads.is_empty()
             && self.sealed.is_empty()
             && self.open.iter().all(|b| b.is_null())
@@ -337,7 +372,7 @@ impl Waiting {
 
     /// For how many of the monitor's rounds the oldest of what waits here has been here, at most.
     pub(crate) fn age(&self, now: u32) -> u32 {
-        let line = [&self.line, &self.glue].into_iter().filter_map(Line::first);
+        let line = self.lines().into_iter().filter_map(Line::first);
         // SAFETY: an open block is owned by this slot.
         let open = (self.open.iter()).filter_map(|b| unsafe { b.as_ref() });
         let blocks = line.chain(open).map(|block| block.born);
@@ -365,7 +400,7 @@ impl Waiting {
     /// How many objects wait here. Walks the line.
     pub(crate) fn nr_objects(&self) -> usize {
         let mut n = self.heads.len() + self.sealed.len();
-        for line in [&self.line, &self.glue] {
+        for line in self.lines() {
             n += line.iter().map(Block::nr_objects).sum::<usize>();
         }
         for open in self.open {
@@ -376,7 +411,7 @@ impl Waiting {
     }
 
     pub(crate) const fn blocks_in_line(&self) -> usize {
-        self.line.len() + self.glue.len()
+        self.line.len() + self.plain.len() + self.glue.len()
     }
 
     /// Puts the open blocks in line as they are, and seals the heads if none are sealed (I1).
@@ -405,88 +440,11 @@ impl Waiting {
         }
     }
 
-    /// Takes out the objects that are ripe, oldest first, stopping at the first block that is not (K8); with
-    /// `foreign`, also what runs foreign code (I2).
-    pub(crate) fn take_ripe(&mut self, gp: &impl GracePeriod, foreign: bool) -> Batch {
-        let mut batch = Batch::new();
-        let mut bytes = take_ripe_blocks(&mut self.line, usize::MAX, &mut batch.blocks, gp);
-        if self.line.is_empty() || !batch.blocks.is_empty() {
-            self.asked = false;
-        }
-        if foreign {
-            bytes += take_ripe_blocks(&mut self.glue, usize::MAX, &mut batch.blocks, gp);
-            // Twice: what came while others were sealed may be ripe, too.
-            for _ in 0..2 {
-                if !self.sealed.is_empty() && gp.poll(self.sealed_cookie) {
-                    batch.heads.append(self.sealed.take());
-                    batch.heads_bytes += core::mem::take(&mut self.sealed_bytes);
-                }
-                self.seal_heads();
-            }
-            bytes += batch.heads_bytes;
-        }
-        batch.charged = self.account.take(bytes);
-        batch
-    }
-
-    /// Takes out so many ripe blocks of objects with drop glue, at most (I2).
-    pub(crate) fn take_some_glue(&mut self, most: usize, gp: &impl GracePeriod) -> Batch {
-        let mut batch = Batch::new();
-        let bytes = take_ripe_blocks(&mut self.glue, most, &mut batch.blocks, gp);
-        if !self.is_glue_ripe(gp) {
-            // One grace period for all that is in line, not one for each that goes.
-            self.asked = false;
-        }
-        batch.charged = self.account.take(bytes);
-        batch
-    }
-
-    /// Whether the oldest block of objects with drop glue is ripe.
-    pub(crate) fn is_glue_ripe(&self, gp: &impl GracePeriod) -> bool {
-        self.glue.first().is_some_and(|b| gp.poll(b.cookie))
-    }
-
-    /// Blocks of such objects in line.
-    pub(crate) const fn nr_glue(&self) -> usize {
-        self.glue.len()
-    }
-
-    /// Takes out everything, ripe or not, with a cookie for all of it. Walks the line.
-    pub(crate) fn take_all(&mut self, gp: &impl GracePeriod) -> Batch {
-        self.seal(gp);
-        self.asked = false;
-        let heads_bytes =
-            core::mem::take(&mut self.sealed_bytes) + core::mem::take(&mut self.heads_bytes);
-        let charged = self.account.take(self.account.held);
-        let mut cookie = Cookie::COMPLETED;
-        let mut heads_born = 0;
-        if !self.sealed.is_empty() {
-            (cookie, heads_born) = (self.sealed_cookie, self.sealed_born);
-            if !self.heads.is_empty() {
-                cookie = later(cookie, self.heads_cookie);
-            }
-        }
-        for block in self.line.iter().chain(self.glue.iter()) {
-            cookie = later(cookie, block.cookie);
-        }
-        let mut heads = self.sealed.take();
-        heads.append(self.heads.take());
-        let mut blocks = self.line.take();
-        blocks.append(self.glue.take());
-        Batch {
-            blocks,
-            heads,
-            heads_bytes,
-            heads_born,
-            charged,
-            cookie,
-        }
-    }
-
     /// Takes over what waits in `other`, whose slot is no more.
     pub(crate) fn merge(&mut self, other: &mut Self, gp: &impl GracePeriod) {
         other.seal(gp);
         self.line.append(other.line.take());
+        self.plain.append(other.plain.take());
         self.glue.append(other.glue.take());
         let (cookie, born) = (other.sealed_cookie, other.sealed_born);
         self.append_heads(other.sealed.take(), cookie, born);
@@ -495,18 +453,16 @@ impl Waiting {
         self.heads_bytes +=
             core::mem::take(&mut other.sealed_bytes) + core::mem::take(&mut other.heads_bytes);
         let held = other.account.held;
-        self.account.put(held, other.account.take(held));
+        self.account.put(held, other.leave(held));
         self.by_head = self
             .by_head
             .wrapping_add(core::mem::take(&mut other.by_head));
-        other.asked = false;
     }
 
     /// Whether something in line waits for a grace period that nobody has asked for.
     pub(crate) fn wants_grace_period(&self, gp: &impl GracePeriod) -> bool {
         let unripe = |line: &Line| line.first().is_some_and(|b| !gp.poll(b.cookie));
-        unripe(&self.line)
-            || unripe(&self.glue)
+        self.lines().into_iter().any(unripe)
             || (!self.sealed.is_empty() && !gp.poll(self.sealed_cookie))
     }
 
@@ -551,19 +507,4 @@ const fn older(one: u32, other: u32) -> u32 {
     } else {
         other
     }
-}
-
-/// Moves the ripe front of `line` to `ripe`; returns how many bytes wait in it.
-fn take_ripe_blocks(line: &mut Line, most: usize, ripe: &mut Line, gp: &impl GracePeriod) -> usize {
-    let mut bytes = 0;
-    for _ in 0..most {
-        if !line.first().is_some_and(|b| gp.poll(b.cookie)) {
-            break;
-        }
-        let Some(block) = line.pop() else { break };
-        // SAFETY: a block in line is valid and owned by it.
-        bytes += unsafe { block.as_ref() }.bytes();
-        ripe.push(block);
-    }
-    bytes
 }

@@ -228,9 +228,11 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             kind: glue.kind(),
             bytes,
         };
-        if !self.push_hit(entry) {
+        match self.push_hit(entry) {
+            Some(slot) if slot.is_due() => _ = self.help(),
+            Some(_) => {}
             // SAFETY: the caller's debts.
-            unsafe { self.retire_foreign_slow(object, glue, bytes) };
+            None => unsafe { self.retire_foreign_slow(object, glue, bytes) },
         }
     }
 
@@ -279,7 +281,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             bytes: size_bytes,
         };
         self.inner().note_overdraft();
-        if !self.push_hit(entry) {
+        if self.push_hit(entry).is_none() {
             // SAFETY: the caller's debts.
             unsafe { self.retire_head_typed_slow(head, entry) };
         }
@@ -344,21 +346,19 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
     }
 
     /// Puts one of many entries into the caller's slot: what most of them need. No limit is looked at, nothing is counted, asked for or told;
-    /// that is done once in [`EXACT`](crate::block::EXACT) objects, where this refuses.
+    /// that is done once in [`EXACT`](crate::block::EXACT) objects, where this refuses. The slot it went to.
     #[inline(always)]
-    fn push_hit(&self, entry: Entry) -> bool {
+    fn push_hit(&self, entry: Entry) -> Option<&KvSlot<C::Lock>> {
         if WATCHED {
-            return false;
+            return None;
         }
         let inner = self.inner();
-        let Some(number) = inner.cpus.current() else {
-            return false;
-        };
+        let slot = inner.slot(inner.cpus.current()?);
         // SAFETY: the caller's own slot.
-        match unsafe { inner.slot(number).waiting.try_enter() } {
-            Some(mut waiting) => waiting.push_hit(entry, inner.config.ask_bytes),
-            None => false,
-        }
+        let mut waiting = unsafe { slot.waiting.try_enter() }?;
+        let is_in = waiting.push_hit(entry, inner.config.ask_bytes);
+        drop(waiting);
+        is_in.then_some(slot)
     }
 
     /// Puts an entry into the caller's slot.
@@ -408,8 +408,8 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             return Err(Refusal::NoBlock);
         };
         inner.budget.charge(pushed.charge);
-        let ask = inner.wants_to_ask(&mut waiting, pushed);
-        let lags = pushed.sealed && inner.note_behind(slot, &waiting, entry.kind);
+        let ask = inner.wants_to_ask(&mut waiting, pushed, entry.kind);
+        let lags = pushed.sealed && inner.note_ripe(slot, &mut waiting, entry.kind);
         drop(waiting);
         if lags {
             inner.config.watch(true);
@@ -432,22 +432,23 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         if pushed.first {
             inner.config.watch(false);
         }
-        if !pushed.sealed && !ask {
-            return;
-        }
-        let is_foreign = kind.runs_foreign_code();
-        let frees_here = context == Context::MaySleep && (!is_foreign || inner.may_help());
+        let frees_here = context == Context::MaySleep && inner.may_free(kind);
         if ask {
             inner.rcu.start();
             // What has destructors is for those who help, and is the monitor's when they do not: see `help`.
-            let is_for_helpers = is_foreign && inner.config.helps;
+            let is_for_helpers = kind.runs_foreign_code() && inner.config.helps;
             if !frees_here && !is_for_helpers {
                 inner.config.watch(true);
             }
         }
-        inner.rcu.drive();
-        if frees_here {
-            inner.free_here(slot, is_foreign);
+        if pushed.sealed || ask {
+            inner.rcu.drive();
+            if frees_here && !kind.is_foreign() {
+                inner.free_here(slot);
+            }
+        }
+        if frees_here && kind.is_foreign() && slot.is_due() {
+            self.help();
         }
     }
 
@@ -503,7 +504,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
                 let pushed = unsafe { waiting.push_head(head, bytes, &inner.rcu, || inner.now()) };
                 let first = pushed.first;
                 inner.budget.charge(pushed.charge);
-                let ask = inner.wants_to_ask(&mut waiting, pushed)
+                let ask = inner.wants_to_ask(&mut waiting, pushed, Kind::Small)
                     || waiting.nr_heads().is_multiple_of(ASK_HEADS);
                 inner.note(number, slot, first);
                 drop(waiting);

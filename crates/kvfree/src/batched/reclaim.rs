@@ -89,7 +89,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
             // SAFETY: taken out, so ours.
             let b = unsafe { block.as_mut() };
             debug_assert!(self.rcu.poll(b.cookie), "T2: freed before its grace period");
-            self.counters.block_freed(b.nr_objects());
+            self.counters.block_freed(b.nr_uncounted());
             if WATCHED {
                 b.for_each(|object| self.doubles.end(object));
             }
@@ -104,6 +104,18 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
         }
         self.free_heads(batch.heads);
         empty
+    }
+
+    /// Discharges so much when it is dropped.
+    pub(super) fn discharging(&self, bytes: usize) -> impl Sized + use<'_, C, P, R, O> {
+        Discharge(&self.budget, bytes)
+    }
+
+    /// Objects that are about to be freed do not wait any more.
+    pub(super) fn forget_doubles(&self, objects: &[NonNull<u8>]) {
+        if WATCHED {
+            objects.iter().for_each(|&object| self.doubles.end(object));
+        }
     }
 
     /// Counts objects that were retired while they waited, `object` one of them, and says so.

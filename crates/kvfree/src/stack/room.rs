@@ -11,7 +11,7 @@ impl<D: StackDomain> Stack<D> {
         let front = self.front();
         if front.is_over_limit() {
             self.make_room();
-        } else if dropped && front.is_behind() {
+        } else if dropped && front.is_due() {
             self.help();
         }
     }
