@@ -52,10 +52,12 @@ mod spin_once {
         pub(super) unsafe fn set(&self, machine: &'static dyn Machine) {
             // SAFETY: nobody reads yet (1).
             unsafe { *self.machine.get() = Some(machine) };
+            // ORDERING: Release meets the Acquire in `get`: the reference is whole.
             self.is_set.store(true, Ordering::Release);
         }
 
         pub(super) fn get(&self) -> &'static dyn Machine {
+            // ORDERING: Acquire meets the Release in `set`.
             assert!(self.is_set.load(Ordering::Acquire), "used before boot");
             // SAFETY: written before, and never again.
             unsafe { *self.machine.get() }.expect("set together with the flag")
@@ -78,7 +80,8 @@ impl Smp {
     /// On the CPU that comes up, first of all.
     pub(crate) fn bring_up(&self) {
         let cpu = MACHINE.get().this_cpu() as usize;
-        self.online[cpu].store(true, Ordering::Release);
+        // ORDERING: Acquire meets the Release in `take_down`: what was done with the slot before is before what is done now.
+        self.online[cpu].swap(true, Ordering::Acquire);
     }
 
     /// On the CPU that goes down, last of all: each layer hands over what it keeps here.
@@ -86,6 +89,7 @@ impl Smp {
         let cpu = MACHINE.get().this_cpu();
         // SAFETY: this CPU is the slot's owner, and is still online.
         unsafe { self.hooks.run(Slot::new(cpu)) };
+        // ORDERING: Release: whoever brings the CPU up again has what this one did with the slot.
         self.online[cpu as usize].store(false, Ordering::Release);
     }
 }
@@ -102,7 +106,8 @@ unsafe impl Cpus for Smp {
 
     fn current(&self) -> Option<Slot> {
         let cpu = MACHINE.get().this_cpu();
-        let is_online = self.online[cpu as usize].load(Ordering::Acquire);
+        // ORDERING: Relaxed: written on this CPU only.
+        let is_online = self.online[cpu as usize].load(Ordering::Relaxed);
         // Too early or too late: every layer has a shared path.
         is_online.then(|| Slot::new(cpu))
     }
@@ -240,6 +245,7 @@ impl Kernel<'_> {
 
     /// The device, for as long as the section lasts.
     pub(crate) fn device<'g>(&self, _guard: &'g Guard<KernelRcu>) -> Option<&'g Device> {
+        // ORDERING: P1 (load side).
         let device = self.device.load(Ordering::Acquire);
         // SAFETY: retired after it was unlinked, and so not freed before the section ends.
         unsafe { device.as_ref() }
@@ -252,12 +258,14 @@ impl Kernel<'_> {
         let (inverse, head) = (!irq, Head::new());
         // SAFETY: fresh memory of this layout.
         unsafe { new.write(Device { irq, inverse, head }) };
+        // ORDERING: P1 (publish side); Acquire, so that the old one is whole before its head is queued.
         self.retire(self.device.swap(new.as_ptr(), Ordering::AcqRel));
         Ok(())
     }
 
     /// Takes the device away.
     pub(crate) fn remove_device(&self) {
+        // ORDERING: as in `replace_device`; null publishes nothing.
         self.retire(self.device.swap(ptr::null_mut(), Ordering::AcqRel));
     }
 
