@@ -67,7 +67,7 @@ impl FirstFit {
         }
         // ORDERING: Relaxed: a hint.
         self.used[self.extent.area_of(first)].store(1, Ordering::Relaxed);
-        // ORDERING: Relaxed: a number.
+        // ORDERING: Relaxed: a number; who gave these pages has added them before (P7).
         self.nr_free
             .fetch_sub((end - first) as usize, Ordering::Relaxed);
         Some(Run { first, end, zero })
@@ -82,10 +82,10 @@ impl FirstFit {
 
     fn put(&self, run: Run) {
         let state = if run.zero { ZERO } else { FREE };
-        self.put_back(run.first, run.end, state);
-        // ORDERING: Relaxed: a number.
+        // ORDERING: Relaxed: a number. Before the pages are given, so that no claimer takes them off first (P7).
         self.nr_free
             .fetch_add((run.end - run.first) as usize, Ordering::Relaxed);
+        self.put_back(run.first, run.end, state);
     }
 
     /// Where blocks of so many pages may begin: by address, not by number.
