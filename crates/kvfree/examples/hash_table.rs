@@ -69,6 +69,7 @@ where
     }
 
     pub(crate) fn len(&self) -> usize {
+        // ORDERING: Relaxed, here and below: a number; exact while nobody changes the map.
         self.nr_entries.load(Ordering::Relaxed)
     }
 
@@ -94,6 +95,7 @@ where
             }
             old.is_none()
         });
+        // ORDERING: Relaxed: as above; who counts wrong grows too early or too late.
         if is_new && self.nr_entries.fetch_add(1, Ordering::Relaxed) >= 2 * nr_buckets {
             self.grow(nr_buckets);
         }
@@ -107,6 +109,7 @@ where
             old.map(|at| bucket.swap_remove(at)).is_some()
         });
         if was_there {
+            // ORDERING: Relaxed: as above.
             self.nr_entries.fetch_sub(1, Ordering::Relaxed);
         }
         was_there
@@ -205,6 +208,7 @@ pub(crate) fn run() -> usize {
         for writer in writers {
             writer.join().expect("a writer found something amiss");
         }
+        // ORDERING: Relaxed: as above.
         stop.store(true, Ordering::Relaxed);
         readers.map(|reader| reader.join().expect("a reader missed a key"))
     });

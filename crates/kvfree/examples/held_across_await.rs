@@ -92,12 +92,14 @@ pub(crate) fn run() -> usize {
             let running = &running;
             s.spawn(move || {
                 let mut context = Context::from_waker(Waker::noop());
+                // ORDERING: Relaxed, here and below: a number that nothing is published by; what tasks found goes through `done`.
                 while running.load(Ordering::Relaxed) > 0 {
                     let Ok(mut task) = from.try_recv() else {
                         thread::yield_now();
                         continue;
                     };
                     if task.as_mut().poll(&mut context).is_ready() {
+                        // ORDERING: Relaxed: as above.
                         running.fetch_sub(1, Ordering::Relaxed);
                     } else {
                         // Full or gone only if the other thread has panicked, which ends the test anyway.
@@ -106,6 +108,7 @@ pub(crate) fn run() -> usize {
                 }
             });
         }
+        // ORDERING: Relaxed: as above.
         while running.load(Ordering::Relaxed) > 0 {
             pages += 1;
             publish(pages);

@@ -34,6 +34,7 @@ struct Counted(Config);
 
 impl Counted {
     fn new(config: Config) -> RcuBox<Self> {
+        // ORDERING: Relaxed: a number.
         LIVE.fetch_add(1, Ordering::Relaxed);
         RcuBox::new(Self(config))
     }
@@ -41,6 +42,7 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        // ORDERING: Relaxed: a number; `barrier` orders it before what comes after (P4).
         LIVE.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -176,6 +178,7 @@ pub(crate) fn run() -> u64 {
         assert_eq!(serve(client, 5000), Answer::TooLarge);
         block(evil);
         assert_eq!(serve(evil, 1), Answer::Blocked);
+        // ORDERING: Relaxed: as above.
         stop.store(true, Ordering::Relaxed);
         servers.map(|server| server.join().expect("no server panics"))
     });
@@ -185,6 +188,7 @@ pub(crate) fn run() -> u64 {
     drop(guard);
     // Everything that was replaced is dropped and free; the current one is there.
     kvfree::barrier();
+    // ORDERING: Relaxed: the destructors have returned before the barrier did (P4).
     assert_eq!(LIVE.load(Ordering::Relaxed), 1);
     served.iter().sum()
 }

@@ -11,6 +11,7 @@
 //! `grace_period_conformance!`, and then everything that is written against [`GracePeriod`].
 //!
 //! # Orderings
+//! - P1. An object is published, Release / loaded, Acquire.
 //! - P2. A reader counts itself, full fence, loads / a grace period begins (after what was unlinked), full fence, looks at the
 //!   banks: forbids that the reader finds the old object and the look misses the reader.
 //! - P3. The count down, Release / the look that finds zero, Acquire. P4. The end, Release / `poll`, Acquire. P5. A full fence
@@ -191,6 +192,7 @@ pub(crate) fn run() -> usize {
     let cache = Cache::new("pair", Threads, zone, &BANKS).expect("a cache");
     let publish = |value| {
         let new = cache.alloc(Pair(value, !value)).expect("memory");
+        // ORDERING: P1 (publish side); Acquire, so that what is freed was whole before.
         let old = CURRENT.swap(new.as_ptr(), Ordering::AcqRel);
         if let Some(old) = NonNull::new(old) {
             // SAFETY: from the cache, unlinked just now, retired once.
@@ -206,8 +208,10 @@ pub(crate) fn run() -> usize {
     thread::scope(|s| {
         for _ in 0..2 {
             s.spawn(|| {
+                // ORDERING: Relaxed: a flag that nothing is published by.
                 while !stop.load(Ordering::Relaxed) {
                     let reading = BANKS.read_lock();
+                    // ORDERING: P1 (load side).
                     // SAFETY: not used again before a grace period after it was unlinked, which this section holds up.
                     let pair = unsafe { &*CURRENT.load(Ordering::Acquire) };
                     let first = pair.0;
@@ -224,8 +228,10 @@ pub(crate) fn run() -> usize {
                 BANKS.drive();
             }
         }
+        // ORDERING: Relaxed: as above.
         stop.store(true, Ordering::Relaxed);
     });
+    // ORDERING: as in `publish`; null publishes nothing.
     let last = NonNull::new(CURRENT.swap(ptr::null_mut(), Ordering::AcqRel)).expect("published");
     // SAFETY: unlinked, and no reader is left.
     unsafe { cache.free(last) };

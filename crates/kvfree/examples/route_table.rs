@@ -74,6 +74,7 @@ impl Node {
     }
 
     fn is_empty(&self) -> bool {
+        // ORDERING: Relaxed: the writer's own stores, under its lock.
         let used =
             |place: &Place| place.route.load(Ordering::Relaxed) != 0 || !place.child.is_none();
         !self.0.iter().any(used)
@@ -100,7 +101,7 @@ impl Routes {
         let (mut node, mut best) = (&self.root, 0);
         for byte in address.octets() {
             let place = &node.0[usize::from(byte)];
-            // The word is all there is to a route; nothing else has to be seen with it.
+            // ORDERING: Relaxed: the word is all there is to a route; nothing else has to be seen with it.
             let route = place.route.load(Ordering::Relaxed);
             best = if route == 0 { best } else { route };
             match place.child.load(guard) {
@@ -128,6 +129,7 @@ impl Routes {
             node = child.load(&guard).expect("one writer, who put it there");
         }
         for place in &node.0[prefix.places()] {
+            // ORDERING: Relaxed, both: written under the lock; readers take the word alone.
             if place.route.load(Ordering::Relaxed) >> 32 <= u64::from(prefix.len) + 1 {
                 place.route.store(pack(prefix.len, hop), Ordering::Relaxed);
             }
@@ -157,6 +159,7 @@ impl Routes {
             .take_while(|shorter| shorter.level() == prefix.level())
             .find_map(|shorter| all.get(&shorter).map(|hop| pack(shorter.len, *hop)));
         for place in &node.0[prefix.places()] {
+            // ORDERING: Relaxed, both: as in `insert`.
             if place.route.load(Ordering::Relaxed) >> 32 == u64::from(prefix.len) + 1 {
                 place.route.store(below.unwrap_or(0), Ordering::Relaxed);
             }
@@ -251,6 +254,7 @@ pub(crate) fn run() -> usize {
             }
             assert!(routes.remove(at(1, 0, 0, 16)));
         }
+        // ORDERING: Relaxed: as above.
         stop.store(true, Ordering::Relaxed);
         readers.map(|reader| reader.join().expect("a lookup went astray"))
     });

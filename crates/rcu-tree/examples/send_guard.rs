@@ -31,6 +31,7 @@ static FREED: AtomicUsize = AtomicUsize::new(0);
 fn publish(version: usize) {
     let head = Head::new();
     let new = Box::into_raw(Box::new(Config { head, version }));
+    // ORDERING: P1 (publish side); Acquire, so that the old one is whole before its head is queued.
     let old = CURRENT.swap(new, Ordering::AcqRel);
     if let Some(old) = NonNull::new(old) {
         // SAFETY: unlinked just now, queued once; `free` may run on any thread.
@@ -43,6 +44,7 @@ fn publish(version: usize) {
 unsafe fn free(head: NonNull<Head>) {
     // SAFETY: see above.
     drop(unsafe { Box::from_raw(head.cast::<Config>().as_ptr()) });
+    // ORDERING: Relaxed: a number; `barrier` orders it before what comes after (P4).
     FREED.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -56,12 +58,14 @@ impl Reading {
     fn new() -> Self {
         let section = SendGuard::new(Configs);
         Self {
+            // ORDERING: P1 (load side).
             config: AtomicPtr::new(CURRENT.load(Ordering::Acquire)),
             _section: section,
         }
     }
 
     fn version(&self) -> usize {
+        // ORDERING: Relaxed: never changed; it is atomic for the sake of `Send`.
         // SAFETY: loaded inside the section, which lasts as long as `self`.
         unsafe { &*self.config.load(Ordering::Relaxed) }.version
     }
@@ -163,6 +167,7 @@ impl Queue {
 pub(crate) fn run() {
     const TASKS: usize = 8;
     const HOPS: usize = 50;
+    // ORDERING: Relaxed: nothing waits yet.
     let freed_before = FREED.load(Ordering::Relaxed);
     publish(0);
     let queue = Arc::new(Queue::default());
@@ -181,6 +186,7 @@ pub(crate) fn run() {
     let published = thread::scope(|s| {
         let writer = s.spawn(|| {
             let mut version = 0;
+            // ORDERING: Relaxed: a flag that nothing is published by.
             while !stop.load(Ordering::Relaxed) || version == 0 {
                 version += 1;
                 publish(version);
@@ -194,6 +200,7 @@ pub(crate) fn run() {
                 .join()
                 .expect("a task found its configuration changed");
         }
+        // ORDERING: Relaxed: as above.
         stop.store(true, Ordering::Relaxed);
         writer.join().expect("the writer does not panic")
     });
@@ -205,7 +212,9 @@ pub(crate) fn run() {
     thread::spawn(move || drop(held)).join().expect("no panic");
     Configs.wait(cookie);
     Configs.barrier();
+    // ORDERING: Relaxed: the callbacks have returned before the barrier did (P4).
     assert_eq!(FREED.load(Ordering::Relaxed) - freed_before, published);
+    // ORDERING: as in `publish`; null publishes nothing.
     let last = CURRENT.swap(std::ptr::null_mut(), Ordering::AcqRel);
     Configs.synchronize();
     // SAFETY: unlinked, and a grace period has passed.

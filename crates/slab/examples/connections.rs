@@ -63,6 +63,7 @@ impl TypeStable for Connection {
 impl Connection {
     /// What it is to be in its next life, before anybody can pin it.
     fn open(&self, flow: Flow) {
+        // ORDERING: Relaxed, all: the cache lets nobody pin it before this is done (P6).
         self.from.store(word(flow.from), Ordering::Relaxed);
         self.to.store(word(flow.to), Ordering::Relaxed);
         self.packets.store(0, Ordering::Relaxed);
@@ -71,6 +72,7 @@ impl Connection {
 
     /// Whether it is that flow's; for one that is not pinned, at the moment.
     fn is(&self, flow: Flow) -> bool {
+        // ORDERING: Relaxed: the words of this life if it is pinned (P6), a look otherwise.
         let is = |word: &AtomicU64, other| word.load(Ordering::Relaxed) == other;
         is(&self.from, word(flow.from)) && is(&self.to, word(flow.to))
     }
@@ -219,6 +221,7 @@ pub(crate) fn run() -> u64 {
         let receive = || {
             let mut found = 0;
             for port in (0..2 * STEADY).cycle() {
+                // ORDERING: Relaxed: a flag that nothing is published by.
                 if stop.load(Ordering::Relaxed) {
                     return found;
                 }
@@ -232,6 +235,7 @@ pub(crate) fn run() -> u64 {
                         thread::yield_now(); // it may be closed now
                         *connection.window.lock() += 1;
                         assert!(connection.is(flow(port)), "another flow's");
+                        // ORDERING: Relaxed: a number.
                         connection.packets.fetch_add(1, Ordering::Relaxed);
                         found += 1;
                     }
@@ -251,6 +255,7 @@ pub(crate) fn run() -> u64 {
             }
             assert!(connections.close(flow(port)));
         }
+        // ORDERING: Relaxed: as above.
         stop.store(true, Ordering::Relaxed);
         receivers.map(|receiver| receiver.join().expect("a packet went astray"))
     });

@@ -49,6 +49,7 @@ impl Machine for Emulated {
 fn cpu(kernel: &Kernel<'_>, number: u32, stop: &AtomicBool, work: impl Fn()) {
     CPU.set(number);
     kernel.smp().bring_up();
+    // ORDERING: Relaxed: a flag that nothing is published by.
     while !stop.load(Ordering::Relaxed) {
         work();
         kernel.tick();
@@ -90,6 +91,7 @@ fn run() -> u32 {
                     device.irq, !device.inverse,
                     "it was freed under the handler"
                 );
+                // ORDERING: Relaxed: a number.
                 seen.fetch_add(1, Ordering::Relaxed);
             }
         };
@@ -100,10 +102,12 @@ fn run() -> u32 {
             }
             // The last CPU is plugged and unplugged all the time, with whatever it has retired.
             s.spawn(|| {
+                // ORDERING: Relaxed: a flag that nothing is published by.
                 while !stop_hotplug.load(Ordering::Relaxed) {
                     let once = AtomicBool::new(false);
                     cpu(kernel, MAX_CPUS as u32 - 1, &once, || {
                         kernel.replace_device(7).expect("memory");
+                        // ORDERING: Relaxed: one thread.
                         once.store(true, Ordering::Relaxed);
                     });
                     thread::yield_now();
@@ -115,9 +119,11 @@ fn run() -> u32 {
                     kernel.tick();
                 }
             }
+            // ORDERING: Relaxed: a number.
             while seen.load(Ordering::Relaxed) == 0 {
                 kernel.tick();
             }
+            // ORDERING: Relaxed, both: flags, as above.
             stop_hotplug.store(true, Ordering::Relaxed);
             kernel.synchronize();
             stop.store(true, Ordering::Relaxed);

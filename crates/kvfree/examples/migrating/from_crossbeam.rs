@@ -6,7 +6,7 @@ use std::thread;
 mod before {
     use crossbeam_epoch::{self as epoch, Atomic, Owned};
     use std::mem::ManuallyDrop;
-    use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+    use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
     struct Node {
         value: ManuallyDrop<u64>,
@@ -26,9 +26,11 @@ mod before {
                 next: Atomic::null(),
             });
             loop {
+                // ORDERING: Relaxed, both: the value only, compared again and published by the exchange.
                 let head = self.head.load(Relaxed, &guard);
                 node.next.store(head, Relaxed);
-                match (self.head).compare_exchange(head, node, AcqRel, Acquire, &guard) {
+                // ORDERING: P1 (publish side). The head is only ever exchanged, so whoever acquires it later has this node, too.
+                match (self.head).compare_exchange(head, node, Release, Relaxed, &guard) {
                     Ok(_) => return,
                     Err(error) => node = error.new,
                 }
@@ -38,12 +40,15 @@ mod before {
         pub(super) fn pop(&self) -> Option<u64> {
             let guard = epoch::pin();
             loop {
+                // ORDERING: P1 (load side).
                 let head = self.head.load(Acquire, &guard);
                 // SAFETY: loaded from this stack, whose nodes are retired to the collector of this guard.
                 let node = unsafe { head.as_ref() }?;
+                // ORDERING: Relaxed: written before the node was published.
                 let next = node.next.load(Relaxed, &guard);
+                // ORDERING: Relaxed: `next` was published by its own push, whose release goes on through every exchange.
                 if (self.head)
-                    .compare_exchange(head, next, AcqRel, Acquire, &guard)
+                    .compare_exchange(head, next, Relaxed, Relaxed, &guard)
                     .is_ok()
                 {
                     // SAFETY: taken out just now, by this thread alone.

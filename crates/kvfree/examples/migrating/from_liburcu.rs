@@ -59,11 +59,13 @@ mod line_by_line {
     unsafe fn free_route(head: NonNull<Head>) {
         // SAFETY: 1.
         drop(unsafe { Box::from_raw(head.cast::<Route>().as_ptr()) });
+        // ORDERING: Relaxed: a number; `barrier` orders it before what comes after (P4).
         FREED.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn gateway() -> u32 {
         let guard = kvfree::read_lock();
+        // ORDERING: P1 (load side).
         let route = CURRENT.load(Ordering::Acquire);
         // SAFETY: freed a grace period after it was unlinked, and so not before the section ends.
         let gateway = unsafe { route.as_ref() }.map_or(0, |route| route.gateway);
@@ -72,6 +74,7 @@ mod line_by_line {
     }
 
     fn replace(new: *mut Route) {
+        // ORDERING: P1 (publish side); Acquire, so that the old one is whole before its head is queued.
         let old = CURRENT.swap(new, Ordering::AcqRel);
         if let Some(old) = NonNull::new(old) {
             let free = Callback::Run(free_route);
@@ -124,6 +127,7 @@ pub(super) fn same_route() {
                     let now = gateway();
                     assert!(now >= last, "an old one came back");
                     last = now;
+                    // ORDERING: Relaxed: a number, looked at when the thread has ended.
                     seen.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -137,6 +141,7 @@ pub(super) fn same_route() {
         line_by_line::set_gateway,
         line_by_line::end,
     );
+    // ORDERING: Relaxed: the callbacks have returned before the barrier did (P4).
     assert_eq!(line_by_line::FREED.load(Ordering::Relaxed), 200);
     exercise(safe::gateway, safe::set_gateway, safe::end);
 }
