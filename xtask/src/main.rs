@@ -23,6 +23,7 @@ mod tools;
 mod torture;
 mod tsan;
 mod valgrind;
+mod verdict;
 mod worker;
 
 use std::env;

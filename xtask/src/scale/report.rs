@@ -6,7 +6,7 @@ use super::Machine;
 use super::chart;
 use super::options::Engine;
 use super::table::{self, Row};
-use super::targets::Verdict;
+use crate::verdict::Verdict;
 
 const STYLE: &str = "\
 body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:1000px;margin:2em auto;padding:0 1em}\

@@ -2,10 +2,9 @@
 //!
 //! A target is judged where both its rows were run, whatever the objects' size; with more than two threads, as with two.
 
-use std::fmt;
-
 use super::options::Engine;
 use super::table::{Row, peer};
+use crate::verdict::Verdict;
 
 /// A cost in proportion to a peer's.
 struct Target {
@@ -150,24 +149,6 @@ const fn cost(
         peers,
         at_most,
         why,
-    }
-}
-
-/// One target, and whether these runs meet it.
-#[derive(Debug)]
-pub(crate) struct Verdict {
-    pub(crate) holds: bool,
-    pub(crate) text: String,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = if self.holds {
-            "holds      "
-        } else {
-            "FALLS SHORT"
-        };
-        write!(f, "{word}  {}", self.text)
     }
 }
 

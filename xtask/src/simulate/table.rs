@@ -1,12 +1,11 @@
 //! What the runs say: one row a machine, the table, the verdicts, the JSON.
 
-use std::fmt;
-
 use serde_json::{Value, json};
 
 use super::ledger::{LEVELS, Period, bound};
 use super::options::Case;
 use super::world::Run;
+use crate::verdict::Verdict;
 
 /// Cost per slot may differ by so much between machines from [`FLAT_FROM`] slots on.
 const FLAT_WITHIN: f64 = 0.20;
@@ -192,24 +191,6 @@ fn aligned(lines: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// One bound, and whether the runs kept it.
-#[derive(Debug)]
-pub(crate) struct Verdict {
-    pub(crate) holds: bool,
-    pub(crate) text: String,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = if self.holds {
-            "holds      "
-        } else {
-            "FALLS SHORT"
-        };
-        write!(f, "{word}  {}", self.text)
-    }
 }
 
 /// Judges the rows.
