@@ -8,6 +8,7 @@
 mod asan;
 mod bench;
 mod cargo;
+mod choice;
 mod completions;
 mod fuzz;
 mod icount;

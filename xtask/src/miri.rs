@@ -7,14 +7,13 @@
 //! notes of a mapping in one sorted array, and an allocator's mapping has a note for each word.
 
 use std::env;
-use std::io::{self, Write};
 use std::process::Command;
-use std::time::Instant;
 
 use clap::Args;
 
 use crate::cargo::{CRATES, Failure, Workspace};
-use crate::tools::{self, MIRI};
+use crate::choice::Choice;
+use crate::tools::MIRI;
 
 /// Run a choice of tests in Miri, where a nightly toolchain has it
 #[derive(Args, Debug)]
@@ -69,31 +68,15 @@ const FLAGS: &str = "-Zmiri-disable-isolation -Zmiri-ignore-leaks";
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failure> {
     MIRI.require("miri")?;
-    let mut failed = Vec::new();
+    let mut choice = Choice::of("miri");
     let chosen = CHOICE
         .into_iter()
         .filter(|(name, _)| options.package.as_deref().is_none_or(|only| only == *name));
     for (package, tests) in chosen {
-        let begun = Instant::now();
-        let outcome = tools::run(&mut command(workspace, package, tests));
-        let seconds = begun.elapsed().as_secs_f64();
-        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
-        let tests = tests.join(" ");
-        // A closed pipe has seen what it wanted.
-        let _ = writeln!(
-            io::stdout(),
-            "miri: {package} ({tests}): {verdict}, {seconds:.1} s"
-        );
-        if outcome.is_err() {
-            failed.push(package);
-        }
+        let mut command = command(workspace, package, tests);
+        choice.run(package, &tests.join(" "), &mut command);
     }
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        let packages = failed.join(", ");
-        Err(Failure::Run(format!("miri: failed in {packages}")))
-    }
+    choice.end()
 }
 
 fn command(workspace: &Workspace, package: &str, tests: &[&str]) -> Command {

@@ -8,13 +8,13 @@
 //! The standard library is built along, so that its locks and threads are seen: that needs a nightly toolchain with sources.
 
 use std::env;
-use std::io::{self, Write};
 use std::process::Command;
 use std::time::Instant;
 
 use clap::Args;
 
 use crate::cargo::{Failure, Workspace, host_triple};
+use crate::choice::Choice;
 use crate::tools::{self, RUST_SRC};
 
 /// Run the stress tests under ThreadSanitizer, where a nightly toolchain has the standard library's sources
@@ -59,15 +59,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
     RUST_SRC.require("tsan")?;
     let host = host_triple()?;
     let is_chosen = |name: &str| options.package.as_deref().is_none_or(|only| only == name);
-    let mut failed = Vec::new();
+    let mut choice = Choice::of("tsan");
     for (package, files) in CHOICE.into_iter().filter(|(name, _)| is_chosen(name)) {
-        let begun = Instant::now();
-        let outcome = tools::run(&mut command(workspace, &host, package, files));
-        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
-        say(package, &files.join(", "), verdict, begun);
-        if outcome.is_err() {
-            failed.push(package.to_owned());
-        }
+        let mut command = command(workspace, &host, package, files);
+        choice.run(package, &files.join(", "), &mut command);
     }
     for (mutant, package, file) in CONTROLS.into_iter().filter(|(_, name, _)| is_chosen(name)) {
         let begun = Instant::now();
@@ -76,24 +71,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<(), Failur
         let text = [output.stdout, output.stderr].concat();
         let is_found = String::from_utf8_lossy(&text).contains(REPORT);
         let verdict = if is_found { "reported" } else { "NOT REPORTED" };
-        say(
-            package,
-            &format!("{file} with {mutant} weakened"),
-            verdict,
-            begun,
-        );
+        let tests = format!("{file} with {mutant} weakened");
+        choice.say(package, &tests, verdict, begun);
         if !is_found {
-            failed.push(format!("{package} ({mutant} is not reported)"));
+            choice.fail(format!("{package} ({mutant} is not reported)"));
         }
     }
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::Run(format!(
-            "tsan: failed in {}",
-            failed.join(", ")
-        )))
-    }
+    choice.end()
 }
 
 fn command(workspace: &Workspace, host: &str, package: &str, files: &[&str]) -> Command {
@@ -116,15 +100,6 @@ fn command(workspace: &Workspace, host: &str, package: &str, files: &[&str]) -> 
         command.env_remove(name);
     }
     command
-}
-
-fn say(package: &str, what: &str, verdict: &str, begun: Instant) {
-    let seconds = begun.elapsed().as_secs_f64();
-    // A closed pipe has seen what it wanted.
-    let _ = writeln!(
-        io::stdout(),
-        "tsan: {package} ({what}): {verdict}, {seconds:.1} s"
-    );
 }
 
 #[cfg(test)]

@@ -3,13 +3,12 @@
 //! A choice of test files, since a program runs twenty to fifty times slower there, and its threads one at a time.
 
 use std::env;
-use std::io::{self, Write};
-use std::time::Instant;
 
 use clap::Args;
 
 use crate::cargo::{Failure, Workspace, host_triple};
-use crate::tools::{self, VALGRIND};
+use crate::choice::Choice;
+use crate::tools::VALGRIND;
 
 /// Run a choice of tests under valgrind's memcheck
 #[derive(Args, Debug)]
@@ -42,7 +41,7 @@ pub(crate) fn run(workspace: &Workspace, Options {}: &Options) -> Result<(), Fai
         "CARGO_TARGET_{}_RUNNER",
         host.to_uppercase().replace(['-', '.'], "_")
     );
-    let mut failed = Vec::new();
+    let mut choice = Choice::of("valgrind");
     for (package, files) in CHOICE {
         let mut command = workspace.cargo();
         command.args(["test", "--quiet", "--no-fail-fast", "-p", package]);
@@ -53,29 +52,9 @@ pub(crate) fn run(workspace: &Workspace, Options {}: &Options) -> Result<(), Fai
         if env::var_os("PROPTEST_CASES").is_none() {
             command.env("PROPTEST_CASES", PROPTEST_CASES);
         }
-        let begun = Instant::now();
-        let outcome = tools::run(&mut command);
-        let seconds = begun.elapsed().as_secs_f64();
-        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
-        let files = files.join(", ");
-        say(&format!(
-            "valgrind: {package} ({files}): {verdict}, {seconds:.1} s"
-        ));
-        if outcome.is_err() {
-            failed.push(package);
-        }
+        choice.run(package, &files.join(", "), &mut command);
     }
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        let packages = failed.join(", ");
-        Err(Failure::Run(format!("valgrind: failed in {packages}")))
-    }
-}
-
-fn say(line: &str) {
-    // A closed pipe has seen what it wanted.
-    let _ = writeln!(io::stdout(), "{line}");
+    choice.end()
 }
 
 #[cfg(test)]
