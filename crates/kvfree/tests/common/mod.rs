@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 mod front;
+#[path = "../../../rcu-core/tests/common/hand.rs"]
 mod hand;
 mod ledger;
 mod pages;

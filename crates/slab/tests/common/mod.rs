@@ -1,17 +1,21 @@
 //! A dull page source, slots by hand, and objects that know what they are.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 #[cfg(not(loom))]
+#[path = "../../../pagealloc/tests/cases/mod.rs"]
 pub(crate) mod cases;
+#[path = "../../../rcu-core/tests/common/hand.rs"]
+mod hand;
+
+pub(crate) use hand::Hand;
 
 use pagealloc::{AllocError, Attempt, Order, PageAlloc, PageReq, PageTag};
 use rcu_core::Cookie;
-use rcu_core::cpu::{Cpus, HookList, OfflineHook, Slot, SpinLock};
 use std::alloc::Layout;
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// When a page source fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,64 +163,6 @@ unsafe impl PageAlloc for Pages {
 
     fn order_of(&self, block: *const u8) -> Option<Order> {
         self.state().blocks.get(&block.addr()).map(|b| b.order)
-    }
-}
-
-/// Slots that the test itself moves between. One thread.
-pub(crate) struct Hand {
-    current: AtomicU32,
-    nr: usize,
-    hooks: HookList,
-}
-
-const NOWHERE: u32 = u32::MAX;
-
-impl Hand {
-    rcu_core::const_fn! {
-        pub(crate) const fn new(nr: usize) -> Self {
-            Self {
-                current: AtomicU32::new(0),
-                nr,
-                hooks: HookList::new(),
-            }
-        }
-    }
-
-    /// Goes on on `slot`; `None` is a thread without one.
-    pub(crate) fn go(&self, slot: Option<u32>) {
-        self.current
-            .store(slot.unwrap_or(NOWHERE), Ordering::Relaxed);
-    }
-
-    /// Takes the current slot offline and online again.
-    pub(crate) fn bounce(&self) {
-        if let Some(slot) = self.current() {
-            // SAFETY: the test is the only thread, on this slot.
-            unsafe { self.hooks.run(slot) };
-        }
-    }
-}
-
-// SAFETY: 1: `go` is given slots below `nr`; 2: the lock needs no owner; 3: `HookList`.
-unsafe impl Cpus for Hand {
-    type Lock = SpinLock;
-
-    fn nr_slots(&self) -> usize {
-        self.nr
-    }
-
-    fn current(&self) -> Option<Slot> {
-        let current = self.current.load(Ordering::Relaxed);
-        (current != NOWHERE).then(|| Slot::new(current))
-    }
-
-    unsafe fn add_offline_hook(&self, hook: NonNull<OfflineHook>) {
-        // SAFETY: the caller's debts.
-        unsafe { self.hooks.add(hook) };
-    }
-
-    unsafe fn remove_offline_hook(&self, hook: NonNull<OfflineHook>) {
-        self.hooks.remove(hook);
     }
 }
 

@@ -13,11 +13,13 @@ pub(crate) struct Hand {
 }
 
 impl Hand {
-    pub(crate) const fn new(nr: usize) -> Self {
-        Self {
-            current: AtomicU32::new(0),
-            nr,
-            hooks: HookList::new(),
+    rcu_core::const_fn! {
+        pub(crate) const fn new(nr: usize) -> Self {
+            Self {
+                current: AtomicU32::new(0),
+                nr,
+                hooks: HookList::new(),
+            }
         }
     }
 
