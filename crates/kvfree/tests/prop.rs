@@ -8,9 +8,9 @@ mod common;
 mod ops;
 
 use arbitrary::{Arbitrary, Unstructured};
-use common::{Defer, Failure, Hand, Ledger, ManualRcu, Pages, Random};
-use kvfree::{Config, Kvfree};
-use ops::{BURST, Case, Front, Op, SLOTS, World, run};
+use common::{Defer, Failure, Hand, Ledger, ManualRcu, Pages, Random, front};
+use kvfree::Config;
+use ops::{BURST, Case, Op, SLOTS, World, run};
 use pagealloc::Attempt;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -121,26 +121,10 @@ proptest! {
 fn rounds_until_free(ops: &[Op], failure: Failure, defer: Defer) -> usize {
     let (hand, pages, rcu) = (Hand::new(SLOTS), Pages::new(), ManualRcu::new());
     let ledger = Ledger::new(&rcu, defer);
-    // SAFETY: the ledger waits for the grace periods of `rcu`; all of them outlive the front end.
-    let made = unsafe { Kvfree::new(&hand, &pages, &rcu, &ledger, Config::new()) };
     // Not dropped by a panic, for a section may be on.
-    let front: ManuallyDrop<Front<'_>> = ManuallyDrop::new(made.unwrap());
+    let front = ManuallyDrop::new(front(&hand, &pages, &rcu, &ledger, Config::new()));
     pages.set_failure(failure);
-    let mut world = World {
-        hand: &hand,
-        rcu: &rcu,
-        ledger: &ledger,
-        front: &front,
-        items: Vec::new(),
-        seen: Vec::new(),
-        defers: defer != Defer::Never,
-    };
-    for &op in ops {
-        world.run(op);
-    }
-    while rcu.is_in_section() {
-        world.run(Op::Exit);
-    }
+    World::after(ops, defer, (&hand, &rcu, &ledger), &front);
     let without_slot = front.stats().shared > 0;
     let mut rounds = 0;
     // Where an object came without a slot, its grace period is one that begins when it was first looked at.

@@ -1,8 +1,8 @@
 //! Strings of operations over the front end, and what must be true after each: for the properties and for the fuzzer.
 
-use crate::common::{Defer, Failure, Hand, Item, Ledger, ManualRcu, Pages};
+use crate::common::{Books, Defer, Failure, Front, Hand, Item, Ledger, ManualRcu, Pages, front};
 use arbitrary::{Arbitrary, Unstructured};
-use kvfree::{Config, DeferFree, Kvfree};
+use kvfree::{Config, DeferFree};
 use pagealloc::Attempt;
 use rcu_core::Rcu;
 use std::mem::ManuallyDrop;
@@ -102,21 +102,44 @@ impl<'a> Arbitrary<'a> for Case {
     }
 }
 
-pub(crate) type Front<'a> = Kvfree<&'a Hand, &'a Pages, &'a ManualRcu, &'a Ledger<&'a ManualRcu>>;
-
 pub(crate) struct World<'w, 'a> {
-    pub(crate) hand: &'a Hand,
-    pub(crate) rcu: &'a ManualRcu,
-    pub(crate) ledger: &'a Ledger<&'a ManualRcu>,
-    pub(crate) front: &'w Front<'a>,
-    pub(crate) items: Vec<Item>,
+    hand: &'a Hand,
+    rcu: &'a ManualRcu,
+    ledger: &'a Books<'a>,
+    front: &'w Front<'a>,
+    items: Vec<Item>,
     /// Retired inside the section that is on: nobody may touch them.
-    pub(crate) seen: Vec<Item>,
+    seen: Vec<Item>,
     /// Whether the allocator defers some by itself.
-    pub(crate) defers: bool,
+    defers: bool,
 }
 
-impl World<'_, '_> {
+impl<'w, 'a> World<'w, 'a> {
+    /// As a string leaves it, with its sections ended.
+    pub(crate) fn after(
+        ops: &[Op],
+        defer: Defer,
+        (hand, rcu, ledger): (&'a Hand, &'a ManualRcu, &'a Books<'a>),
+        front: &'w Front<'a>,
+    ) -> Self {
+        let mut world = Self {
+            hand,
+            rcu,
+            ledger,
+            front,
+            items: Vec::new(),
+            seen: Vec::new(),
+            defers: defer != Defer::Never,
+        };
+        for &op in ops {
+            world.run(op);
+        }
+        while rcu.is_in_section() {
+            world.run(Op::Exit);
+        }
+        world
+    }
+
     fn pick(&mut self, n: usize) -> Option<Item> {
         if self.items.is_empty() {
             return None;
@@ -233,26 +256,10 @@ pub(crate) fn run(ops: &[Op], failure: Failure, defer: Defer) -> usize {
     let (hand, pages, rcu) = (Hand::new(SLOTS), Pages::new(), ManualRcu::new());
     let ledger = Ledger::new(&rcu, defer);
     let config = Config::new().ask_after_blocks(2).ask_after_bytes(1 << 20);
-    // SAFETY: the ledger waits for the grace periods of `rcu`; all of them outlive the front end.
-    let made = unsafe { Kvfree::new(&hand, &pages, &rcu, &ledger, config) };
     // Not dropped by a panic, for a section may be on.
-    let front: ManuallyDrop<Front<'_>> = ManuallyDrop::new(made.unwrap());
+    let front = ManuallyDrop::new(front(&hand, &pages, &rcu, &ledger, config));
     pages.set_failure(failure);
-    let mut world = World {
-        hand: &hand,
-        rcu: &rcu,
-        ledger: &ledger,
-        front: &front,
-        items: Vec::new(),
-        seen: Vec::new(),
-        defers: defer != Defer::Never,
-    };
-    for &op in ops {
-        world.run(op);
-    }
-    while rcu.is_in_section() {
-        world.run(Op::Exit);
-    }
+    let mut world = World::after(ops, defer, (&hand, &rcu, &ledger), &front);
     let live = std::mem::take(&mut world.items);
     world.run(Op::Barrier);
     assert_eq!(ledger.outstanding(), live.len());
