@@ -3,29 +3,17 @@
 
 #![cfg(all(address_sanitizer, feature = "std", target_os = "linux", not(loom)))]
 
+#[path = "../../rcu-core/tests/common/aborts.rs"]
+mod aborts;
+
+use aborts::aborts;
 use kvfree::{RcuBox, RcuCell, read_lock};
 use std::alloc::Layout;
-use std::process::Command;
 use std::ptr::NonNull;
 
 /// Runs `deed` in a child of its own, which must end with a report.
 fn is_reported(test: &str, deed: impl FnOnce()) {
-    const CHILD: &str = "KVFREE_ASAN_CHILD";
-    if std::env::var_os(CHILD).is_some() {
-        deed();
-        return;
-    }
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(!child.status.success(), "the child lived on: {said}");
-    assert!(
-        said.contains("ERROR: AddressSanitizer: use-after-poison"),
-        "{said}"
-    );
+    aborts(test, deed, &["ERROR: AddressSanitizer: use-after-poison"]);
 }
 
 #[repr(C)]

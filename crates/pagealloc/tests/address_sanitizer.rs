@@ -3,32 +3,21 @@
 
 #![cfg(all(address_sanitizer, feature = "std", target_os = "linux", not(loom)))]
 
+#[path = "../../rcu-core/tests/common/aborts.rs"]
+mod aborts;
+
+use aborts::aborts;
 use pagealloc::{Fixed, Mmap, Order, PageAlloc, PageReq, Zone};
 use rcu_core::cpu::Threads;
 use std::mem::MaybeUninit;
-use std::process::Command;
 use std::ptr::NonNull;
 
 type UserZone = Zone<Threads, Mmap>;
 
 /// Runs `deed` in a child of its own, which must end with a report.
 fn is_reported(test: &str, deed: impl FnOnce(&UserZone)) {
-    const CHILD: &str = "PAGEALLOC_ASAN_CHILD";
-    if std::env::var_os(CHILD).is_some() {
-        deed(&Zone::new(Threads, Mmap::reserve(64 << 20).unwrap()).unwrap());
-        return;
-    }
-    let child = Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(!child.status.success(), "the child lived on: {said}");
-    assert!(
-        said.contains("ERROR: AddressSanitizer: use-after-poison"),
-        "{said}"
-    );
+    let deed = || deed(&Zone::new(Threads, Mmap::reserve(64 << 20).unwrap()).unwrap());
+    aborts(test, deed, &["ERROR: AddressSanitizer: use-after-poison"]);
 }
 
 fn touch(page: NonNull<u8>) {

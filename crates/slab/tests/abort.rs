@@ -2,11 +2,11 @@
 
 #![cfg(not(loom))]
 
-#[path = "common/child.rs"]
-mod child;
+#[path = "../../rcu-core/tests/common/aborts.rs"]
+mod aborts;
 mod common;
 
-use child::aborts;
+use aborts::aborts;
 use common::{Hand, Pages};
 use rcu_core::NoReaders;
 use rcu_core::cpu::Threads;

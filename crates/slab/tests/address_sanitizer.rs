@@ -3,11 +3,11 @@
 
 #![cfg(all(address_sanitizer, feature = "std", target_os = "linux", not(loom)))]
 
-#[path = "common/child.rs"]
-mod child;
+#[path = "../../rcu-core/tests/common/aborts.rs"]
+mod aborts;
 mod common;
 
-use child::aborts;
+use aborts::aborts;
 use common::Pages;
 use pagealloc::{Attempt, Mmap, Zone};
 use rcu_core::GracePeriod;

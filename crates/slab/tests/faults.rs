@@ -1,13 +1,13 @@
 //! What each check finds: each case runs in a child process, which must end with the right message.
 #![cfg(not(loom))]
 
-#[path = "common/child.rs"]
-mod child;
+#[path = "../../rcu-core/tests/common/aborts.rs"]
+mod aborts;
 mod common;
 #[path = "common/victim.rs"]
 mod victim;
 
-use child::aborts;
+use aborts::aborts;
 use slab::Checks;
 use std::alloc::Layout;
 use std::ptr::NonNull;

@@ -2,8 +2,11 @@
 
 #![cfg(not(loom))]
 
+#[path = "../../rcu-core/tests/common/aborts.rs"]
+mod aborts;
 mod common;
 
+use aborts::aborts;
 use common::{Hand, Pages};
 use rcu_core::cpu::Threads;
 use rcu_core::manual::ManualGp;
@@ -448,26 +451,17 @@ fn t20_a_panic_half_way_gives_the_object_back() {
 
 #[test]
 fn l6_a_constructor_that_panics_ends_the_program() {
-    const CASE: &str = "SLAB_CONSTRUCTOR_CASE";
     struct Fails;
     impl TypeStable for Fails {
         fn construct() -> Self {
             panic!("no")
         }
     }
-    if std::env::var_os(CASE).is_some() {
+    let deed = || {
         let pages: &'static Pages = Box::leak(Box::new(Pages::new()));
         let cache = StableCache::<Fails, _, _, _>::new("fails", Threads, pages, NoReaders).unwrap();
         let _ = cache.alloc(|_| ());
-        return;
-    }
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "l6_a_constructor_that_panics_ends_the_program"])
-        .arg("--nocapture")
-        .env(CASE, "1")
-        .output()
-        .unwrap();
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success());
-    assert!(message.contains("constructor of cache fails"), "{message}");
+    };
+    let test = "l6_a_constructor_that_panics_ends_the_program";
+    aborts(test, deed, &["constructor of cache fails"]);
 }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-const CASE: &str = "SLAB_ABORT_CASE";
+const CASE: &str = "ABORT_CASE";
 
 /// Runs `deed` in a child of its own, which must abort and say all of `words`.
 pub(crate) fn aborts(case: &str, deed: impl FnOnce(), words: &[&str]) {
@@ -10,9 +10,7 @@ pub(crate) fn aborts(case: &str, deed: impl FnOnce(), words: &[&str]) {
         deed();
         return;
     }
-    let program = std::env::current_exe().unwrap();
-    let mut child = Command::new(program);
-    let output = child
+    let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", case, "--nocapture"])
         .env(CASE, "1")
         .output()
