@@ -1,69 +1,13 @@
 //! `RcuCell`, `RcuBox`, `Retired` and `Owned` over a real tree.
 #![cfg(all(feature = "std", not(loom)))]
 
-use rcu_core::{Callback, Head, Rcu, RcuBox, RcuCell, Reclaimer, read_lock};
-use std::ptr::NonNull;
+#[path = "common/reclaimer.rs"]
+mod reclaimer;
+
+use rcu_core::{Rcu, RcuBox, RcuCell, read_lock};
+use reclaimer::{Boxes, Readers};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-rcu_tree::static_tree! {
-    /// Readers of these tests.
-    struct Readers;
-}
-
-/// Boxes of the global allocator with a head in front, one callback each.
-#[derive(Clone, Copy, Default)]
-struct Boxes;
-
-#[repr(C)]
-struct WithHead<T> {
-    head: Head,
-    value: T,
-}
-
-impl<T> WithHead<T> {
-    fn around(object: NonNull<T>) -> NonNull<Self> {
-        // SAFETY: objects of `Boxes` lie in a `WithHead`, at this offset.
-        unsafe { object.cast::<u8>().sub(std::mem::offset_of!(Self, value)) }.cast()
-    }
-
-    /// # Safety
-    /// `head` is that of a leaked box, given up.
-    unsafe fn free(head: NonNull<Head>) {
-        // SAFETY: the head is the first field of a leaked box.
-        drop(unsafe { Box::from_raw(head.cast::<Self>().as_ptr()) });
-    }
-}
-
-// SAFETY: boxes stay where they are; `call` waits for a grace period, never fails and never blocks.
-unsafe impl Reclaimer for Boxes {
-    type Domain = Readers;
-
-    fn allocate<T: Send + Sync + 'static>(&self, value: T) -> Result<NonNull<T>, T> {
-        let whole = NonNull::from(Box::leak(Box::new(WithHead {
-            head: Head::new(),
-            value,
-        })));
-        // SAFETY: the value lies inside the box.
-        let value = unsafe {
-            whole
-                .cast::<u8>()
-                .add(std::mem::offset_of!(WithHead<T>, value))
-        };
-        Ok(value.cast())
-    }
-
-    unsafe fn retire<T: 'static>(&self, object: NonNull<T>) {
-        let head = WithHead::around(object).cast();
-        // SAFETY: given up by the caller; `T: Send`, so any thread may drop it.
-        unsafe { Readers.call(head, Callback::Run(WithHead::<T>::free)) };
-    }
-
-    unsafe fn free<T: 'static>(&self, object: NonNull<T>) {
-        // SAFETY: given up by the caller, and unseen.
-        unsafe { WithHead::<T>::free(WithHead::around(object).cast()) };
-    }
-}
 
 type Bx<T> = RcuBox<T, Boxes>;
 
