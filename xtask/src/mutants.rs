@@ -52,7 +52,7 @@ impl Options {
 /// The packages that have loom models, and the files that these are in.
 const MODELS: [(&str, &[&str]); 5] = [
     ("rcu-core", &["loom", "loom_r22"]),
-    ("rcu-tree", &["loom", "loom_machine", "loom_p5"]),
+    ("rcu-tree", &["loom", "loom_machine"]),
     ("pagealloc", &["loom", "loom_bits", "loom_gate"]),
     ("slab", &["loom_cache", "loom_pin"]),
     ("kvfree", &["loom"]),

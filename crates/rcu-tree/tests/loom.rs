@@ -1,8 +1,9 @@
 //! Models of the tree's ordering pairs, on the production code of `reader` and `gp_seq`.
 //!
 //! Run with `cargo xtask loom`; `--mutants` runs each with its pair weakened, which must fail.
-//! What loom cannot show: `light` and `heavy` are full fences here (see `rcu_core::sync`), and load
-//! buffering is not explored.
+//! What loom cannot show: `light` and `heavy` are full fences here (see `rcu_core::sync`), so neither that `heavy` reaches
+//! readers who run no fence at all (the kernel's `membarrier` promises it), nor hardware on which a store may be seen by some
+//! threads before others; and load buffering is not explored.
 #![cfg(loom)]
 
 use core::ptr::NonNull;
@@ -267,6 +268,36 @@ fn p2_newcomer_vs_driver_without_heavy() {
         if world.gp.poll(cookie) {
             world.destroy();
         }
+        reader.join().unwrap();
+    });
+}
+
+/// P5: whoever counts on a grace period unlinked before that grace period's fence. Without the full fence of `snapshot` (the
+/// mutant) the unlinking may stay unseen by a reader that enters after the scan, though the cookie says that the grace period
+/// began later.
+#[test]
+fn p5_unlink_vs_anothers_grace_period() {
+    model(|| {
+        let world = World::new();
+        let reader = thread::spawn({
+            let world = world.clone();
+            move || world.section()
+        });
+        let driver = thread::spawn({
+            let world = world.clone();
+            move || world.grace_period()
+        });
+        world.which.store(1, Ordering::Release);
+        let cookie = world.gp.snapshot();
+        // Who polls need not see the end at the first look.
+        for _ in 0..2 {
+            if world.gp.poll(cookie) {
+                world.destroy();
+                break;
+            }
+            thread::yield_now();
+        }
+        driver.join().unwrap();
         reader.join().unwrap();
     });
 }

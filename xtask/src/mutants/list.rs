@@ -59,7 +59,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant::of_model(
         "p5",
         "rcu-tree",
-        "loom_p5",
+        "loom",
         "p5_unlink_vs_anothers_grace_period",
     ),
     Mutant::of_model("p8_aside", "rcu-tree", "loom", "p8_aside_vs_barrier"),
