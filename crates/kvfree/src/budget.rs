@@ -74,6 +74,7 @@ impl Budget {
     }
 
     /// About how many bytes wait.
+    #[inline]
     pub(crate) fn waiting(&self) -> usize {
         // ORDERING: Relaxed: a number.
         let charged = self.charged.load(Ordering::Relaxed);
@@ -96,6 +97,7 @@ impl Budget {
         self.waiting() > self.hard
     }
 
+    #[inline]
     pub(crate) fn charge(&self, bytes: usize) {
         if bytes > 0 {
             // ORDERING: Relaxed: a number.
@@ -103,6 +105,7 @@ impl Budget {
         }
     }
 
+    #[inline]
     pub(crate) fn discharge(&self, bytes: usize) {
         if bytes == 0 {
             return;

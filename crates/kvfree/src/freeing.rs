@@ -24,6 +24,7 @@ pub(crate) struct Freeing {
 
 impl Freeing {
     /// Of the front end at this address.
+    #[inline]
     #[cfg_attr(not(feature = "std"), expect(unused_variables, reason = "no words"))]
     pub(crate) fn begin(front: *const ()) -> Self {
         Self {
@@ -36,6 +37,7 @@ impl Freeing {
     }
 
     /// Whether the thread frees objects of this one.
+    #[inline]
     #[cfg_attr(not(feature = "std"), expect(unused_variables, reason = "no words"))]
     pub(crate) fn is_on(front: *const ()) -> bool {
         #[cfg(feature = "std")]
@@ -46,6 +48,7 @@ impl Freeing {
 }
 
 impl Drop for Freeing {
+    #[inline]
     fn drop(&mut self) {
         #[cfg(feature = "std")]
         if let Some(place) = self.place {

@@ -73,6 +73,7 @@ impl Glue {
     ///
     /// # Safety
     /// 1. The function may be called with each of them, once.
+    #[inline]
     pub(crate) unsafe fn free(self, objects: &mut [NonNull<u8>]) -> usize {
         match self {
             // SAFETY: 1.

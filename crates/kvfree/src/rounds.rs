@@ -46,6 +46,7 @@ impl Rounds {
     }
 
     /// Begins a round, if none is on.
+    #[inline]
     pub(crate) fn begin(&self) -> Option<Round<'_>> {
         // ORDERING: P8 (round's begin): ordered before the take by the slot's local lock, which a barrier takes too.
         self.reaping
@@ -82,6 +83,7 @@ pub(crate) struct Round<'s> {
 }
 
 impl Drop for Round<'_> {
+    #[inline]
     fn drop(&mut self) {
         // ORDERING: P8 (round's end / barrier): everything freed before is seen freed.
         // ORDERING: Relaxed, to read it: who holds `reaping` alone writes it.

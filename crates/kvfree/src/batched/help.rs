@@ -138,14 +138,17 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
             return false;
         };
         let foreign = self.may_free(Kind::Typed);
-        let portion = waiting.take_portion(&self.rcu, foreign);
+        let mut portion = Portion::none();
+        waiting.take_portion(&mut portion, &self.rcu, foreign);
         let starved = slot.most_stock() > 0 && waiting.take_starved();
-        slot.owe(if portion.is_some() { EVERY } else { 0 });
         drop(waiting);
-        let is_some = portion.is_some();
+        slot.owe(if portion.is_empty() { 0 } else { EVERY });
+        if !portion.is_empty() {
+            self.free_some(&mut portion);
+        }
         let mut empty = Line::new();
-        if let Some(portion) = portion {
-            empty = self.free_some(portion);
+        if let Some(block) = portion.emptied {
+            empty.push(block);
         }
         if starved {
             self.refill(&mut empty, slot.most_stock());
@@ -158,15 +161,10 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
             self.free_blocks(empty);
         }
         drop(round);
-        is_some
+        !portion.is_empty()
     }
 
-    /// Frees a portion; what is left of its block, if that was the last of it.
-    fn free_some(&self, mut portion: Portion) -> Line {
-        let mut empty = Line::new();
-        if let Some(block) = portion.emptied {
-            empty.push(block);
-        }
+    fn free_some(&self, portion: &mut Portion) {
         let _freeing = Freeing::begin(self.identity());
         let _discharge = self.discharging(portion.charged);
         self.counters
@@ -178,7 +176,6 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
         if let Some(object) = portion.freed.double {
             contained(|| self.found_double(object, portion.freed.doubles, false));
         }
-        empty
     }
 
     /// Frees what is ripe of the allocator's own objects on the caller's slot, whose lock is not held.

@@ -28,7 +28,29 @@ pub(crate) struct Portion {
 }
 
 impl Portion {
+    /// None.
+    #[inline]
+    pub(crate) fn none() -> Self {
+        unsafe fn never(_: NonNull<u8>) {}
+        Self {
+            objects: [NonNull::dangling(); PORTION],
+            len: 0,
+            glue: Glue::Each(never),
+            freed: Freed::default(),
+            counted: 0,
+            bytes: 0,
+            charged: 0,
+            emptied: None,
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The objects.
+    #[inline]
     pub(crate) fn objects(&self) -> &[NonNull<u8>] {
         &self.objects[..self.len]
     }
@@ -37,6 +59,7 @@ impl Portion {
     ///
     /// # Safety
     /// 1. Their grace period is over. Once.
+    #[inline]
     pub(crate) unsafe fn free(&mut self) -> usize {
         // SAFETY: objects of this function, which nobody sees any more (1).
         unsafe { self.glue.free(&mut self.objects[..self.len]) }
@@ -44,22 +67,21 @@ impl Portion {
 }
 
 impl Block {
-    /// Takes out up to [`PORTION`] objects that one function frees. The block has some, is one of foreign objects, ripe, and in line.
-    pub(crate) fn pop_portion(&mut self) -> Portion {
-        debug_assert!(self.kind.is_foreign() && self.len > 0);
-        let mut freed = Freed::default();
-        let counted = self.nr_uncounted();
+    /// Takes out up to [`PORTION`] objects that one function frees, into an empty portion. The block has some, is one of foreign objects, ripe,
+    /// and in line.
+    #[inline]
+    pub(crate) fn pop_portion(&mut self, portion: &mut Portion) {
+        debug_assert!(self.kind.is_foreign() && self.len > 0 && portion.is_empty());
+        portion.counted = self.nr_uncounted();
         if self.state != State::Drained {
             self.state = State::Drained;
-            self.put_in_order(&mut freed);
+            self.put_in_order(&mut portion.freed);
         }
         let nr = self.nr_objects();
         let len = self.len as usize;
         // SAFETY: the first `len` entries were written by `push`.
         let words = unsafe { self.entries[..len].assume_init_ref() };
-        let mut objects = [NonNull::dangling(); PORTION];
-        let mut taken = 0;
-        let mut word = self.func;
+        let (objects, mut taken, mut word) = (&mut portion.objects, 0, self.func);
         if word.is_null() {
             let (pairs, _) = words.as_chunks::<2>();
             word = pairs.last().map_or(ptr::null_mut(), |pair| pair[1]);
@@ -76,23 +98,22 @@ impl Block {
             }
             self.len -= taken as u16;
         }
-        let bytes = self.bytes * taken / nr;
-        self.bytes -= bytes;
-        Portion {
-            objects,
-            len: taken,
-            // SAFETY: a word of glue of this kind, as `push` wrote it.
-            glue: unsafe { Glue::of(self.kind, word) },
-            freed,
-            counted,
-            bytes,
-            charged: 0,
-            emptied: None,
-        }
+        portion.len = taken;
+        // SAFETY: a word of glue of this kind, as `push` wrote it.
+        portion.glue = unsafe { Glue::of(self.kind, word) };
+        portion.bytes = if taken == nr {
+            self.bytes
+        } else {
+            // 32 bits: half the time of a division.
+            (self.bytes as u32 / nr as u32) as usize * taken
+        };
+        self.bytes -= portion.bytes;
     }
 
     /// Removes what is there twice, and brings objects of one function together. Of those with a [`DropFn`](crate::DropFn) each stays, and
     /// the block is turned round, so that they are taken in the order in which they came, as when a block is freed as a whole.
+    #[cold]
+    #[inline(never)]
     fn put_in_order(&mut self, freed: &mut Freed) {
         let len = self.len as usize;
         let (is_run, is_each) = (!self.func.is_null(), self.kind == Kind::Glue);
@@ -149,7 +170,8 @@ mod tests {
         }
         let (mut out, mut freed, mut counted, mut bytes) = (Vec::new(), Freed::default(), 0, 0);
         while block.nr_objects() > 0 {
-            let portion = block.pop_portion();
+            let mut portion = Portion::none();
+            block.pop_portion(&mut portion);
             let numbers = portion.objects().iter().map(|o| o.addr().get());
             assert!((1..=PORTION).contains(&portion.objects().len()));
             out.push((portion.glue.word(), numbers.collect()));

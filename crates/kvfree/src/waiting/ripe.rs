@@ -29,6 +29,7 @@ impl Waiting {
     }
 
     /// The line that a portion comes from: the oldest ripe block of foreign objects; with `foreign`, also of those with drop glue (I2).
+    #[inline]
     fn portion_line(&mut self, gp: &impl GracePeriod, foreign: bool) -> Option<&mut Line> {
         let is_ripe = |line: &Line| line.first().is_some_and(|b| gp.poll(b.cookie));
         if foreign && is_ripe(&self.glue) {
@@ -42,15 +43,25 @@ impl Waiting {
         self.portion_line(gp, foreign).is_some()
     }
 
-    /// Takes out a few ripe foreign objects that one function frees.
-    pub(crate) fn take_portion(&mut self, gp: &impl GracePeriod, foreign: bool) -> Option<Portion> {
-        let line = self.portion_line(gp, foreign)?;
-        let mut portion = line.first_mut()?.pop_portion();
-        if line.first().is_some_and(|block| block.nr_objects() == 0) {
+    /// Takes out a few ripe foreign objects that one function frees, into an empty portion; none, if there are none.
+    #[inline]
+    pub(crate) fn take_portion(
+        &mut self,
+        portion: &mut Portion,
+        gp: &impl GracePeriod,
+        foreign: bool,
+    ) {
+        let Some(line) = self.portion_line(gp, foreign) else {
+            return;
+        };
+        let Some(block) = line.first_mut() else {
+            return;
+        };
+        block.pop_portion(portion);
+        if block.nr_objects() == 0 {
             portion.emptied = line.pop();
         }
         portion.charged = self.leave(portion.bytes);
-        Some(portion)
     }
 
     /// Takes out everything, ripe or not, with a cookie for all of it. Walks the line.
