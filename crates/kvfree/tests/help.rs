@@ -13,6 +13,7 @@ kvfree::stack! { struct Reading; }
 kvfree::stack! { struct Nesting; }
 kvfree::stack! { struct Panicking; }
 kvfree::stack! { struct Asleep; }
+kvfree::stack! { struct Mixed; }
 
 /// Enough for many grace periods.
 const N: usize = 60_000;
@@ -166,4 +167,22 @@ fn who_does_not_want_to_help_does_not() {
     (0..N).for_each(|n| drop(RcuBoxIn::<_, Asleep>::new(Counts::new(n))));
     assert_eq!(run_here(), 0);
     Asleep::stack().barrier();
+}
+
+/// Who retires boxes without a destructor runs nobody's.
+#[test]
+fn what_has_none_takes_none_along() {
+    install::<Mixed>(Config::new());
+    for n in 0..N {
+        if n.is_multiple_of(2) {
+            let made = RcuBoxIn::<_, Mixed>::new(Counts::new(n));
+            drop(made);
+        }
+        let before = run_here();
+        let object = NonNull::from(Box::leak(Box::new(n)));
+        // SAFETY: a leaked box, which nobody sees.
+        unsafe { Mixed::stack().retire_box(object) };
+        assert_eq!(run_here(), before);
+    }
+    Mixed::stack().barrier();
 }

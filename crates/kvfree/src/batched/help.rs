@@ -10,8 +10,8 @@
 //! | `retire`, `retire_head…`, `try_retire`, the drop of a box | nothing |
 //! | `retire_…_mightsleep` of the allocator's own objects | those that are ripe, when a block fills |
 //! | the same of foreign objects without a destructor | a [portion](crate::block::portion) in [`EVERY`] calls |
-//! | the same of those with a destructor | the same, with destructors |
-//! | `RcuBox::new` of a type with a destructor, `GlobalBox::new` | the same; not in sections, callbacks and destructors |
+//! | the same of those with a destructor | the same, of these too |
+//! | `RcuBox::new` of a type with a destructor, `GlobalBox::new` | the same; nothing in sections, callbacks and destructors |
 //!
 //! It brings blocks, too, where there was none to be had: until then such objects go by their heads, and these are the monitor's alone.
 //!
@@ -83,14 +83,14 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
         slot.is_some_and(KvSlot::is_due)
     }
 
-    /// Frees a portion of what the caller's slot has ripe, with destructors unless the caller is one. It is in no section and no callback.
-    /// Whether there was one.
+    /// Frees a portion of what the caller's slot has ripe: with destructors, unless the caller is one, if it makes or retires things that
+    /// have some, of this `kind`. It is in no section and no callback. Whether there was one.
     #[cold]
     #[inline(never)]
-    pub(crate) fn help(&self) -> bool {
+    pub(crate) fn help(&self, kind: Kind) -> bool {
         let inner = self.inner();
         let slot = inner.cpus.current().map(|number| inner.slot(number));
-        slot.is_some_and(|slot| inner.free_portion(slot))
+        slot.is_some_and(|slot| inner.free_portion(slot, kind))
     }
 }
 
@@ -128,7 +128,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
     }
 
     /// Frees a portion of what is ripe on the caller's slot, whose lock is not held. Whether there was one.
-    fn free_portion(&self, slot: &KvSlot<C::Lock>) -> bool {
+    fn free_portion(&self, slot: &KvSlot<C::Lock>, kind: Kind) -> bool {
         let Some(round) = slot.rounds.begin() else {
             slot.owe(EVERY);
             return false;
@@ -137,7 +137,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
         let Some(mut waiting) = (unsafe { slot.waiting.try_enter() }) else {
             return false;
         };
-        let foreign = self.may_free(Kind::Typed);
+        let foreign = kind.runs_foreign_code() && self.may_free(kind);
         let mut portion = Portion::none();
         waiting.take_portion(&mut portion, &self.rcu, foreign);
         let starved = slot.most_stock() > 0 && waiting.take_starved();

@@ -229,7 +229,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             bytes,
         };
         match self.push_hit(entry) {
-            Some(slot) if slot.is_due() => _ = self.help(),
+            Some(slot) if slot.is_due() => _ = self.help(entry.kind),
             Some(_) => {}
             // SAFETY: the caller's debts.
             None => unsafe { self.retire_foreign_slow(object, glue, bytes) },
@@ -448,7 +448,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Kvfree<C, P, R, O> {
             }
         }
         if frees_here && kind.is_foreign() && slot.is_due() {
-            self.help();
+            self.help(kind);
         }
     }
 

@@ -1,6 +1,7 @@
 //! What whoever makes a box does before, for those that wait.
 
 use super::{Stack, StackDomain};
+use crate::block::Kind;
 use core::time::Duration;
 
 impl<D: StackDomain> Stack<D> {
@@ -19,7 +20,7 @@ impl<D: StackDomain> Stack<D> {
     #[cold]
     fn help(&'static self) {
         if D::tree().may_wait() {
-            self.front().help();
+            self.front().help(Kind::Typed);
         }
     }
 
@@ -37,7 +38,7 @@ impl<D: StackDomain> Stack<D> {
                 return;
             }
             // What is left runs destructors.
-            if !front.help() {
+            if !front.help(Kind::Typed) {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
