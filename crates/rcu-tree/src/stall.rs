@@ -292,14 +292,21 @@ impl Stalls {
         let mut timing = lane.timing.try_lock()?;
         // ORDERING: Relaxed: written under `timing`.
         let is_new = lane.timed.load(Ordering::Relaxed) != seq.raw();
-        // A clock that was set back starts the time anew: what it had to reach may never come.
-        if is_new || now < timing.since.max(timing.scanned_at) {
+        // A clock that was set back starts the time anew: what it had to reach may never come. Not so an older time than another look's: of
+        // two who look at once, who read the clock first may come second (it is foreign code, and not called under the lock).
+        if is_new || now < timing.since {
             timing.since = now;
             timing.next = now.saturating_add(timeout);
             (timing.scans, timing.scanned_at) = (scans, now);
             // ORDERING: Relaxed: read under `timing`, or as a hint that is checked there.
             lane.timed.store(seq.raw(), Ordering::Relaxed);
         }
+        let again = self
+            .config
+            .again_after
+            .unwrap_or(timeout.saturating_mul(AGAIN));
+        // Nor does it take longer than that, wherever between the clock was set back to.
+        timing.next = timing.next.min(now.saturating_add(timeout.max(again)));
         if timing.scans != scans {
             (timing.scans, timing.scanned_at) = (scans, now);
         }
@@ -308,10 +315,6 @@ impl Stalls {
             return None;
         }
         let reporting = Reporting::begin(&self.reporting)?;
-        let again = self
-            .config
-            .again_after
-            .unwrap_or(timeout.saturating_mul(AGAIN));
         timing.next = now.saturating_add(again);
         timing.told += 1;
         Some(Due {

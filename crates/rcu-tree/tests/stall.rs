@@ -193,6 +193,29 @@ fn g22_a_suppressed_stall_is_not_told_and_its_clock_starts_anew() {
     tree.synchronize();
 }
 
+/// Of many who look at a stall at once, who read the clock first may come second: that is no clock that was set back.
+#[test]
+fn g22_a_look_with_an_older_time_begins_nothing_anew() {
+    let tree = odd(NoTrace, BY_HAND);
+    with_reader(tree, "slow", |_, _| {
+        at(50);
+        ask(tree);
+        tree.check_stalls();
+        for now in [55, 60, 65, 70] {
+            for seen in [now, now - 1] {
+                at(seen);
+                tree.drive();
+                tree.check_stalls();
+            }
+        }
+        assert_eq!(told(), [""; 0]);
+        at(71);
+        tree.check_stalls();
+        assert_eq!(told().len(), 1);
+    });
+    tree.synchronize();
+}
+
 #[test]
 fn g22_an_eighth_of_the_timeout_might_be_a_stall() {
     let tree = odd(NoTrace, BY_HAND.timeout(Duration::from_secs(16)));
