@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use rcu_core::NoReaders;
 use rcu_core::cpu::Threads;
 use rcu_core::manual::ManualGp;
-use slab::{CLASS_BYTES, Cache, Kmalloc, MAX_CLASS_BYTES};
+use slab::{CLASS_BYTES, Cache, Kmalloc, MAX_CLASS_BYTES, RawCache};
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
@@ -206,3 +206,37 @@ fn values_live_in_a_typed_cache() {
 #[cfg(all(feature = "std", target_os = "linux", not(miri)))]
 #[path = "common/over_zone.rs"]
 mod over_a_zone;
+
+/// What waits is one count of all classes: at every moment that of the classes added up.
+#[test]
+fn what_waits_is_what_waits_in_all_classes() {
+    let (pages, gp) = (Pages::new(), ManualGp::new());
+    // SAFETY: dropped before what it borrows.
+    let km = unsafe { Kmalloc::new_scoped(Threads, &pages, &gp) }.unwrap();
+    let in_classes = || {
+        km.caches()
+            .iter()
+            .map(RawCache::waiting_bytes)
+            .sum::<usize>()
+    };
+    let mut most = 0;
+    for round in 0..6 {
+        for n in 0..1500 {
+            let layout = Layout::from_size_align(8 + (n * 37) % 9000, 8).unwrap();
+            let memory = km.kmalloc(layout).unwrap();
+            // SAFETY: allocated just now, and seen by nobody.
+            if unsafe { km.retire(memory) }.is_err() {
+                // SAFETY: as above, and still ours.
+                unsafe { km.kfree(memory) };
+            }
+            assert_eq!(km.waiting_bytes(), in_classes());
+        }
+        most = most.max(km.waiting_bytes());
+        if round % 2 == 1 {
+            gp.advance();
+        }
+    }
+    assert!(most > 64 << 10, "{most}");
+    km.barrier();
+    assert_eq!((km.waiting_bytes(), in_classes()), (0, 0));
+}

@@ -26,8 +26,9 @@ mod before {
                 next: Atomic::null(),
             });
             loop {
-                // ORDERING: Relaxed, both: the value only, compared again and published by the exchange.
+                // ORDERING: Relaxed: the value only, compared again by the exchange.
                 let head = self.head.load(Relaxed, &guard);
+                // ORDERING: Relaxed: published by the exchange.
                 node.next.store(head, Relaxed);
                 // ORDERING: P1 (publish side). The head is only ever exchanged, so whoever acquires it later has this node, too.
                 match (self.head).compare_exchange(head, node, Release, Relaxed, &guard) {

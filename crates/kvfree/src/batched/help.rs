@@ -117,7 +117,7 @@ impl<C: Cpus, P: PageAlloc, R: Rcu, O: Objects> Inner<C, P, R, O> {
             slot.owe(1);
         }
         let nr = waiting.blocks_in_line();
-        nr > 0 && nr.is_multiple_of(LAG * self.config.ask_blocks)
+        nr > 0 && nr.is_multiple_of(self.config.ask_blocks.saturating_mul(LAG))
     }
 
     /// Notes that an object found no block: who helps may wait for a page, and brings some.

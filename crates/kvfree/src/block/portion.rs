@@ -87,13 +87,15 @@ impl Block {
             word = pairs.last().map_or(ptr::null_mut(), |pair| pair[1]);
             let same = pairs.iter().rev().take_while(|pair| pair[1] == word);
             for (object, &[at, _]) in objects.iter_mut().zip(same) {
-                *object = NonNull::new(at.cast()).unwrap_or(NonNull::dangling());
+                // SAFETY: `push` wrote a pointer that is not null.
+                *object = unsafe { NonNull::new_unchecked(at.cast()) };
                 taken += 1;
             }
             self.len -= 2 * taken as u16;
         } else {
             for (object, &at) in objects.iter_mut().zip(words.iter().rev()) {
-                *object = NonNull::new(at.cast()).unwrap_or(NonNull::dangling());
+                // SAFETY: `push` wrote a pointer that is not null.
+                *object = unsafe { NonNull::new_unchecked(at.cast()) };
                 taken += 1;
             }
             self.len -= taken as u16;
@@ -104,8 +106,7 @@ impl Block {
         portion.bytes = if taken == nr {
             self.bytes
         } else {
-            // 32 bits: half the time of a division.
-            (self.bytes as u32 / nr as u32) as usize * taken
+            self.bytes / nr * taken
         };
         self.bytes -= portion.bytes;
     }
